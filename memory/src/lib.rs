@@ -1,0 +1,26 @@
+//! The guest-physical address space of a PC.
+//!
+//! RAM and ROM are one shared memfd ([`Ram`]); [`PhysicalSpace`] says which guest-physical page is
+//! RAM, ROM, a device or nothing; [`PortSpace`] is the 64 K ports. Devices implement [`Device`] and
+//! see an offset, a width and a value, never their address. Every page of RAM carries flags
+//! ([`PageFlags`]): *dirty* (written since the flag was cleared) and *code* (an engine keeps
+//! something derived from its bytes), and a generation that moves when a code page is written.
+//!
+//! Neighbours: nothing of ours below; `cpu` reaches RAM through [`Ram`]'s scalar accessors and
+//! everything else through [`PhysicalSpace`]; `machine` maps its chips and does DMA.
+//!
+//! Invariant: no offset a guest can produce reads or writes outside the mapping.
+
+mod address;
+mod device;
+mod page_flags;
+mod ports;
+mod ram;
+mod space;
+
+pub use address::{GuestLinear, GuestPhysical, PAGE_SHIFT, PAGE_SIZE};
+pub use device::{Device, IoError, Width};
+pub use page_flags::PageFlags;
+pub use ports::PortSpace;
+pub use ram::{Ram, RamError, Scalar};
+pub use space::{DmaError, MapError, PageKind, PhysicalSpace, RegionKind};

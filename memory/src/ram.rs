@@ -1,0 +1,346 @@
+//! RAM and ROM contents: one shared memfd, mapped once.
+// UNSAFETY: maps memory and reaches it with single host instructions, because guest RAM is shared
+// between vCPU threads (and later other processes) that race by design: a Rust reference into it,
+// or a plain load, would be undefined behaviour.
+#![expect(unsafe_code, reason = "unsafe island 1: guest memory is raced on by design")]
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::PAGE_SHIFT;
+use crate::page_flags::PageFlags;
+
+/// Why guest memory could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// The kernel refused the memfd, its size, or the mapping.
+    #[error("cannot get {size:#x} bytes of guest memory")]
+    Map {
+        /// The size asked for, in bytes.
+        size: u64,
+        /// What the kernel said.
+        #[source]
+        source: rustix::io::Errno,
+    },
+    /// A size that is zero or no multiple of a page.
+    #[error("guest memory size {size:#x} is not a positive multiple of 4096")]
+    Size {
+        /// The size asked for, in bytes.
+        size: u64,
+    },
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// An unsigned integer that one host instruction loads and stores.
+pub trait Scalar: sealed::Sealed + Copy + Eq + Default + Send + Sync + 'static {
+    /// Its size in bytes.
+    const BYTES: u64;
+    /// Zero-extends to 64 bits.
+    fn to_u64(self) -> u64;
+    /// Truncates from 64 bits.
+    fn from_u64(value: u64) -> Self;
+
+    /// # Safety
+    /// `address` is mapped readable for `BYTES` bytes.
+    #[doc(hidden)]
+    unsafe fn raw_load(address: *const u8) -> Self;
+    /// # Safety
+    /// `address` is mapped writable for `BYTES` bytes.
+    #[doc(hidden)]
+    unsafe fn raw_store(address: *mut u8, value: Self);
+    /// # Safety
+    /// `address` is mapped writable for `BYTES` bytes.
+    #[doc(hidden)]
+    unsafe fn raw_compare_exchange(address: *mut u8, old: Self, new: Self) -> Result<Self, Self>;
+}
+
+macro_rules! scalar {
+    ($t:ty, $class:ident, $fmt:literal, $acc:tt) => {
+        impl sealed::Sealed for $t {}
+        impl Scalar for $t {
+            const BYTES: u64 = size_of::<$t>() as u64;
+            #[inline(always)]
+            fn to_u64(self) -> u64 {
+                self as u64
+            }
+            #[inline(always)]
+            fn from_u64(value: u64) -> Self {
+                value as Self
+            }
+            #[inline(always)]
+            unsafe fn raw_load(address: *const u8) -> Self {
+                let value: $t;
+                // SAFETY: 1. the caller promises the bytes are mapped; 2. the instruction only
+                // reads them; 3. alignment does not matter to it.
+                unsafe {
+                    std::arch::asm!(concat!("mov {v", $fmt, "}, [{a}]"), v = out($class) value,
+                        a = in(reg) address, options(nostack, preserves_flags, readonly));
+                }
+                value
+            }
+            #[inline(always)]
+            unsafe fn raw_store(address: *mut u8, value: Self) {
+                // SAFETY: as raw_load, and the caller promises they are writable.
+                unsafe {
+                    std::arch::asm!(concat!("mov [{a}], {v", $fmt, "}"), v = in($class) value,
+                        a = in(reg) address, options(nostack, preserves_flags));
+                }
+            }
+            #[inline(always)]
+            unsafe fn raw_compare_exchange(
+                address: *mut u8,
+                old: Self,
+                new: Self,
+            ) -> Result<Self, Self> {
+                let found: $t;
+                // SAFETY: as raw_store; an unaligned operand is legal for LOCK CMPXCHG.
+                unsafe {
+                    std::arch::asm!(concat!("lock cmpxchg [{a}], {n", $fmt, "}"),
+                        n = in($class) new, a = in(reg) address,
+                        inout($acc) old => found, options(nostack));
+                }
+                if found == old { Ok(found) } else { Err(found) }
+            }
+        }
+    };
+}
+scalar!(u8, reg_byte, "", "al");
+scalar!(u16, reg, ":x", "ax");
+scalar!(u32, reg, ":e", "eax");
+scalar!(u64, reg, ":r", "rax");
+
+/// The bytes of the machine: RAM from offset 0, ROMs behind it. Offsets are not guest-physical
+/// addresses; [`crate::PhysicalSpace`] maps those to offsets.
+///
+/// An access outside reads as all ones and writes nothing: callers have translated the offset
+/// before, so it is a second line of defence and not an error path.
+pub struct Ram {
+    base: NonNull<u8>,
+    size: u64,
+    fd: OwnedFd,
+    flags: PageFlags,
+}
+
+// SAFETY: 1. the mapping lives as long as the value and is never moved; 2. every access is one host
+// instruction or a byte loop of them, so races have the hardware's meaning and no other.
+unsafe impl Send for Ram {}
+// SAFETY: as for Send.
+unsafe impl Sync for Ram {}
+
+impl Ram {
+    /// Maps `size` bytes of zeroes.
+    pub fn new(size: u64) -> Result<Self, RamError> {
+        let length = usize::try_from(size).map_err(|_| RamError::Size { size })?;
+        if size == 0 || size & (crate::PAGE_SIZE - 1) != 0 {
+            return Err(RamError::Size { size });
+        }
+        let error = |source| RamError::Map { size, source };
+        let fd = memfd_create(c"volvelle-ram", MemfdFlags::CLOEXEC).map_err(error)?;
+        ftruncate(&fd, size).map_err(error)?;
+        // SAFETY: 1. a null hint lets the kernel place the mapping, so nothing is replaced;
+        // 2. the length is the memfd's size.
+        let base = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                length,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                &fd,
+                0,
+            )
+        }
+        .map_err(error)?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or(RamError::Size { size })?;
+        Ok(Self { base, size, fd, flags: PageFlags::new((size >> PAGE_SHIFT) as usize) })
+    }
+
+    /// The size in bytes.
+    #[inline]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The flags of the pages.
+    #[inline]
+    pub fn flags(&self) -> &PageFlags {
+        &self.flags
+    }
+
+    /// The memfd, for engines that map the same memory elsewhere.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    #[inline(always)]
+    fn contains(&self, offset: u64, bytes: u64) -> bool {
+        offset <= self.size && bytes <= self.size - offset
+    }
+
+    /// Loads a scalar with one host instruction.
+    #[inline(always)]
+    pub fn load<T: Scalar>(&self, offset: u64) -> T {
+        if !self.contains(offset, T::BYTES) {
+            return T::from_u64(u64::MAX);
+        }
+        // SAFETY: the range was checked against the mapping just above.
+        unsafe { T::raw_load(self.base.as_ptr().add(offset as usize)) }
+    }
+
+    /// Stores a scalar with one host instruction, and keeps the page's flags. Must not cross a page.
+    /// True if the page held code.
+    #[inline(always)]
+    pub fn store<T: Scalar>(&self, offset: u64, value: T) -> bool {
+        if !self.contains(offset, T::BYTES) {
+            return false;
+        }
+        // SAFETY: the range was checked against the mapping just above.
+        unsafe { T::raw_store(self.base.as_ptr().add(offset as usize), value) };
+        self.note(offset)
+    }
+
+    /// Keeps the flags of the page at `offset` after a store. True if the page held code.
+    #[inline(always)]
+    fn note(&self, offset: u64) -> bool {
+        let page = offset >> PAGE_SHIFT;
+        self.flags.get(page) != PageFlags::PLAIN_DIRTY && self.flags.note_store(page)
+    }
+
+    /// Replaces `old` with `new` by one locked host instruction; the error is what was found.
+    /// Must not cross a page. Flags are kept whether or not it succeeds.
+    #[inline]
+    pub fn compare_exchange<T: Scalar>(&self, offset: u64, old: T, new: T) -> Result<T, T> {
+        if !self.contains(offset, T::BYTES) {
+            return Err(T::from_u64(u64::MAX));
+        }
+        // SAFETY: the range was checked against the mapping just above.
+        let result =
+            unsafe { T::raw_compare_exchange(self.base.as_ptr().add(offset as usize), old, new) };
+        self.note(offset);
+        result
+    }
+
+    /// 16-byte compare-exchange. `offset` must be a multiple of 16.
+    pub fn compare_exchange_16(&self, offset: u64, old: u128, new: u128) -> Result<u128, u128> {
+        if !self.contains(offset, 16) || offset & 15 != 0 {
+            return Err(u128::MAX);
+        }
+        let (low, high): (u64, u64);
+        // SAFETY: 1. the range was checked just above and is aligned; 2. rbx, which LLVM reserves,
+        // is exchanged around the instruction and so preserved.
+        unsafe {
+            std::arch::asm!("xchg {b}, rbx", "lock cmpxchg16b [{a}]", "mov rbx, {b}",
+                a = in(reg) self.base.as_ptr().add(offset as usize),
+                b = inout(reg) new as u64 => _, in("rcx") (new >> 64) as u64,
+                inout("rax") old as u64 => low, inout("rdx") (old >> 64) as u64 => high,
+                options(nostack));
+        }
+        self.note(offset);
+        let found = u128::from(high) << 64 | u128::from(low);
+        if found == old { Ok(found) } else { Err(found) }
+    }
+
+    /// Copies bytes out; what lies outside reads as all ones.
+    pub fn read_bytes(&self, offset: u64, out: &mut [u8]) {
+        let bytes = out.len() as u64;
+        if !self.contains(offset, bytes) {
+            out.fill(0xff);
+            return;
+        }
+        // SAFETY: 1. the source range was checked just above; 2. the destination is a slice of the
+        // same length; 3. `rep movsb` reads racing bytes as the hardware does.
+        unsafe {
+            let source = self.base.as_ptr().add(offset as usize);
+            std::arch::asm!("rep movsb", inout("rsi") source => _,
+                inout("rdi") out.as_mut_ptr() => _, inout("rcx") out.len() => _,
+                options(nostack, preserves_flags));
+        }
+    }
+
+    /// Copies bytes in and keeps the flags of every page touched. True if any page held code.
+    pub fn write_bytes(&self, offset: u64, data: &[u8]) -> bool {
+        let bytes = data.len() as u64;
+        if !self.contains(offset, bytes) || data.is_empty() {
+            return false;
+        }
+        // SAFETY: as read_bytes, the other way round.
+        unsafe {
+            let target = self.base.as_ptr().add(offset as usize);
+            std::arch::asm!("rep movsb", inout("rsi") data.as_ptr() => _,
+                inout("rdi") target => _, inout("rcx") data.len() => _,
+                options(nostack, preserves_flags));
+        }
+        self.note_range(offset, bytes)
+    }
+
+    /// Copies `bytes` bytes inside RAM, lowest address first, as `REP MOVSB` does (an overlapping
+    /// copy upwards repeats). True if any page written held code.
+    pub fn copy_forward(&self, to: u64, from: u64, bytes: u64) -> bool {
+        if bytes == 0 || !self.contains(to, bytes) || !self.contains(from, bytes) {
+            return false;
+        }
+        // SAFETY: both ranges were checked just above; overlap has the instruction's own meaning.
+        unsafe {
+            let base = self.base.as_ptr();
+            std::arch::asm!("rep movsb", inout("rsi") base.add(from as usize) => _,
+                inout("rdi") base.add(to as usize) => _, inout("rcx") bytes => _,
+                options(nostack, preserves_flags));
+        }
+        self.note_range(to, bytes)
+    }
+
+    /// Stores `count` copies of `value` upwards from `offset`. True if any page held code.
+    pub fn fill<T: Scalar>(&self, offset: u64, value: T, count: u64) -> bool {
+        let Some(bytes) = count.checked_mul(T::BYTES) else { return false };
+        if bytes == 0 || !self.contains(offset, bytes) {
+            return false;
+        }
+        for index in 0..count {
+            // SAFETY: the whole range was checked just above.
+            unsafe {
+                T::raw_store(self.base.as_ptr().add((offset + index * T::BYTES) as usize), value);
+            }
+        }
+        self.note_range(offset, bytes)
+    }
+
+    fn note_range(&self, offset: u64, bytes: u64) -> bool {
+        let pages = offset >> PAGE_SHIFT..=(offset + bytes - 1) >> PAGE_SHIFT;
+        pages.fold(false, |code, page| self.flags.note_store(page) | code)
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `new` with this size, and no access outlives `self`.
+        if let Err(error) = unsafe { munmap(self.base.as_ptr().cast(), self.size as usize) } {
+            log::warn!("cannot unmap guest memory: {error}");
+        }
+    }
+}
+
+/// Makes every running thread of this process pass a full memory barrier.
+pub(crate) fn full_barrier_on_all_threads() {
+    use std::sync::Once;
+    const MEMBARRIER_CMD_GLOBAL: i32 = 1;
+    const MEMBARRIER_CMD_PRIVATE_EXPEDITED: i32 = 1 << 3;
+    const MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED: i32 = 1 << 4;
+    static REGISTER: Once = Once::new();
+    let membarrier = |command: i32| -> i64 {
+        // SAFETY: membarrier takes integers only and touches no memory of ours.
+        unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }
+    };
+    REGISTER.call_once(|| {
+        membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED);
+    });
+    if membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0 && membarrier(MEMBARRIER_CMD_GLOBAL) != 0 {
+        // A host without membarrier: the caller's own fence and the writer's next locked
+        // instruction are all there is; self-checks of the code's users cover the rest.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,267 @@
+//! Which guest-physical page is what.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::device::{Device, Width, read_split, write_split};
+use crate::{GuestPhysical, PAGE_SIZE, Ram};
+
+/// What a range of guest-physical addresses is.
+#[derive(Clone)]
+pub enum RegionKind {
+    /// RAM, from this offset of [`Ram`].
+    Ram(u64),
+    /// Read-only memory, from this offset of [`Ram`]; writes are dropped.
+    Rom(u64),
+    /// A device's registers; the device's offset 0 is the region's first byte.
+    Device(Arc<dyn Device>),
+}
+
+/// What one guest-physical page is, as an engine's TLB wants to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageKind {
+    /// RAM; the offset of the page's first byte in [`Ram`].
+    Ram(u64),
+    /// ROM; the offset of the page's first byte in [`Ram`].
+    Rom(u64),
+    /// Devices, or nothing, or a mixture: every access goes through the space.
+    Io,
+}
+
+/// Why a range could not be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    /// Another range is there.
+    #[error("range at {base:#x} overlaps the one at {other:#x}")]
+    Overlap {
+        /// First address of the range that was to be mapped.
+        base: u64,
+        /// First address of the range that is there.
+        other: u64,
+    },
+    /// The range does not fit in the space, or its backing does not fit in RAM.
+    #[error("range at {base:#x} of {size:#x} bytes does not fit")]
+    OutOfRange {
+        /// First address of the range.
+        base: u64,
+        /// Its size in bytes.
+        size: u64,
+    },
+}
+
+/// A device's own access to memory touched something that is not RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("DMA to {address:#x} ({bytes} bytes) is not all RAM")]
+pub struct DmaError {
+    /// Where the transfer started.
+    pub address: u64,
+    /// How long it was to be.
+    pub bytes: u64,
+}
+
+struct Region {
+    /// Last address, inclusive.
+    last: u64,
+    kind: RegionKind,
+}
+
+/// The guest-physical address space: a map of ranges over [`Ram`] and devices.
+pub struct PhysicalSpace {
+    ram: Arc<Ram>,
+    /// Keyed by first address; ranges never overlap.
+    regions: RwLock<BTreeMap<u64, Region>>,
+    generation: AtomicU64,
+    a20_masked: AtomicBool,
+}
+
+impl PhysicalSpace {
+    /// An empty space over `ram`.
+    pub fn new(ram: Arc<Ram>) -> Self {
+        Self {
+            ram,
+            regions: RwLock::default(),
+            generation: AtomicU64::new(0),
+            a20_masked: AtomicBool::new(false),
+        }
+    }
+
+    /// The RAM behind the space.
+    #[inline]
+    pub fn ram(&self) -> &Arc<Ram> {
+        &self.ram
+    }
+
+    /// Moves whenever a page may have become something else; engines flush what they derived.
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Holds physical address line 20 low (`true`) as a PC's A20 gate does, or lets it pass.
+    pub fn mask_a20(&self, masked: bool) {
+        if self.a20_masked.swap(masked, Ordering::AcqRel) != masked {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// True if address line 20 passes.
+    pub fn is_a20_enabled(&self) -> bool {
+        !self.a20_masked.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    fn gate(&self, address: u64) -> u64 {
+        if self.a20_masked.load(Ordering::Relaxed) { address & !(1 << 20) } else { address }
+    }
+
+    /// Maps `size` bytes at `base`. RAM and ROM ranges are page-aligned.
+    pub fn map(&self, base: GuestPhysical, size: u64, kind: RegionKind) -> Result<(), MapError> {
+        let error = MapError::OutOfRange { base: base.0, size };
+        let last = size.checked_sub(1).and_then(|s| base.0.checked_add(s)).ok_or(error)?;
+        if let RegionKind::Ram(offset) | RegionKind::Rom(offset) = kind {
+            let fits = offset.checked_add(size).is_some_and(|end| end <= self.ram.size());
+            if !fits || (offset | base.0 | size) & (PAGE_SIZE - 1) != 0 {
+                return Err(error);
+            }
+        }
+        let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some((&other, _)) =
+            regions.range(..=last).next_back().filter(|(_, region)| region.last >= base.0)
+        {
+            return Err(MapError::Overlap { base: base.0, other });
+        }
+        regions.insert(base.0, Region { last, kind });
+        drop(regions);
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Removes the range that starts at `base`. True if there was one.
+    pub fn unmap(&self, base: GuestPhysical) -> bool {
+        let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
+        let removed = regions.remove(&base.0).is_some();
+        drop(regions);
+        if removed {
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+        removed
+    }
+
+    /// Finds the region at `address`: its kind, the offset there, and the bytes left in it.
+    fn find(&self, address: u64) -> Option<(RegionKind, u64, u64)> {
+        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+        let (&base, region) = regions.range(..=address).next_back()?;
+        (address <= region.last).then(|| {
+            (region.kind.clone(), address - base, (region.last - address).saturating_add(1))
+        })
+    }
+
+    /// What the page that holds `address` is.
+    pub fn page(&self, address: GuestPhysical) -> PageKind {
+        match self.find(self.gate(address.page().0)) {
+            Some((RegionKind::Ram(start), offset, left)) if left >= PAGE_SIZE => {
+                PageKind::Ram(start + offset)
+            }
+            Some((RegionKind::Rom(start), offset, left)) if left >= PAGE_SIZE => {
+                PageKind::Rom(start + offset)
+            }
+            _ => PageKind::Io,
+        }
+    }
+
+    /// Reads a scalar of `width` from whatever is at `address`. Must not cross a page.
+    pub fn read(&self, address: GuestPhysical, width: Width) -> u64 {
+        let at = self.gate(address.0);
+        match self.find(at) {
+            Some((kind, offset, left)) if left >= width.bytes() => match kind {
+                RegionKind::Ram(start) | RegionKind::Rom(start) => {
+                    self.load_width(start + offset, width)
+                }
+                RegionKind::Device(device) => read_split(&*device, offset, width),
+            },
+            found => match width.half() {
+                Some(half) if found.is_some() => {
+                    let low = self.read(GuestPhysical(at), half);
+                    let high = self.read(GuestPhysical(at).wrapping_add(half.bytes()), half);
+                    low | high << (8 * half.bytes())
+                }
+                _ => width.mask(),
+            },
+        }
+    }
+
+    /// Writes a scalar of `width` to whatever is at `address`. Must not cross a page.
+    pub fn write(&self, address: GuestPhysical, width: Width, value: u64) {
+        let at = self.gate(address.0);
+        match self.find(at) {
+            Some((kind, offset, left)) if left >= width.bytes() => match kind {
+                RegionKind::Ram(start) => self.store_width(start + offset, width, value),
+                RegionKind::Rom(_) => {}
+                RegionKind::Device(device) => write_split(&*device, offset, width, value),
+            },
+            found => {
+                if let (Some(half), true) = (width.half(), found.is_some()) {
+                    self.write(GuestPhysical(at), half, value);
+                    let high = GuestPhysical(at).wrapping_add(half.bytes());
+                    self.write(high, half, value >> (8 * half.bytes()));
+                }
+            }
+        }
+    }
+
+    fn load_width(&self, offset: u64, width: Width) -> u64 {
+        match width {
+            Width::Byte => u64::from(self.ram.load::<u8>(offset)),
+            Width::Word => u64::from(self.ram.load::<u16>(offset)),
+            Width::Dword => u64::from(self.ram.load::<u32>(offset)),
+            Width::Qword => self.ram.load::<u64>(offset),
+        }
+    }
+
+    fn store_width(&self, offset: u64, width: Width, value: u64) {
+        match width {
+            Width::Byte => self.ram.store(offset, value as u8),
+            Width::Word => self.ram.store(offset, value as u16),
+            Width::Dword => self.ram.store(offset, value as u32),
+            Width::Qword => self.ram.store(offset, value),
+        };
+    }
+
+    /// Copies RAM or ROM out for a device or a loader.
+    pub fn dma_read(&self, address: GuestPhysical, out: &mut [u8]) -> Result<(), DmaError> {
+        let error = DmaError { address: address.0, bytes: out.len() as u64 };
+        let (mut at, mut rest) = (address.0, out);
+        while !rest.is_empty() {
+            let (start, left) = match self.find(at) {
+                Some((RegionKind::Ram(start) | RegionKind::Rom(start), offset, left)) => {
+                    (start + offset, left)
+                }
+                _ => return Err(error),
+            };
+            let count = left.min(rest.len() as u64) as usize;
+            let (now, later) = rest.split_at_mut(count);
+            self.ram.read_bytes(start, now);
+            rest = later;
+            at = at.wrapping_add(count as u64);
+        }
+        Ok(())
+    }
+
+    /// Copies data into RAM for a device or a loader; dirty and code flags are kept.
+    pub fn dma_write(&self, address: GuestPhysical, data: &[u8]) -> Result<(), DmaError> {
+        let error = DmaError { address: address.0, bytes: data.len() as u64 };
+        let (mut at, mut rest) = (address.0, data);
+        while !rest.is_empty() {
+            let Some((RegionKind::Ram(start), offset, left)) = self.find(at) else {
+                return Err(error);
+            };
+            let count = left.min(rest.len() as u64) as usize;
+            let (now, later) = rest.split_at(count);
+            self.ram.write_bytes(start + offset, now);
+            rest = later;
+            at = at.wrapping_add(count as u64);
+        }
+        Ok(())
+    }
+}
