@@ -1,1 +1,45 @@
-fn main() {}
+//! The project's chores: `cargo xtask --help` lists them.
+
+mod child;
+mod guests;
+mod linux;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// The project's chores: build, boot, test, check.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Build Volvelle and boot Debian's kernel to a shell on this terminal.
+    Linux(linux::Options),
+    /// Fetch the guests that `linux` and `test` boot, and print where they are.
+    Guests,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse().chore) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(chore: &Chore) -> Result<ExitCode> {
+    match chore {
+        Chore::Linux(options) => linux::run(options)?,
+        Chore::Guests => guests::fetch_all()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
