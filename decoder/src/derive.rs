@@ -36,10 +36,11 @@ pub(crate) fn derive(code: Code) -> Row {
 
 /// An instruction of the form with memory where memory can be, and otherwise registers that differ
 /// (XOR of a register with itself reads no flags) and a shift count of 2 (0 and 1 are special).
+/// A fifth operand can only be an immediate and does not matter.
 fn sample(info: &OpCodeInfo) -> Instruction {
     let mut sample = Instruction::default();
     sample.set_code(info.code());
-    for (operand, &kind) in info.op_kinds().iter().enumerate() {
+    for (operand, &kind) in info.op_kinds().iter().take(4).enumerate() {
         let operand = operand as u32;
         if is_memory(kind) {
             sample.set_op_kind(operand, OpKind::Memory);

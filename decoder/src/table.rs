@@ -17,3 +17,16 @@ pub fn row(code: Code) -> &'static Row {
 pub fn rows() -> impl Iterator<Item = &'static Row> {
     ROWS.iter()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_finds_its_own_row() {
+        assert_eq!(rows().count(), Code::values().count());
+        for code in Code::values() {
+            assert_eq!(row(code).code, code);
+        }
+    }
+}
