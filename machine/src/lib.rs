@@ -7,6 +7,9 @@
 
 pub mod chip;
 pub mod clock;
+pub mod e820;
+pub mod layout;
 pub mod line;
+pub mod loader;
 pub mod signals;
 pub mod timers;
