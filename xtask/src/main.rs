@@ -1,4 +1,5 @@
 //! The project's chores: `cargo xtask --help` lists them.
+#![forbid(unsafe_code)]
 
 mod child;
 mod guests;

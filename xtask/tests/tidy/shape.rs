@@ -1,0 +1,82 @@
+//! Size and shape of files. (The length of functions is clippy's `too_many_lines`.)
+
+use crate::assert_none;
+use crate::sources;
+
+/// A file this long holds more than one idea.
+const MAX_LINES: usize = 800;
+/// rustfmt's `max_width`, which it does not apply to comments, strings and skipped tables.
+const MAX_COLUMNS: usize = 100;
+
+/// Files that may be longer, and why.
+const LONG_FILES: &[(&str, &str)] = &[];
+/// Files that may be wider, and why.
+const WIDE_FILES: &[(&str, &str)] = &[];
+
+/// Words of unfinished work, put together here so that this file does not hold them.
+const UNFINISHED: &[&str] = &[concat!("todo", "!("), concat!("FIX", "ME"), concat!("dbg", "!(")];
+
+#[test]
+fn files_are_short() {
+    assert_none(&breaches(LONG_FILES, "lines", MAX_LINES, |text| text.lines().count()));
+}
+
+#[test]
+fn lines_are_narrow() {
+    let widest = |text: &str| text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+    assert_none(&breaches(WIDE_FILES, "columns", MAX_COLUMNS, widest));
+}
+
+/// Files over the limit that are not in the table, and rows of the table that serve no more.
+fn breaches(
+    exceptions: &[(&str, &str)],
+    unit: &str,
+    limit: usize,
+    measure: impl Fn(&str) -> usize,
+) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for source in sources::all() {
+        let size = measure(&source.text);
+        let excepted = exceptions.iter().any(|(path, _)| *path == source.path);
+        if size > limit && !excepted {
+            complaints.push(format!("{}: {size} {unit}, at most {limit}", source.path));
+        }
+        if size <= limit && excepted {
+            complaints.push(format!("{}: needs no exception any more", source.path));
+        }
+    }
+    complaints
+}
+
+#[test]
+fn every_file_opens_with_what_it_is() {
+    let sources = sources::all();
+    let silent = sources.iter().filter(|source| !source.text.starts_with("//! "));
+    assert_none(&silent.map(|source| format!("{}: no `//!`", source.path)).collect::<Vec<_>>());
+}
+
+#[test]
+fn nothing_is_left_unfinished() {
+    let mut complaints = Vec::new();
+    for source in sources::all() {
+        for (index, line) in source.text.lines().enumerate() {
+            if let Some(word) = UNFINISHED.iter().find(|word| line.contains(**word)) {
+                complaints.push(format!("{}:{}: {word}", source.path, index + 1));
+            }
+        }
+    }
+    assert_none(&complaints);
+}
+
+#[test]
+fn lints_are_expected_not_allowed() {
+    let mut complaints = Vec::new();
+    for source in sources::all() {
+        for (number, line) in source.code() {
+            if line.contains("#[allow(") || line.contains("#![allow(") {
+                complaints.push(format!("{}:{number}: `expect` with a reason", source.path));
+            }
+        }
+    }
+    assert_none(&complaints);
+}

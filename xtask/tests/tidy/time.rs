@@ -1,0 +1,27 @@
+//! One guest time: nobody but the `Clock` asks the host.
+
+use crate::assert_none;
+use crate::sources;
+
+/// Crates that make up the machine, where the host's time may enter by one door only.
+const GUARDED: &[&str] =
+    &["cpu/src/", "decoder/src/", "firmware/src/", "machine/src/", "memory/src/"];
+const DOOR: &str = "machine/src/clock.rs";
+const QUESTIONS: &[&str] = &["Instant::now", "SystemTime::now", "clock_gettime", "_rdtsc"];
+
+#[test]
+fn only_the_clock_asks_the_host_for_time() {
+    let mut complaints = Vec::new();
+    for source in sources::all() {
+        let guarded = GUARDED.iter().any(|folder| source.path.starts_with(folder));
+        if !guarded || source.path == DOOR || source.is_test() {
+            continue;
+        }
+        for (number, line) in source.code() {
+            if let Some(question) = QUESTIONS.iter().find(|question| line.contains(**question)) {
+                complaints.push(format!("{}:{number}: {question}; take the Clock", source.path));
+            }
+        }
+    }
+    assert_none(&complaints);
+}

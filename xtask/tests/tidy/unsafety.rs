@@ -1,0 +1,88 @@
+//! Unsafe code stays on its islands.
+
+use crate::assert_none;
+use crate::sources::{self, Source, has_word};
+
+/// Where unsafe code may be. ARCHITECTURE.md, "Unsafe islands", says what each is for.
+const ISLANDS: &[&str] = &["memory/src/ram.rs", "cpu/src/native/"];
+
+/// Crates that can never opt in, by their root file.
+const FORBIDDING: &[&str] = &[
+    "decoder/src/lib.rs",
+    "firmware/src/lib.rs",
+    "machine/src/lib.rs",
+    "src/main.rs",
+    "xtask/src/main.rs",
+];
+
+/// How far above an unsafe block its proof may start.
+const PROOF_LINES: usize = 25;
+
+fn is_island(source: &Source) -> bool {
+    ISLANDS.iter().any(|island| source.path.starts_with(island))
+}
+
+fn uses_unsafe(source: &Source) -> bool {
+    source.code().any(|(_, line)| has_word(&line, "unsafe"))
+}
+
+#[test]
+fn unsafe_code_is_on_an_island() {
+    let sources = sources::all();
+    let strays = sources.iter().filter(|source| !is_island(source) && uses_unsafe(source));
+    assert_none(
+        &strays
+            .map(|source| format!("{}: unsafe off the islands", source.path))
+            .collect::<Vec<_>>(),
+    );
+}
+
+#[test]
+fn island_files_say_why_they_need_it() {
+    let sources = sources::all();
+    let silent = sources.iter().filter(|source| {
+        is_island(source) && uses_unsafe(source) && !source.text.contains("\n// UNSAFETY: ")
+    });
+    assert_none(
+        &silent.map(|source| format!("{}: no `// UNSAFETY:`", source.path)).collect::<Vec<_>>(),
+    );
+}
+
+#[test]
+fn each_unsafe_block_has_its_proof() {
+    let mut complaints = Vec::new();
+    for source in sources::all() {
+        let text: Vec<&str> = source.text.lines().collect();
+        for (number, line) in source.code() {
+            let opens = line.contains("unsafe {") || line.contains("unsafe impl");
+            let above = &text[number.saturating_sub(PROOF_LINES)..number];
+            if opens && !above.iter().any(|line| line.trim_start().starts_with("// SAFETY:")) {
+                complaints.push(format!("{}:{number}: no `// SAFETY:`", source.path));
+            }
+        }
+    }
+    assert_none(&complaints);
+}
+
+#[test]
+fn every_island_is_there() {
+    let sources = sources::all();
+    let sunken = ISLANDS.iter().filter(|island| {
+        !sources.iter().any(|source| source.path.starts_with(**island) && uses_unsafe(source))
+    });
+    assert_none(
+        &sunken
+            .map(|island| format!("{island}: an island without unsafe code"))
+            .collect::<Vec<_>>(),
+    );
+}
+
+#[test]
+fn crates_off_the_islands_forbid_unsafe_code() {
+    let sources = sources::all();
+    let lax = FORBIDDING.iter().filter(|path| {
+        let source = sources.iter().find(|source| source.path == **path);
+        !source.is_some_and(|source| source.text.contains("#![forbid(unsafe_code)]"))
+    });
+    assert_none(&lax.map(|path| format!("{path}: no #![forbid(unsafe_code)]")).collect::<Vec<_>>());
+}
