@@ -5,11 +5,25 @@
 //! take their time from one [`clock::Clock`] and their wake-ups from one [`timers::Timers`].
 #![forbid(unsafe_code)]
 
+pub mod a20;
+pub mod cf9;
 pub mod chip;
 pub mod clock;
+pub mod debug_exit;
+pub mod debugcon;
+#[doc(hidden)]
+pub mod device_fuzz;
 pub mod e820;
+mod guard;
 pub mod layout;
 pub mod line;
 pub mod loader;
+pub mod output_pin;
+pub mod pic8259;
+pub mod port92;
+pub mod serial_backend;
 pub mod signals;
+#[cfg(test)]
+mod test_lines;
 pub mod timers;
+pub mod uart16550;
