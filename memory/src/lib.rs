@@ -23,4 +23,4 @@ pub use device::{Device, IoError, Width};
 pub use page_flags::PageFlags;
 pub use ports::PortSpace;
 pub use ram::{Ram, RamError, Scalar};
-pub use space::{DmaError, MapError, PageKind, PhysicalSpace, RegionKind};
+pub use space::{DmaError, MapError, PageKind, PhysicalSpace, RamRange, RegionKind};

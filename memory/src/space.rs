@@ -29,6 +29,17 @@ pub enum PageKind {
     Io,
 }
 
+/// A run of guest-physical addresses that is RAM throughout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RamRange {
+    /// First guest-physical address.
+    pub base: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Offset of the first byte in [`Ram`].
+    pub offset: u64,
+}
+
 /// Why a range could not be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapError {
@@ -155,6 +166,24 @@ impl PhysicalSpace {
         (address <= region.last).then(|| {
             (region.kind.clone(), address - base, (region.last - address).saturating_add(1))
         })
+    }
+
+    /// The ranges that are RAM, for engines that look up pages without the map's lock. Empty while
+    /// address line 20 is masked: no range is contiguous then.
+    pub fn ram_ranges(&self) -> Vec<RamRange> {
+        if !self.is_a20_enabled() {
+            return Vec::new();
+        }
+        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+        regions
+            .iter()
+            .filter_map(|(&base, region)| match region.kind {
+                RegionKind::Ram(offset) => {
+                    Some(RamRange { base, size: region.last - base + 1, offset })
+                }
+                _ => None,
+            })
+            .collect()
     }
 
     /// What the page that holds `address` is.

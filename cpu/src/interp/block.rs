@@ -1,0 +1,304 @@
+//! Decoded code, cached by where its bytes are.
+//!
+//! A block is a run of instructions inside one page of RAM, found again by RAM offset, RIP and
+//! mode. Its bytes are kept: when the page's code generation has moved, they are compared with what
+//! is there now, so a page that holds both code and data costs a comparison and not a decode. An
+//! instruction that spans two pages is a block of its own, compared at every use.
+//!
+//! The cache is direct-mapped and bounded; nothing a guest does makes it grow.
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use memory::{PAGE_SIZE, PageFlags};
+
+use crate::Cpu;
+use crate::exception::{Exception, Exec};
+use crate::interp::insn::Insn;
+use crate::mmu::access::Place;
+use crate::state::seg;
+
+/// Slots of the cache.
+const SLOTS: usize = 8192;
+/// The longest instruction.
+const MAX_LENGTH: usize = 15;
+/// Instructions in a block at most.
+const MAX_INSTRUCTIONS: usize = 32;
+
+/// A decoded run of instructions.
+pub(crate) struct Block {
+    /// RAM offset of the first byte; all ones for code outside RAM, which is never found again.
+    at: u64,
+    rip: u64,
+    mode_key: u64,
+    /// Code generation of the page when the bytes were last known to be these.
+    generation: u32,
+    /// The last instruction spans into the next page; the block is that one instruction.
+    straddles: bool,
+    /// RIP of the last byte.
+    last_ip: u64,
+    /// The encoded bytes.
+    bytes: Box<[u8]>,
+    /// The instructions.
+    pub(crate) insns: Box<[Insn]>,
+}
+
+/// The cache of one CPU.
+pub(crate) struct BlockCache {
+    slots: Vec<Option<Box<Block>>>,
+}
+
+/// A block taken out of its slot to be run.
+pub(crate) struct Taken {
+    slot: usize,
+    pub(crate) block: Box<Block>,
+}
+
+impl BlockCache {
+    pub(crate) fn new() -> Self {
+        Self { slots: (0..SLOTS).map(|_| None).collect() }
+    }
+
+    #[inline]
+    fn slot_of(at: u64, mode_key: u64) -> usize {
+        let mixed = (at ^ at >> 13 ^ mode_key).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> 40) as usize % SLOTS
+    }
+
+    /// Puts a block back after it ran.
+    #[inline]
+    pub(crate) fn put(&mut self, taken: Taken) {
+        if let Some(slot) = self.slots.get_mut(taken.slot) {
+            *slot = Some(taken.block);
+        }
+    }
+
+    /// Drops everything.
+    pub(crate) fn clear(&mut self) {
+        self.slots.fill_with(|| None);
+    }
+}
+
+impl Cpu {
+    /// The linear address of the next instruction.
+    #[inline]
+    pub(crate) fn linear_ip(&self) -> u64 {
+        if self.mode.is_64() {
+            self.state.rip
+        } else {
+            self.state.segments[seg::CS].base.wrapping_add(self.state.rip) & 0xffff_ffff
+        }
+    }
+
+    /// Takes the block at RIP out of the cache, decoding it first if need be.
+    #[inline]
+    pub(crate) fn take_block(&mut self) -> Exec<Taken> {
+        let linear = self.linear_ip();
+        if let Some(at) = self.mmu.lookup_fetch(linear) {
+            let slot = BlockCache::slot_of(at, self.mode.key);
+            if let Some(entry) = self.blocks.slots.get_mut(slot)
+                && let Some(block) = entry.as_ref()
+                && block.at == at
+                && block.rip == self.state.rip
+                && block.mode_key == self.mode.key
+                && block.generation == self.ram.flags().generation(at >> 12)
+                && !block.straddles
+                && (self.mode.is_64()
+                    || block.last_ip <= u64::from(self.state.segments[seg::CS].limit))
+                && let Some(block) = entry.take()
+            {
+                return Ok(Taken { slot, block });
+            }
+        }
+        self.take_block_slow(linear)
+    }
+
+    #[cold]
+    fn take_block_slow(&mut self, linear: u64) -> Exec<Taken> {
+        if self.mode.is_64() && !self.mode.is_canonical(self.state.rip) {
+            return Err(Exception::GP0);
+        }
+        let limit = u64::from(self.state.segments[seg::CS].limit);
+        if !self.mode.is_64() && self.state.rip > limit {
+            return Err(Exception::GP0);
+        }
+        let Place::Ram(at) = self.fetch_place(linear)? else {
+            return self.decode_outside_ram(linear);
+        };
+        let slot = BlockCache::slot_of(at, self.mode.key);
+        let page = at >> 12;
+        self.ram.flags().mark_code(page);
+        let generation = self.ram.flags().generation(page);
+        let cached = self.blocks.slots.get_mut(slot).and_then(Option::take);
+        if let Some(mut block) = cached
+            && block.at == at
+            && block.rip == self.state.rip
+            && block.mode_key == self.mode.key
+            && (self.mode.is_64() || block.last_ip <= limit)
+            && self.bytes_are(&block, linear, at)?
+        {
+            block.generation = generation;
+            return Ok(Taken { slot, block });
+        }
+        let block = self.decode_block(linear, at, generation)?;
+        Ok(Taken { slot, block })
+    }
+
+    /// True if the bytes in memory are those of `block`.
+    fn bytes_are(&mut self, block: &Block, linear: u64, at: u64) -> Exec<bool> {
+        let mut now = [0; PAGE_SIZE as usize];
+        let count = block.bytes.len().min(now.len());
+        if block.straddles {
+            let first = (PAGE_SIZE - (at & (PAGE_SIZE - 1))) as usize;
+            self.ram.read_bytes(at, &mut now[..first.min(MAX_LENGTH)]);
+            self.fetch_next_page(linear, first, &mut now[..count])?;
+        } else {
+            self.ram.read_bytes(at, &mut now[..count]);
+        }
+        Ok(now[..count] == *block.bytes)
+    }
+
+    /// Fills `bytes[first..]` from the page behind the one of `linear`.
+    fn fetch_next_page(&mut self, linear: u64, first: usize, bytes: &mut [u8]) -> Exec {
+        let next = linear.wrapping_add(first as u64);
+        let next = if self.mode.is_64() { next } else { next & 0xffff_ffff };
+        if self.mode.is_64() && !self.mode.is_canonical(next) {
+            return Err(Exception::GP0);
+        }
+        let place = match self.mmu.lookup_fetch(next) {
+            Some(at) => Place::Ram(at),
+            None => self.fetch_place(next)?,
+        };
+        let Some(rest) = bytes.get_mut(first..) else { return Ok(()) };
+        match place {
+            Place::Ram(at) => {
+                self.ram.flags().mark_code(at >> 12);
+                self.ram.read_bytes(at, rest);
+            }
+            Place::Space(at) => {
+                for (index, byte) in (0..).zip(rest) {
+                    *byte = self.env.space.read(at.wrapping_add(index), memory::Width::Byte) as u8;
+                }
+            }
+            Place::Lapic(_) => rest.fill(0xff),
+        }
+        Ok(())
+    }
+
+    /// Decodes from RAM offset `at` to the end of the block.
+    fn decode_block(&mut self, linear: u64, at: u64, generation: u32) -> Exec<Box<Block>> {
+        let mut page = [0; PAGE_SIZE as usize];
+        let left = (PAGE_SIZE - (at & (PAGE_SIZE - 1))) as usize;
+        let window = left.min(MAX_INSTRUCTIONS * MAX_LENGTH);
+        let bytes = &mut page[..window];
+        self.ram.read_bytes(at, bytes);
+        let insns = self.decode_run(bytes, window == left)?;
+        if insns.is_empty() {
+            return self.decode_straddling(linear, at, left, generation);
+        }
+        Ok(self.finish(at, generation, false, bytes, insns))
+    }
+
+    fn finish(
+        &self,
+        at: u64,
+        generation: u32,
+        straddles: bool,
+        bytes: &[u8],
+        insns: Vec<Insn>,
+    ) -> Box<Block> {
+        let end = insns.last().map_or(self.state.rip, |insn| insn.next_ip);
+        let length = end.wrapping_sub(self.state.rip) as usize;
+        Box::new(Block {
+            at,
+            rip: self.state.rip,
+            mode_key: self.mode.key,
+            generation,
+            straddles,
+            last_ip: end.wrapping_sub(1),
+            bytes: bytes.get(..length).unwrap_or(bytes).into(),
+            insns: insns.into(),
+        })
+    }
+
+    /// Decodes whole instructions from `bytes` until one ends the block. Empty if the first one
+    /// does not fit and `may_continue` says that more bytes follow in the next page.
+    fn decode_run(&mut self, bytes: &[u8], may_continue: bool) -> Exec<Vec<Insn>> {
+        let limit = u64::from(self.state.segments[seg::CS].limit);
+        let mut decoder = self.decoder(bytes);
+        let mut insns = Vec::new();
+        let mut iced = Instruction::default();
+        while insns.len() < MAX_INSTRUCTIONS {
+            let ip = decoder.ip();
+            decoder.decode_out(&mut iced);
+            if iced.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
+                if insns.is_empty() && !may_continue {
+                    return Err(Exception::GP0);
+                }
+                break;
+            }
+            let last = ip.wrapping_add(iced.len() as u64 - 1);
+            if !self.mode.is_64() && (last > limit || last < ip) {
+                // The limit is met inside this instruction: the ones before it still run.
+                if insns.is_empty() {
+                    return Err(Exception::GP0);
+                }
+                break;
+            }
+            let (insn, ends_block) = self.prepare(iced, &bytes[(ip - self.state.rip) as usize..]);
+            insns.push(insn);
+            if ends_block || !decoder.can_decode() {
+                break;
+            }
+        }
+        Ok(insns)
+    }
+
+    fn decoder<'a>(&self, bytes: &'a [u8]) -> Decoder<'a> {
+        let options = self.decoder_options();
+        Decoder::with_ip(self.mode.code_bits, bytes, self.state.rip, options)
+    }
+
+    fn decoder_options(&self) -> u32 {
+        // No option: the vendor's differences are in `decoder::decoder_options`.
+        DecoderOptions::NONE
+    }
+
+    /// Decodes the one instruction that starts `left` bytes before the page's end and goes on.
+    fn decode_straddling(
+        &mut self,
+        linear: u64,
+        at: u64,
+        left: usize,
+        generation: u32,
+    ) -> Exec<Box<Block>> {
+        let mut bytes = [0; MAX_LENGTH];
+        let first = left.min(MAX_LENGTH);
+        self.ram.read_bytes(at, &mut bytes[..first]);
+        self.fetch_next_page(linear, first, &mut bytes)?;
+        let mut insns = self.decode_run(&bytes, false)?;
+        insns.truncate(1);
+        Ok(self.finish(at, generation, true, &bytes, insns))
+    }
+
+    /// Decodes one instruction from ROM-less, RAM-less space: devices or nothing.
+    fn decode_outside_ram(&mut self, linear: u64) -> Exec<Taken> {
+        let mut bytes = [0; MAX_LENGTH];
+        let left = (PAGE_SIZE - (linear & (PAGE_SIZE - 1))) as usize;
+        let first = left.min(MAX_LENGTH);
+        if let Place::Space(at) = self.fetch_place(linear)? {
+            for (index, byte) in (0..).zip(&mut bytes[..first]) {
+                *byte = self.env.space.read(at.wrapping_add(index), memory::Width::Byte) as u8;
+            }
+        }
+        let mut insns = self.decode_run(&bytes[..first], true)?;
+        if insns.is_empty() {
+            self.fetch_next_page(linear, first, &mut bytes)?;
+            insns = self.decode_run(&bytes, false)?;
+        }
+        insns.truncate(1);
+        let block = self.finish(u64::MAX, 0, true, &bytes, insns);
+        Ok(Taken { slot: usize::MAX, block })
+    }
+}
+
+/// The flags of a page that is plain data; kept beside the cache because it relies on it.
+const _: () = assert!(PageFlags::CODE & PageFlags::PLAIN_DIRTY == 0);

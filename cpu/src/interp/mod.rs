@@ -1,0 +1,11 @@
+//! The interpreter: fetch, decode, cache, execute.
+//!
+//! [`run`] is the loop; [`block`] the cache of decoded code; [`gate`] decides at decode time which
+//! instructions raise #UD, #NM or #GP in the current mode; [`dispatch`] maps the rest to the
+//! handlers, one file a family.
+
+pub mod block;
+pub mod dispatch;
+pub mod insn;
+mod gate;
+mod run;

@@ -1,0 +1,210 @@
+//! The loop: events between blocks, instructions inside them, exceptions behind them.
+
+use std::sync::Arc;
+
+use crate::Cpu;
+use crate::debug::DR6_BS;
+use crate::engine::{Vcpu, VmExit};
+use crate::events::Events;
+use crate::exception::Exception;
+use crate::state::{Activity, InterruptShadow, State, rflags};
+
+impl Vcpu for Cpu {
+    fn run(&mut self, budget: u64) -> VmExit {
+        let end = self.retired.saturating_add(budget);
+        loop {
+            if let Some(exit) = self.boundary() {
+                return exit;
+            }
+            if self.retired >= end {
+                return VmExit::Budget;
+            }
+            self.run_block(end - self.retired);
+        }
+    }
+
+    fn retired(&self) -> u64 {
+        self.retired
+    }
+
+    fn state(&self) -> &State {
+        &self.state
+    }
+
+    fn set_state(&mut self, state: State) {
+        self.state = state;
+        self.flush_translations();
+        self.blocks.clear();
+        self.mode_changed();
+        self.lapic_base_changed();
+    }
+
+    fn events(&self) -> &Arc<Events> {
+        &self.env.events
+    }
+}
+
+impl Cpu {
+    /// Between two instructions: takes what waits, in the order of SDM Vol. 3A, "Priority Among
+    /// Concurrent Events".
+    #[inline]
+    fn boundary(&mut self) -> Option<VmExit> {
+        let pending = self.env.events.peek();
+        let is_closed = self.state.rflags & rflags::IF == 0;
+        let is_quiet = (pending == 0 || pending == Events::INTERRUPT && is_closed)
+            && self.state.activity == Activity::Active
+            && !self.state.nmi_pending;
+        if is_quiet && self.mmu.space_generation == self.env.space.generation() {
+            return None;
+        }
+        self.boundary_slow()
+    }
+
+    #[cold]
+    fn boundary_slow(&mut self) -> Option<VmExit> {
+        if self.mmu.space_generation != self.env.space.generation() {
+            self.physical_space_changed();
+        }
+        let events = Arc::clone(&self.env.events);
+        if events.take(Events::INIT) != 0 {
+            self.init();
+        }
+        if events.take(Events::SIPI) != 0 && self.state.activity == Activity::WaitForSipi {
+            self.startup(events.sipi_vector());
+        }
+        if events.take(Events::NMI) != 0 {
+            self.state.nmi_pending = true;
+        }
+        if events.take(Events::KICK) != 0 && self.state.activity == Activity::Halted {
+            self.state.activity = Activity::Active;
+        }
+        self.take_interrupts();
+        match self.state.activity {
+            _ if events.take(Events::EXIT) != 0 => Some(VmExit::Requested),
+            Activity::Active => None,
+            Activity::Halted => Some(VmExit::Halt { wake: self.wake_mask() }),
+            Activity::WaitForSipi => Some(VmExit::WaitForSipi),
+            Activity::Shutdown => Some(VmExit::Shutdown),
+        }
+    }
+
+    /// The events that end HLT as things are.
+    fn wake_mask(&self) -> u32 {
+        let mut mask = Events::INIT | Events::EXIT | Events::KICK;
+        if self.state.rflags & rflags::IF != 0 {
+            mask |= Events::INTERRUPT;
+        }
+        if !self.state.nmi_blocked {
+            mask |= Events::NMI;
+        }
+        mask
+    }
+
+    /// Delivers an NMI or a maskable interrupt, if the CPU takes one now.
+    fn take_interrupts(&mut self) {
+        let is_awake = matches!(self.state.activity, Activity::Active | Activity::Halted);
+        if !is_awake || self.state.shadow == InterruptShadow::MovSs {
+            return;
+        }
+        if self.state.nmi_pending && !self.state.nmi_blocked {
+            self.state.nmi_pending = false;
+            self.state.nmi_blocked = true;
+            self.state.activity = Activity::Active;
+            self.deliver_nmi();
+            return;
+        }
+        if self.state.rflags & rflags::IF == 0 || self.state.shadow != InterruptShadow::None {
+            return;
+        }
+        // The mark goes first: an interrupt that comes after the look sets it again.
+        if self.env.events.take(Events::INTERRUPT) == 0 {
+            return;
+        }
+        if let Some(vector) = self.env.lapic.acknowledge() {
+            self.env.events.post(Events::INTERRUPT);
+            self.state.activity = Activity::Active;
+            self.before_interrupt(vector);
+            self.deliver_interrupt(vector);
+        }
+    }
+
+    /// Executes one block, or one instruction where every boundary counts; at most `budget`.
+    #[inline]
+    fn run_block(&mut self, budget: u64) {
+        let shadow = std::mem::take(&mut self.state.shadow);
+        let is_single = shadow != InterruptShadow::None
+            || self.state.rflags & (rflags::TF | rflags::RF) != 0
+            || self.has_instruction_breakpoints();
+        if is_single {
+            return self.run_single(shadow);
+        }
+        self.execute(budget);
+        if self.pending_dr6 != 0 {
+            self.debug_trap();
+        }
+    }
+
+    /// Executes at most `count` instructions of the block at RIP.
+    #[inline]
+    fn execute(&mut self, count: u64) {
+        let taken = match self.take_block() {
+            Ok(taken) => taken,
+            Err(exception) => return self.deliver_exception(exception),
+        };
+        self.break_block = false;
+        let mut fault = None;
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        for insn in taken.block.insns.iter().take(count) {
+            self.next_rip = insn.next_ip;
+            match (insn.handler)(self, insn) {
+                Ok(()) => {
+                    self.state.rip = self.next_rip;
+                    self.retired += 1;
+                    if self.break_block {
+                        break;
+                    }
+                }
+                Err(exception) => {
+                    fault = Some(exception);
+                    break;
+                }
+            }
+        }
+        self.blocks.put(taken);
+        if let Some(exception) = fault {
+            self.deliver_exception(exception);
+        }
+    }
+
+    /// Executes one instruction with everything that can happen at its two boundaries.
+    #[cold]
+    fn run_single(&mut self, shadow: InterruptShadow) {
+        let is_resumed = self.state.rflags & rflags::RF != 0;
+        let is_stepped = self.state.rflags & rflags::TF != 0;
+        if !is_resumed && shadow != InterruptShadow::MovSs {
+            let hits = self.instruction_breakpoints(self.linear_ip());
+            if hits != 0 {
+                self.pending_dr6 |= hits;
+                return self.deliver_exception(Exception::DB);
+            }
+        }
+        self.state.rflags &= !rflags::RF;
+        let before = self.retired;
+        self.execute(1);
+        let is_complete = self.retired != before;
+        // A REP string instruction under TF does one iteration at a time and so traps after each.
+        if is_complete && is_stepped && !std::mem::take(&mut self.suppress_step) {
+            self.pending_dr6 |= DR6_BS;
+        }
+        // A trap held back by MOV SS waits in `pending_dr6` for the next boundary.
+        if self.pending_dr6 != 0 && self.state.shadow != InterruptShadow::MovSs {
+            self.debug_trap();
+        }
+    }
+
+    /// Delivers #DB as a trap for what waits in `pending_dr6`.
+    #[cold]
+    fn debug_trap(&mut self) {
+        self.deliver_exception(Exception::DB);
+    }
+}

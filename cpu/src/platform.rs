@@ -1,0 +1,59 @@
+//! The doors through which a CPU reaches the world outside memory and ports.
+
+use memory::Width;
+
+/// What a CPU needs of the machine around it. Called from the CPU's own thread.
+pub trait Platform: Send + Sync {
+    /// Guest time in nanoseconds since the machine was made. `retired` is the calling CPU's count
+    /// of retired instructions, for machines whose time is a function of it.
+    fn now_ns(&self, retired: u64) -> u64;
+    /// Wall time in nanoseconds since 1970 UTC at guest time 0.
+    fn epoch_unix_ns(&self) -> i64;
+    /// The next random number, for RDRAND and RDSEED.
+    fn entropy(&self) -> u64;
+    /// Nanoseconds for which CPU `cpu` was ready to run and did not (steal time), so far.
+    fn steal_ns(&self, cpu: u32) -> u64;
+    /// Wakes CPU `cpu` from HLT (KVM_HC_KICK_CPU).
+    fn kick(&self, cpu: u32);
+    /// Raises (true) or lowers the FERR# output (IRQ 13), for CR0.NE = 0.
+    fn ferr(&self, level: bool);
+}
+
+/// The CPU's own local APIC. Called from the CPU's own thread, but for nothing else: the chip
+/// itself takes interrupts from any thread.
+pub trait Lapic: Send + Sync {
+    /// Reads a register in the APIC page; anything but an aligned doubleword is the chip's to judge.
+    fn mmio_read(&self, offset: u64, width: Width) -> u64;
+    /// Writes a register in the APIC page.
+    fn mmio_write(&self, offset: u64, width: Width, value: u64);
+    /// Reads MSR 0x800 to 0x8ff; `None` is #GP.
+    fn msr_read(&self, msr: u32) -> Option<u64>;
+    /// Writes MSR 0x800 to 0x8ff; `false` is #GP.
+    fn msr_write(&self, msr: u32, value: u64) -> bool;
+    /// IA32_APIC_BASE.
+    fn base(&self) -> u64;
+    /// Writes IA32_APIC_BASE; `false` is #GP.
+    fn set_base(&self, value: u64) -> bool;
+    /// CR8: bits 7 to 4 of the task priority.
+    fn cr8(&self) -> u8;
+    /// Writes CR8; `value` is 0 to 15.
+    fn set_cr8(&self, value: u8);
+    /// True if [`Lapic::acknowledge`] would give a vector.
+    fn has_interrupt(&self) -> bool;
+    /// Takes the highest deliverable vector (or the PIC's, by ExtINT) into service.
+    fn acknowledge(&self) -> Option<u8>;
+    /// Ends the interrupt in service of highest priority, as a write to EOI does.
+    fn eoi(&self);
+    /// The vector in service of highest priority, if its EOI needs no broadcast (for PV EOI).
+    fn silent_eoi_vector(&self) -> Option<u8>;
+    /// IA32_TSC_DEADLINE.
+    fn tsc_deadline(&self) -> u64;
+    /// Writes IA32_TSC_DEADLINE.
+    fn set_tsc_deadline(&self, value: u64);
+    /// Tells what to add to the machine's time stamp for this CPU's TSC.
+    fn set_tsc_offset(&self, offset: u64);
+    /// Resets the chip for INIT.
+    fn init(&self);
+    /// Sends a fixed or NMI IPI in ICR format (for PV IPI).
+    fn send_icr(&self, icr: u64);
+}
