@@ -31,7 +31,8 @@ impl Cpu {
             let length = LENGTHS[(dr7 >> (18 + 4 * n) & 3) as usize];
             let start = self.state.dr[n as usize] & !(length - 1);
             let is_enabled = dr7 >> (2 * n) & 3 != 0 && kinds.contains(&kind);
-            let overlaps = address < start.wrapping_add(length) && start < address.wrapping_add(bytes);
+            let overlaps =
+                address < start.wrapping_add(length) && start < address.wrapping_add(bytes);
             if is_enabled && overlaps { hits | 1 << n } else { hits }
         })
     }
@@ -72,6 +73,7 @@ impl Cpu {
     #[inline]
     pub(crate) fn has_instruction_breakpoints(&self) -> bool {
         let dr7 = self.state.dr[7];
-        dr7 & 0xff != 0 && (0..4).any(|n| dr7 >> (2 * n) & 3 != 0 && dr7 >> (16 + 4 * n) & 3 == EXECUTE)
+        dr7 & 0xff != 0
+            && (0..4).any(|n| dr7 >> (2 * n) & 3 != 0 && dr7 >> (16 + 4 * n) & 3 == EXECUTE)
     }
 }

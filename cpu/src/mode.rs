@@ -68,6 +68,8 @@ impl Mode {
 
     fn gates(&self, state: &State) -> u64 {
         const CR4_GATES: u64 = cr4::OSFXSR
+            | cr4::VME
+            | cr4::PVI
             | cr4::OSXSAVE
             | cr4::OSXMMEXCPT
             | cr4::UMIP

@@ -23,3 +23,10 @@ pub struct Msrs {
     pub misc_enable: u64,
     pub debugctl: u64,
 }
+
+impl Msrs {
+    /// The values after RESET.
+    pub fn at_reset() -> Self {
+        Self { pat: 0x0007_0406_0007_0406, misc_enable: 1, ..Self::default() }
+    }
+}

@@ -51,8 +51,7 @@ pub mod rflags {
     /// The six flags that arithmetic sets.
     pub const STATUS: u64 = CF | PF | AF | ZF | SF | OF;
     /// Every flag that exists.
-    pub const ALL: u64 = STATUS
-        | FIXED | TF | IF | DF | IOPL | NT | RF | VM | AC | VIF | VIP | ID;
+    pub const ALL: u64 = STATUS | FIXED | TF | IF | DF | IOPL | NT | RF | VM | AC | VIF | VIP | ID;
 }
 
 /// CR0 bits.

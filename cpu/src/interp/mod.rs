@@ -6,6 +6,6 @@
 
 pub mod block;
 pub mod dispatch;
-pub mod insn;
 mod gate;
+pub mod insn;
 mod run;

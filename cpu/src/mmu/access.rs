@@ -321,7 +321,8 @@ impl Cpu {
             let (new, result) = change(old);
             match self.ram.compare_exchange(at, old, new) {
                 Ok(_) => {
-                    self.break_block |= self.ram.flags().get(at >> 12) & memory::PageFlags::CODE != 0;
+                    self.break_block |=
+                        self.ram.flags().get(at >> 12) & memory::PageFlags::CODE != 0;
                     return result;
                 }
                 Err(found) => old = found,

@@ -48,11 +48,7 @@ impl Cpu {
         } else {
             last <= limit && last >= offset
         };
-        if is_inside {
-            Ok(register.base.wrapping_add(offset) & 0xffff_ffff)
-        } else {
-            Err(fault)
-        }
+        if is_inside { Ok(register.base.wrapping_add(offset) & 0xffff_ffff) } else { Err(fault) }
     }
 }
 

@@ -75,9 +75,8 @@ impl Mmu {
         } else {
             View::Supervisor
         };
-        let is_checked = state.cpl == 3
-            && state.cr0 & cr0::AM != 0
-            && state.rflags & rflags::AC != 0;
+        let is_checked =
+            state.cpl == 3 && state.cr0 & cr0::AM != 0 && state.rflags & rflags::AC != 0;
         if is_checked || has_data_breakpoints(state.dr[7]) {
             (self.read_table, self.write_table) = (SLOW, SLOW);
         } else {

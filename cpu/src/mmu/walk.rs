@@ -106,7 +106,9 @@ impl Cpu {
         for _ in 0..RETRIES {
             match self.walk(linear, access, view, true) {
                 Ok(translation) => return Ok(translation),
-                Err(Failure::Fault(bits)) => return Err(self.page_fault(linear, bits, access, view)),
+                Err(Failure::Fault(bits)) => {
+                    return Err(self.page_fault(linear, bits, access, view));
+                }
                 Err(Failure::Changed) => {}
             }
         }
@@ -136,8 +138,8 @@ impl Cpu {
         if view == View::User {
             error |= code::USER;
         }
-        let has_fetch_bit =
-            self.state.cr4 & cr4::SMEP != 0 || self.is_pae() && self.state.msrs.efer & efer::NXE != 0;
+        let has_fetch_bit = self.state.cr4 & cr4::SMEP != 0
+            || self.is_pae() && self.state.msrs.efer & efer::NXE != 0;
         if access == Access::Execute && has_fetch_bit {
             error |= code::FETCH;
         }
@@ -331,7 +333,13 @@ impl Cpu {
     }
 
     /// Sets `bits` in the entry, if it still is what was read.
-    fn set_bits(&self, at: GuestPhysical, entry: u64, bits: u64, bytes: u64) -> Result<(), Changed> {
+    fn set_bits(
+        &self,
+        at: GuestPhysical,
+        entry: u64,
+        bits: u64,
+        bytes: u64,
+    ) -> Result<(), Changed> {
         if entry & bits == bits {
             return Ok(());
         }

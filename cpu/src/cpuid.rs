@@ -1,0 +1,32 @@
+//! CPUID: which features a guest sees, and so which instructions exist.
+
+use decoder::FeatureSet;
+
+/// Features that CPUID reports and that gate no instruction's decoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// 1 GiB pages.
+    Pdpe1gb,
+}
+
+/// What CPUID says to the guests of one machine.
+pub struct CpuidPolicy {}
+
+impl CpuidPolicy {
+    /// The features that gate instructions.
+    pub fn features(&self) -> FeatureSet {
+        FeatureSet::all()
+    }
+    /// True if the guest has `feature`.
+    pub fn has(&self, _feature: Feature) -> bool {
+        true
+    }
+    /// MAXPHYADDR.
+    pub fn physical_bits(&self) -> u32 {
+        40
+    }
+    /// Family, model and stepping, as CPUID.1:EAX.
+    pub fn signature(&self) -> u32 {
+        0x00a1_0f11
+    }
+}
