@@ -2,10 +2,11 @@
 
 use crate::general::{End, General, general};
 use crate::map::{Need, VECTOR, need};
-use crate::{Class, Code, Executor, FeatureSet, Memory, MemoryShape, Modes, Privilege, Row, Unit};
+use crate::shape::{memory, sample};
+use crate::{Class, Code, Executor, FeatureSet, Modes, Privilege, Row, Unit};
 use iced_x86::{
-    CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, MemorySize,
-    Mnemonic, OpAccess, OpCodeInfo, OpCodeOperandKind as K, OpKind, Register, RflagsBits,
+    CpuidFeature, EncodingKind, FlowControl, Mnemonic, OpCodeInfo, OpCodeOperandKind as K,
+    RflagsBits,
 };
 
 /// The row of `code`.
@@ -29,59 +30,10 @@ pub(crate) fn derive(code: Code) -> Row {
         ),
         flags_undefined: rflags(sample.rflags_undefined()),
         memory: memory(code, &sample),
+        waits_for_x87: waits_for_x87(code, line),
         stack: code.is_stack_instruction(),
         ends_block: ends_block(code, line, executor),
     }
-}
-
-/// An instruction of the form with memory where memory can be, and otherwise registers that differ
-/// (XOR of a register with itself reads no flags) and a shift count of 2 (0 and 1 are special).
-/// A fifth operand can only be an immediate and does not matter.
-fn sample(info: &OpCodeInfo) -> Instruction {
-    let mut sample = Instruction::default();
-    sample.set_code(info.code());
-    for (operand, &kind) in info.op_kinds().iter().take(4).enumerate() {
-        let operand = operand as u32;
-        if is_memory(kind) {
-            sample.set_op_kind(operand, OpKind::Memory);
-            sample.set_memory_base(Register::RBX);
-        } else if matches!(kind, K::imm8) {
-            sample.set_op_kind(operand, OpKind::Immediate8);
-            sample.set_immediate8(2);
-        } else {
-            sample.set_op_register(operand, [Register::EAX, Register::ECX][operand as usize & 1]);
-        }
-    }
-    sample
-}
-
-fn is_memory(kind: K) -> bool {
-    matches!(
-        kind,
-        K::mem_offs
-            | K::mem
-            | K::mem_mpx
-            | K::mem_mib
-            | K::sibmem
-            | K::mem_vsib32x
-            | K::mem_vsib64x
-            | K::mem_vsib32y
-            | K::mem_vsib64y
-            | K::mem_vsib32z
-            | K::mem_vsib64z
-            | K::r8_or_mem
-            | K::r16_or_mem
-            | K::r32_or_mem
-            | K::r64_or_mem
-            | K::r32_or_mem_mpx
-            | K::r64_or_mem_mpx
-            | K::mm_or_mem
-            | K::xmm_or_mem
-            | K::ymm_or_mem
-            | K::zmm_or_mem
-            | K::bnd_or_mem_mpx
-            | K::k_or_mem
-    )
 }
 
 fn executor(code: Code, line: Option<General>) -> Executor {
@@ -187,7 +139,8 @@ fn native_class(code: Code) -> Class {
     let needs = |features: &[C]| code.cpuid_features().iter().any(|f| features.contains(f));
     let crypto =
         [C::AES, C::VAES, C::SHA, C::SHA512, C::SM3, C::SM4, C::GFNI, C::PCLMULQDQ, C::VPCLMULQDQ];
-    let opmask = |kind: &K| matches!(kind, K::k_rm | K::k_vvvv | K::k_or_mem);
+    let opmask =
+        |kind: &K| matches!(kind, K::k_reg | K::kp1_reg | K::k_rm | K::k_vvvv | K::k_or_mem);
     match vector_unit(info) {
         Unit::X87 => Class::X87,
         _ if needs(&crypto) => Class::Crypto,
@@ -199,13 +152,18 @@ fn native_class(code: Code) -> Class {
     }
 }
 
-/// iced has no such fact for register-only forms, but mnemonics of packed and scalar floating
-/// point end in PS, PD, SS, SD, PH, SH or carry such a part (CVTPS2DQ).
+/// iced has no such fact for register-only forms; the manuals' naming has: packed and scalar
+/// floating-point mnemonics end in PS, PD, SS, SD, PH or SH or are conversions or name floating-point
+/// lanes (F128, F32X4), and packed-integer ones (PABSD, PMAXSD) begin with P, but for VPERMxPS.
 fn is_float(info: &OpCodeInfo) -> bool {
+    const ENDINGS: [&str; 6] = ["ps", "pd", "ss", "sd", "ph", "sh"];
     let name = format!("{:?}", info.mnemonic()).to_ascii_lowercase();
     let name = name.strip_prefix('v').unwrap_or(&name);
-    let is_integer = name.starts_with('p') || name.starts_with("mov") && name.contains("dq");
-    !is_integer && ["ps", "pd", "ss", "sd", "ph", "sh", "bf16"].iter().any(|t| name.contains(t))
+    let ends_float = ENDINGS.iter().any(|ending| name.ends_with(ending));
+    let is_packed_integer = name.starts_with('p') && !name.starts_with("perm");
+    let has_float_lanes = ["f128", "f32x", "f64x"].iter().any(|lanes| name.contains(lanes));
+    let is_duplication = name.starts_with("mov") && name.ends_with("dup");
+    name.starts_with("cvt") || has_float_lanes || is_duplication || ends_float && !is_packed_integer
 }
 
 fn modes(info: &OpCodeInfo) -> Modes {
@@ -218,7 +176,7 @@ fn modes(info: &OpCodeInfo) -> Modes {
 
 /// RFLAGS bits of iced's own flag numbering.
 fn rflags(bits: u32) -> u32 {
-    const POSITIONS: [(u32, u32); 10] = [
+    const POSITIONS: [(u32, u32); 9] = [
         (RflagsBits::CF, 0),
         (RflagsBits::PF, 2),
         (RflagsBits::AF, 4),
@@ -228,106 +186,21 @@ fn rflags(bits: u32) -> u32 {
         (RflagsBits::DF, 10),
         (RflagsBits::OF, 11),
         (RflagsBits::AC, 18),
-        (RflagsBits::UIF, 32),
     ];
-    let set = POSITIONS.iter().filter(|(flag, position)| bits & flag != 0 && *position < 32);
-    set.map(|(_, position)| 1 << position).sum()
+    POSITIONS.iter().filter(|(flag, _)| bits & flag != 0).map(|(_, position)| 1 << position).sum()
+}
+
+/// SDM Vol. 1, "x87 FPU Exception Synchronization": all but the no-wait forms, MMX included. FLDENV,
+/// FRSTOR and WAIT are waiting forms; the FXSAVE and XSAVE families are not.
+fn waits_for_x87(code: Code, line: Option<General>) -> bool {
+    let unit = unit(code, line);
+    let is_waiting_unit = matches!(unit, Unit::X87 | Unit::Mmx | Unit::SseMmx);
+    let is_wait = code.mnemonic() == Mnemonic::Wait;
+    is_wait || is_waiting_unit && !code.op_code().is_fpu_no_wait()
 }
 
 fn ends_block(code: Code, line: Option<General>, executor: Executor) -> bool {
     executor == Executor::Undefined
         || line.is_some_and(|line| line.end == End::Ends)
         || code.flow_control() == FlowControl::Exception
-}
-
-fn memory(code: Code, sample: &Instruction) -> Memory {
-    let info = code.op_code();
-    let size = info.memory_size();
-    let shape = shape(code, sample);
-    let bytes = if shape == MemoryShape::None { 0 } else { size.size() as u16 };
-    Memory { shape, size: bytes, element: element(size) }
-}
-
-fn element(size: MemorySize) -> u8 {
-    size.element_size().try_into().unwrap_or(0)
-}
-
-fn shape(code: Code, sample: &Instruction) -> MemoryShape {
-    let info = code.op_code();
-    let kinds = info.op_kinds();
-    let has = |wanted: &[K]| kinds.iter().any(|kind| wanted.contains(kind));
-    if let Some(shape) = special_shape(code.mnemonic()) {
-        return shape;
-    }
-    if has(&[K::seg_rSI, K::es_rDI]) {
-        return MemoryShape::String;
-    }
-    if has(&[K::seg_rDI]) {
-        return MemoryShape::MaskMove;
-    }
-    if has(&[K::seg_rBX_al]) {
-        return MemoryShape::Table;
-    }
-    let Some(operand) = kinds.iter().position(|&kind| is_memory(kind)) else {
-        return MemoryShape::None;
-    };
-    if is_bit_string(code) {
-        return MemoryShape::BitString;
-    }
-    let access = InstructionInfoFactory::new().info(sample).op_access(operand as u32);
-    let is_masked = info.can_use_op_mask_register();
-    let is_vsib = has(&[
-        K::mem_vsib32x,
-        K::mem_vsib64x,
-        K::mem_vsib32y,
-        K::mem_vsib64y,
-        K::mem_vsib32z,
-        K::mem_vsib64z,
-    ]);
-    access_shape(access, is_masked, is_vsib)
-}
-
-fn access_shape(access: OpAccess, is_masked: bool, is_vsib: bool) -> MemoryShape {
-    match access {
-        OpAccess::Read | OpAccess::CondRead if is_vsib => MemoryShape::Gather,
-        OpAccess::Write | OpAccess::CondWrite if is_vsib => MemoryShape::Scatter,
-        OpAccess::Read | OpAccess::CondRead if is_masked => MemoryShape::MaskedRead,
-        OpAccess::Write | OpAccess::CondWrite if is_masked => MemoryShape::MaskedWrite,
-        OpAccess::Read | OpAccess::CondRead => MemoryShape::Read,
-        OpAccess::Write | OpAccess::CondWrite => MemoryShape::Write,
-        OpAccess::ReadWrite | OpAccess::ReadCondWrite => MemoryShape::ReadWrite,
-        OpAccess::None | OpAccess::NoMemAccess => MemoryShape::Address,
-    }
-}
-
-fn is_bit_string(code: Code) -> bool {
-    use Mnemonic as M;
-    let has_register_offset =
-        matches!(code.op_code().op1_kind(), K::r16_reg | K::r32_reg | K::r64_reg);
-    matches!(code.mnemonic(), M::Bt | M::Btc | M::Btr | M::Bts) && has_register_offset
-}
-
-/// The shapes that iced's operand kinds and accesses do not tell.
-#[rustfmt::skip]
-fn special_shape(mnemonic: Mnemonic) -> Option<MemoryShape> {
-    use Mnemonic as M;
-    use MemoryShape as S;
-    Some(match mnemonic {
-        M::Fldenv | M::Fnsave | M::Fnstenv | M::Frstor | M::Fxrstor | M::Fxrstor64 | M::Fxsave
-        | M::Fxsave64 | M::Xrstor | M::Xrstor64 | M::Xrstors | M::Xrstors64 | M::Xsave | M::Xsave64
-        | M::Xsavec | M::Xsavec64 | M::Xsaveopt | M::Xsaveopt64 | M::Xsaves
-        | M::Xsaves64 => S::StateImage,
-        M::Clflush | M::Clflushopt | M::Clwb | M::Cldemote | M::Prefetch | M::Prefetchw
-        | M::Prefetchwt1 | M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2
-        | M::Prefetchit0 | M::Prefetchit1 | M::Nop | M::Reservednop | M::Invlpg
-        | M::Monitor | M::Monitorx => S::Address,
-        M::Clzero => S::LineAtRax,
-        M::Movdir64b => S::DirectMove,
-        M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq => return None,
-        M::Vpcompressb | M::Vpcompressw | M::Vpcompressd | M::Vpcompressq | M::Vcompressps
-        | M::Vcompresspd => S::CompressWrite,
-        M::Vpexpandb | M::Vpexpandw | M::Vpexpandd | M::Vpexpandq | M::Vexpandps
-        | M::Vexpandpd => S::ExpandRead,
-        _ => return None,
-    })
 }

@@ -5,6 +5,7 @@
 use crate::{Class, Privilege};
 use End::{Ends, Next};
 use iced_x86::{Code, Mnemonic};
+use std::sync::LazyLock;
 
 /// Whether a basic block goes on behind an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +38,16 @@ pub(crate) fn general(code: Code) -> Option<General> {
     if let Some(&(_, class, privilege, end)) = form {
         return Some(General { mnemonic, class, privilege, end });
     }
-    GENERAL.iter().find(|line| line.mnemonic == mnemonic).copied()
+    BY_MNEMONIC.get(mnemonic as usize).copied().flatten()
 }
+
+static BY_MNEMONIC: LazyLock<Vec<Option<General>>> = LazyLock::new(|| {
+    let mut lines = vec![None; Mnemonic::values().count()];
+    for &line in GENERAL {
+        lines[line.mnemonic as usize] = Some(line);
+    }
+    lines
+});
 
 #[rustfmt::skip]
 const FORMS: &[(Code, Class, Privilege, End)] = &[
@@ -101,13 +110,13 @@ const GENERAL: &[General] = &[
     g(Mnemonic::Cbw,         Class::Mov,             Privilege::Any,           Next),
     g(Mnemonic::Cdq,         Class::Mov,             Privilege::Any,           Next),
     g(Mnemonic::Cdqe,        Class::Mov,             Privilege::Any,           Next),
-    g(Mnemonic::Clac,        Class::Flag,            Privilege::Cpl0Undefined, Ends),
+    g(Mnemonic::Clac,        Class::Flag,            Privilege::Cpl0Undefined, Next),
     g(Mnemonic::Clc,         Class::Flag,            Privilege::Any,           Next),
     g(Mnemonic::Cld,         Class::Flag,            Privilege::Any,           Next),
     g(Mnemonic::Cldemote,    Class::Nop,             Privilege::Any,           Next),
     g(Mnemonic::Clflush,     Class::Cache,           Privilege::Any,           Next),
     g(Mnemonic::Clflushopt,  Class::Cache,           Privilege::Any,           Next),
-    g(Mnemonic::Cli,         Class::Flag,            Privilege::Iopl,          Ends),
+    g(Mnemonic::Cli,         Class::Flag,            Privilege::Iopl,          Next),
     g(Mnemonic::Clts,        Class::ControlRegister, Privilege::Cpl0,          Ends),
     g(Mnemonic::Clwb,        Class::Cache,           Privilege::Any,           Next),
     g(Mnemonic::Clzero,      Class::Cache,           Privilege::Any,           Next),
@@ -330,7 +339,7 @@ const GENERAL: &[General] = &[
     g(Mnemonic::Sidt,        Class::Descriptor,      Privilege::Umip,          Next),
     g(Mnemonic::Sldt,        Class::Descriptor,      Privilege::Umip,          Next),
     g(Mnemonic::Smsw,        Class::ControlRegister, Privilege::Umip,          Next),
-    g(Mnemonic::Stac,        Class::Flag,            Privilege::Cpl0Undefined, Ends),
+    g(Mnemonic::Stac,        Class::Flag,            Privilege::Cpl0Undefined, Next),
     g(Mnemonic::Stc,         Class::Flag,            Privilege::Any,           Next),
     g(Mnemonic::Std,         Class::Flag,            Privilege::Any,           Next),
     g(Mnemonic::Sti,         Class::Flag,            Privilege::Iopl,          Ends),
@@ -362,7 +371,7 @@ const GENERAL: &[General] = &[
     g(Mnemonic::Wrfsbase,    Class::Segment,         Privilege::Any,           Next),
     g(Mnemonic::Wrgsbase,    Class::Segment,         Privilege::Any,           Next),
     g(Mnemonic::Wrmsr,       Class::Msr,             Privilege::Cpl0,          Ends),
-    g(Mnemonic::Wrpkru,      Class::Msr,             Privilege::Any,           Ends),
+    g(Mnemonic::Wrpkru,      Class::Msr,             Privilege::Any,           Next),
     g(Mnemonic::Xadd,        Class::Exchange,        Privilege::Any,           Next),
     g(Mnemonic::Xchg,        Class::Exchange,        Privilege::Any,           Next),
     g(Mnemonic::Xgetbv,      Class::Msr,             Privilege::Any,           Next),

@@ -21,6 +21,7 @@ mod map;
 mod memory;
 mod options;
 mod row;
+mod shape;
 mod table;
 
 pub use block::{Block, BlockEnd, BlockScanner, MAX_INSTRUCTION_BYTES};

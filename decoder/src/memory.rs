@@ -51,11 +51,16 @@ pub struct Memory {
     pub shape: MemoryShape,
     /// The bytes of the whole access; 0 where the shape has no fixed size.
     pub size: u16,
-    /// The bytes of one element of a packed operand, and of the operand itself if it is scalar.
+    /// The bytes that one mask bit covers and a broadcast loads, or of one element of any other
+    /// packed operand; a scalar's own size. 0 above 255.
     pub element: u8,
+    /// #GP(0) unless the address is a multiple of [`Memory::size`]. (State images and MOVDIR64B
+    /// have rules of their own.)
+    pub is_aligned: bool,
 }
 
 impl Memory {
     /// No memory operand.
-    pub const NONE: Self = Self { shape: MemoryShape::None, size: 0, element: 0 };
+    pub const NONE: Self =
+        Self { shape: MemoryShape::None, size: 0, element: 0, is_aligned: false };
 }

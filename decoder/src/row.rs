@@ -20,13 +20,13 @@ pub enum Unit {
     General,
     /// System state: what [`Privilege`] says, and what the semantic function checks itself.
     System,
-    /// x87: #NM if CR0.EM or CR0.TS; #MF if an unmasked exception waits, unless a no-wait form.
+    /// x87: #NM if CR0.EM or CR0.TS.
     X87,
-    /// MMX registers: #UD if CR0.EM, #NM if CR0.TS, #MF if an x87 exception waits.
+    /// MMX registers: #UD if CR0.EM, #NM if CR0.TS.
     Mmx,
     /// XMM registers by legacy encodings: #UD if CR0.EM or not CR4.OSFXSR, #NM if CR0.TS.
     Sse,
-    /// XMM and MMX registers together: the gates of both.
+    /// XMM and MMX registers together: as [`Unit::Sse`].
     SseMmx,
     /// VEX: #UD if not CR4.OSXSAVE or XCR0\[2:1\] is not 11b, #NM if CR0.TS. CR0.EM is ignored.
     Avx,
@@ -108,7 +108,7 @@ pub enum Class {
     Cache,
     /// CMOVcc and SETcc.
     Condition,
-    /// Control and debug registers.
+    /// Control and debug registers, INVLPG and INVPCID.
     ControlRegister,
     /// Descriptor tables, LDT, TR, LAR, LSL, VERR, VERW, ARPL.
     Descriptor,
@@ -186,6 +186,9 @@ pub struct Row {
     /// RFLAGS bits it leaves undefined. For shifts by a register or immediate count: with a masked
     /// count above 1; a count of 1 defines OF, a count of 0 changes nothing.
     pub flags_undefined: u32,
+    /// #MF if an unmasked x87 exception waits (after the unit's #UD and #NM). WAIT itself has the
+    /// gate of its own, #NM if both CR0.MP and CR0.TS.
+    pub waits_for_x87: bool,
     /// The memory operand.
     pub memory: Memory,
     /// It pushes or pops too.
