@@ -1,0 +1,132 @@
+//! The boots: what is started, what is done there, how it must end.
+
+use std::time::Duration;
+
+use crate::guests::Kernel;
+
+/// What the machine starts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Image {
+    /// The guest that Volvelle brings along.
+    BuiltIn,
+    /// A distribution's kernel by the Linux boot protocol.
+    Bz(Kernel),
+    /// The same kernel unpacked, by its PVH entry.
+    Pvh(Kernel),
+}
+
+/// One thing to do at the console.
+#[derive(Clone, Copy)]
+pub enum Step {
+    /// Wait until the guest writes this.
+    Expect(&'static str),
+    /// Type a line and wait for nothing.
+    Type(&'static str),
+    /// Have the shell run a line, and compare its output.
+    Shell(&'static str, &'static str),
+    /// Read the kernel's log, which must hold no complaint.
+    QuietLog,
+}
+
+/// Exit statuses of `volvelle run`, README.md, "Exit status".
+pub const POWERED_OFF: i32 = 0;
+pub const RESET: i32 = 3;
+
+/// One boot.
+pub struct Case {
+    pub name: &'static str,
+    pub image: Image,
+    pub cpus: &'static str,
+    /// Words added to the kernel's command line.
+    pub words: &'static str,
+    /// Further options of `volvelle run`.
+    pub options: &'static [&'static str],
+    pub steps: &'static [Step],
+    pub status: i32,
+    /// Run twice; both consoles must show the same bytes.
+    pub is_repeated: bool,
+}
+
+/// Time from the start of the process to its end, on a busy machine.
+pub const LIMIT: Duration = Duration::from_secs(600);
+
+use Image::{BuiltIn, Bz, Pvh};
+use Kernel::{Cloud, General};
+use Step::{Expect, QuietLog, Shell, Type};
+
+const PROMPT: Step = Expect("/root # ");
+const ARITHMETIC: Step = Shell("echo $((6*7))", "42");
+const ONE_CPU: Step = Shell("nproc", "1");
+const TWO_CPUS: Step = Shell("nproc", "2");
+
+/// A tour of a one-CPU guest that ends with the shutdown a person would ask for.
+const TOUR_1: &[Step] =
+    &[PROMPT, ARITHMETIC, ONE_CPU, QuietLog, Type("poweroff"), Expect("reboot: Power down")];
+/// The same with two CPUs, and with the shutdown that asks no process.
+const TOUR_2: &[Step] =
+    &[PROMPT, ARITHMETIC, TWO_CPUS, QuietLog, Type("poweroff -f"), Expect("reboot: Power down")];
+
+const REBOOT: &[Step] = &[PROMPT, Type("reboot"), Expect("reboot: Restarting system")];
+const REBOOT_AND_AGAIN: &[Step] = &[
+    PROMPT,
+    Type("reboot"),
+    Expect("reboot: Restarting system"),
+    PROMPT,
+    Type("poweroff -f"),
+    Expect("reboot: Power down"),
+];
+const PANIC: &[Step] = &[
+    PROMPT,
+    Type("echo c > /proc/sysrq-trigger"),
+    Expect("Kernel panic - not syncing: sysrq triggered crash"),
+];
+
+const fn boot(
+    name: &'static str,
+    image: Image,
+    cpus: &'static str,
+    steps: &'static [Step],
+) -> Case {
+    Case {
+        name,
+        image,
+        cpus,
+        words: "",
+        options: &[],
+        steps,
+        status: POWERED_OFF,
+        is_repeated: false,
+    }
+}
+
+/// Every boot of the suite.
+pub const CASES: &[Case] = &[
+    boot("built-in guest, 1 CPU", BuiltIn, "1", &[]),
+    boot("built-in guest, 2 CPUs", BuiltIn, "2", &[]),
+    boot("cloud kernel, bzImage, 1 CPU", Bz(Cloud), "1", TOUR_1),
+    boot("cloud kernel, bzImage, 2 CPUs", Bz(Cloud), "2", TOUR_2),
+    boot("cloud kernel, PVH, 1 CPU", Pvh(Cloud), "1", TOUR_1),
+    boot("cloud kernel, PVH, 2 CPUs", Pvh(Cloud), "2", TOUR_2),
+    boot("general kernel, bzImage, 1 CPU", Bz(General), "1", TOUR_1),
+    boot("general kernel, bzImage, 2 CPUs", Bz(General), "2", TOUR_2),
+    boot("general kernel, PVH, 1 CPU", Pvh(General), "1", TOUR_1),
+    boot("general kernel, PVH, 2 CPUs", Pvh(General), "2", TOUR_2),
+    boot("reboot", Bz(Cloud), "1", REBOOT_AND_AGAIN),
+    Case {
+        options: &["--no-reboot"],
+        status: RESET,
+        ..boot("reboot with --no-reboot", Bz(Cloud), "2", REBOOT)
+    },
+    Case {
+        words: "panic=-1",
+        options: &["--no-reboot"],
+        status: RESET,
+        ..boot("kernel panic", Bz(Cloud), "1", PANIC)
+    },
+    Case {
+        words: "volvelle.leave",
+        options: &["--sched", "serial", "--clock", "icount"],
+        is_repeated: true,
+        ..boot("exact repetition", Bz(Cloud), "2", &[Expect("reboot: Power down")])
+    },
+];

@@ -1,0 +1,159 @@
+//! A machine with its serial console, driven like a person would drive it.
+
+use std::io::{Read, Write};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::child;
+
+/// How long the process may take to end once its guest has.
+const END_LIMIT: Duration = Duration::from_secs(30);
+
+/// A running machine. It is ended when this is dropped.
+pub struct Console {
+    child: Child,
+    input: ChildStdin,
+    output: Receiver<Vec<u8>>,
+    transcript: Vec<u8>,
+    /// How much of the transcript has been matched.
+    seen: usize,
+    deadline: Instant,
+}
+
+impl Console {
+    /// Starts the command. Everything until the machine's end must fit into `limit`.
+    pub fn start(command: &mut Command, limit: Duration) -> Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", child::describe(command)))?;
+        let (sender, output) = mpsc::channel();
+        if let Some(pipe) = child.stdout.take() {
+            forward(pipe, sender.clone());
+        }
+        if let Some(pipe) = child.stderr.take() {
+            forward(pipe, sender);
+        }
+        let input = child.stdin.take().context("the machine has no stdin")?;
+        let deadline = Instant::now() + limit;
+        Ok(Self { child, input, output, transcript: Vec::new(), seen: 0, deadline })
+    }
+
+    /// Everything the machine has written so far.
+    pub fn transcript(&self) -> String {
+        String::from_utf8_lossy(&self.transcript).into_owned()
+    }
+
+    /// Waits until the machine writes a text, and returns what came before it.
+    pub fn expect(&mut self, text: &str) -> Result<String> {
+        loop {
+            if let Some(start) = find(&self.transcript[self.seen..], text.as_bytes()) {
+                let before = &self.transcript[self.seen..self.seen + start];
+                let before = String::from_utf8_lossy(before).into_owned();
+                self.seen += start + text.len();
+                return Ok(before);
+            }
+            self.read().with_context(|| format!("waiting for {text:?}"))?;
+        }
+    }
+
+    /// Types a line.
+    pub fn type_line(&mut self, line: &str) -> Result<()> {
+        self.input.write_all(format!("{line}\n").as_bytes()).context("typing to the machine")?;
+        self.input.flush().context("typing to the machine")
+    }
+
+    /// Has the guest's shell run a line that must succeed, and returns its output.
+    pub fn shell(&mut self, line: &str) -> Result<String> {
+        // The echo of what is typed holds `$?`, so only the shell's answer can match.
+        self.type_line(&format!("{line}; echo \"(status $?)\""))?;
+        self.expect("(status $?)\"")?;
+        let output = self.expect("(status ")?;
+        let status = self.expect(")")?;
+        if status != "0" {
+            bail!("`{line}` in the guest ended with {status}: {output}");
+        }
+        Ok(output.replace('\r', ""))
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn end(&mut self) -> Result<ExitStatus> {
+        while self.read().is_ok() {}
+        if Instant::now() >= self.deadline {
+            bail!("the machine is still running");
+        }
+        child::wait(&mut self.child, END_LIMIT)
+    }
+
+    fn read(&mut self) -> Result<()> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        match self.output.recv_timeout(left) {
+            Ok(bytes) => self.transcript.extend_from_slice(&bytes),
+            Err(RecvTimeoutError::Timeout) => bail!("nothing more came in time"),
+            Err(RecvTimeoutError::Disconnected) => return Err(anyhow!("the machine has ended")),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+fn forward(mut pipe: impl Read + Send + 'static, sender: Sender<Vec<u8>>) {
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count) = pipe.read(&mut buffer)
+            && count > 0
+            && sender.send(buffer[..count].to_vec()).is_ok()
+        {}
+    });
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell_of_the_host() -> Console {
+        let mut command = Command::new("sh");
+        // Like a terminal, show what is typed before what comes of it.
+        command.args(["-c", r#"while read -r line; do echo "$line"; eval "$line"; done"#]);
+        Console::start(&mut command, Duration::from_secs(60)).unwrap()
+    }
+
+    #[test]
+    fn the_answer_is_told_from_the_echo() {
+        let mut console = shell_of_the_host();
+        assert_eq!(console.shell("echo $((6*7))").unwrap().trim(), "42");
+        assert!(console.shell("false").is_err());
+        console.type_line("exit 3").unwrap();
+        assert_eq!(console.end().unwrap().code(), Some(3));
+    }
+
+    #[test]
+    fn a_machine_that_ends_early_is_an_error_and_no_wait() {
+        let mut console = shell_of_the_host();
+        console.type_line("exit").unwrap();
+        let error = format!("{:#}", console.expect("login:").unwrap_err());
+        assert_eq!(error, "waiting for \"login:\": the machine has ended");
+    }
+
+    #[test]
+    fn a_silent_machine_runs_into_its_limit() {
+        let mut command = Command::new("sleep");
+        let mut console = Console::start(command.arg("600"), Duration::from_millis(50)).unwrap();
+        assert!(console.expect("anything").is_err());
+        assert!(console.end().is_err());
+    }
+}

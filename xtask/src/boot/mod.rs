@@ -1,0 +1,204 @@
+//! Boots of real kernels with the release binary, as a user would do them.
+
+mod cases;
+mod console;
+mod kernel_log;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::guests::{Guests, Kernel};
+use crate::linux;
+use crate::tally::Tally;
+use crate::workspace;
+use cases::{CASES, Case, Image, LIMIT, Step};
+use console::Console;
+
+/// Lines of the console to show of a boot that failed.
+const SHOWN_LINES: usize = 25;
+
+/// What to boot.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Boot only cases whose name contains this.
+    filter: Option<String>,
+    /// Program to test instead of the release build.
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+}
+
+/// Runs all cases with a fresh release build. Returns the counts and what was skipped.
+pub fn suite() -> Result<(Tally, Vec<String>)> {
+    linux::build()?;
+    run(&workspace::release_binary(), CASES.iter().collect())
+}
+
+/// Runs the cases that a person asked for.
+pub fn chosen(options: &Options) -> Result<Tally> {
+    let wanted = |case: &&Case| options.filter.as_ref().is_none_or(|part| case.name.contains(part));
+    let cases: Vec<&Case> = CASES.iter().filter(wanted).collect();
+    ensure!(!cases.is_empty(), "no boot has such a name");
+    let binary = match &options.binary {
+        Some(binary) => binary.clone(),
+        None => {
+            linux::build()?;
+            workspace::release_binary()
+        }
+    };
+    let (tally, skips) = run(&binary, cases)?;
+    skips.iter().for_each(|skip| println!("skipped: {skip}"));
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    Ok(tally)
+}
+
+fn run(binary: &Path, cases: Vec<&Case>) -> Result<(Tally, Vec<String>)> {
+    let (built_in, linux): (Vec<_>, Vec<_>) =
+        cases.into_iter().partition(|case| case.image == Image::BuiltIn);
+    let mut tally = run_cases(binary, &built_in, None);
+    let mut skips = Vec::new();
+    if !linux.is_empty() {
+        match Files::fetch() {
+            Ok(files) => tally += run_cases(binary, &linux, Some(&files)),
+            Err(error) => {
+                tally.skipped += 1;
+                skips.push(format!("boots of Linux kernels, which cannot be had: {error:#}"));
+            }
+        }
+    }
+    Ok((tally, skips))
+}
+
+/// Where the guests' files are.
+struct Files {
+    initramfs: PathBuf,
+    kernels: Vec<(Image, PathBuf)>,
+}
+
+impl Files {
+    /// Fetches everything before the first boot, so that a missing network is one skip.
+    fn fetch() -> Result<Self> {
+        let guests = Guests::new();
+        let mut kernels = Vec::new();
+        for kernel in [Kernel::Cloud, Kernel::General] {
+            kernels.push((Image::Bz(kernel), guests.bzimage(kernel)?));
+            kernels.push((Image::Pvh(kernel), guests.vmlinux(kernel)?));
+        }
+        Ok(Self { initramfs: guests.initramfs()?, kernels })
+    }
+
+    fn kernel(&self, image: Image) -> Option<&Path> {
+        let entry = self.kernels.iter().find(|(candidate, _)| *candidate == image);
+        entry.map(|(_, path)| path.as_path())
+    }
+}
+
+/// Runs cases side by side, as many as the host has processors.
+fn run_cases(binary: &Path, cases: &[&Case], files: Option<&Files>) -> Tally {
+    let next = AtomicUsize::new(0);
+    let tally = Mutex::new(Tally::default());
+    let worker = || {
+        while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let one = run_case(binary, case, files);
+            *tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner) += one;
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(worker);
+        }
+    });
+    tally.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn run_case(binary: &Path, case: &Case, files: Option<&Files>) -> Tally {
+    let started = Instant::now();
+    let mut transcripts = Vec::new();
+    let result = attempt(binary, case, files, &mut transcripts);
+    let seconds = started.elapsed().as_secs_f64();
+    let log = keep(case, &transcripts);
+    match result {
+        Ok(()) => {
+            println!("boot {} ... ok ({seconds:.1} s)", case.name);
+            Tally { passed: 1, ..Tally::default() }
+        }
+        Err(error) => {
+            let text = transcripts.last().map_or("", String::as_str);
+            let lines: Vec<&str> = text.lines().collect();
+            let tail = lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n  | ");
+            println!("boot {} ... FAILED ({seconds:.1} s)\n  {error:#}\n  | {tail}", case.name);
+            println!("  the whole console: {}", log.display());
+            Tally { failed: 1, ..Tally::default() }
+        }
+    }
+}
+
+fn attempt(
+    binary: &Path,
+    case: &Case,
+    files: Option<&Files>,
+    transcripts: &mut Vec<String>,
+) -> Result<()> {
+    let runs = if case.is_repeated { 2 } else { 1 };
+    for _ in 0..runs {
+        let mut console = Console::start(&mut command(binary, case, files)?, LIMIT)?;
+        let result = play(&mut console, case);
+        transcripts.push(console.transcript());
+        result?;
+    }
+    if let [first, second] = transcripts.as_slice() {
+        let differing = first.lines().zip(second.lines()).find(|(a, b)| a != b);
+        if let Some((a, b)) = differing {
+            bail!("the second run differs: {a:?}, then {b:?}");
+        }
+        ensure!(first.len() == second.len(), "one run wrote more than the other");
+    }
+    Ok(())
+}
+
+fn command(binary: &Path, case: &Case, files: Option<&Files>) -> Result<Command> {
+    let mut command = Command::new(binary);
+    command.args(["run", "--cpus", case.cpus, "--memory", "512M"]).args(case.options);
+    if let Some(files) = files {
+        let kernel = files.kernel(case.image).context("the case's kernel was not fetched")?;
+        let words = format!("console=ttyS0 {}", case.words);
+        command.arg("--kernel").arg(kernel).arg("--initrd").arg(&files.initramfs);
+        command.arg("--append").arg(words.trim_end());
+    }
+    Ok(command)
+}
+
+fn play(console: &mut Console, case: &Case) -> Result<()> {
+    for step in case.steps {
+        match *step {
+            Step::Expect(text) => drop(console.expect(text)?),
+            Step::Type(line) => console.type_line(line)?,
+            Step::Shell(line, answer) => {
+                let output = console.shell(line)?;
+                ensure!(output.trim() == answer, "`{line}` gave {output:?}");
+            }
+            Step::QuietLog => {
+                let log = console.shell("dmesg -r")?;
+                let complaints = kernel_log::complaints(&log);
+                ensure!(complaints.is_empty(), "in dmesg:\n  {}", complaints.join("\n  "));
+            }
+        }
+    }
+    let status = console.end()?;
+    ensure!(status.code() == Some(case.status), "{status} instead of {}", case.status);
+    Ok(())
+}
+
+/// Keeps the console of a case for a person to read. Losing it fails no test.
+fn keep(case: &Case, transcripts: &[String]) -> PathBuf {
+    let folder = workspace::target().join("boots");
+    let path = folder.join(format!("{}.log", case.name.replace([' ', ','], "-")));
+    fs::create_dir_all(&folder).and_then(|()| fs::write(&path, transcripts.join("\n"))).ok();
+    path
+}
