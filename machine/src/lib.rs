@@ -15,13 +15,18 @@ pub mod debugcon;
 pub mod device_fuzz;
 pub mod e820;
 mod guard;
+pub mod ioapic;
+pub mod isa_routing;
+pub mod lapic;
 pub mod layout;
 pub mod line;
 pub mod loader;
+pub mod msi;
 pub mod output_pin;
 pub mod pic8259;
 pub mod port92;
 pub mod serial_backend;
+mod settled_timer;
 pub mod signals;
 #[cfg(test)]
 mod test_lines;
