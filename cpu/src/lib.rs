@@ -26,6 +26,8 @@ pub mod native;
 pub mod platform;
 pub mod pv;
 pub mod state;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod transfer;
 
 mod cpu;
