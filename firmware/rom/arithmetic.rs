@@ -100,13 +100,14 @@ fn avx(s: &mut Stage) -> Emit {
     const XSAVE_AND_AVX: u32 = 1 << 26 | 1 << 28;
     const CR4_OSXSAVE: i32 = 1 << 18;
     let step = Step::new(s, "AVX");
-    let (mut absent, mut done) = (s.create_label(), s.create_label());
+    let mut offered = s.create_label();
     s.mov(eax, 1)?;
     s.cpuid()?;
-    s.xor(ebx, ebx)?;
     s.and(ecx, XSAVE_AND_AVX as i32)?;
     s.cmp(ecx, XSAVE_AND_AVX as i32)?;
-    s.jne(absent)?;
+    s.je(offered)?;
+    step.leave(s, "not offered")?;
+    s.set_label(&mut offered)?;
     s.mov(rax, cr4)?;
     s.or(eax, CR4_OSXSAVE)?;
     s.mov(cr4, rax)?;
@@ -118,21 +119,7 @@ fn avx(s: &mut Stage) -> Emit {
     s.cmp(eax, 7)?;
     s.jne(step.failed)?;
     avx_sum(s, &step)?;
-    s.mov(ebx, 1)?;
-    s.set_label(&mut absent)?;
-    step.passed_with(s, |s| {
-        let mut offered = s.create_label();
-        s.test(ebx, ebx)?;
-        s.jne(offered)?;
-        s.say("not ")?;
-        s.set_label(&mut offered)?;
-        s.say("offered")?;
-        s.test(ebx, ebx)?;
-        s.je(done)?;
-        s.say(", VADDPS adds 8 floats, VZEROUPPER clears 4")?;
-        s.set_label(&mut done)?;
-        s.nop()
-    })
+    step.passed(s, "VADDPS adds 8 floats, VZEROUPPER clears 4")
 }
 
 /// 1.5 + 1.5 in the upper lane, which VZEROUPPER then clears.

@@ -18,6 +18,7 @@ pub fn stage() -> Result<Assembled, IcedError> {
     let s = &mut stage;
     set_up(s)?;
     long_mode(s)?;
+    descriptors(s)?;
     cpuid(s)?;
     time_stamp(s)?;
     arithmetic::steps(s)?;
@@ -70,6 +71,30 @@ fn long_mode(s: &mut Stage) -> Emit {
     s.shr(r15, 32)?;
     s.jne(step.failed)?;
     step.passed(s, "EFER.LMA set, 4-level paging, TSS loaded")
+}
+
+/// LSL and LAR read descriptors, VERR and VERW judge them; ZF says whether they could.
+fn descriptors(s: &mut Stage) -> Emit {
+    let step = Step::new(s, "LSL and VERR");
+    s.mov(eax, u32::from(selector::SMALL))?;
+    s.lsl(ebx, eax)?;
+    s.jne(step.failed)?;
+    s.cmp(ebx, 0xFF)?;
+    s.jne(step.failed)?;
+    s.lar(ebx, eax)?;
+    s.jne(step.failed)?;
+    // Present, DPL 0, writable data, accessed; D/B.
+    s.cmp(ebx, 0x0040_9300)?;
+    s.jne(step.failed)?;
+    s.mov(eax, u32::from(selector::CODE64))?;
+    s.verr(ax)?;
+    s.jne(step.failed)?;
+    s.verw(ax)?;
+    s.je(step.failed)?;
+    s.mov(eax, u32::from(selector::BEYOND))?;
+    s.lsl(ebx, eax)?;
+    s.je(step.failed)?;
+    step.passed(s, "limit and rights read; code is not writable, beyond the GDT is nothing")
 }
 
 /// Prints vendor, brand string and hypervisor; they are the only words that vary with the host.

@@ -154,12 +154,13 @@ pub struct Step {
     name: &'static str,
     /// Where a check goes that does not hold.
     pub failed: CodeLabel,
+    next: CodeLabel,
 }
 
 impl Step {
     /// Opens the step `name`.
     pub fn new(stage: &mut Stage, name: &'static str) -> Self {
-        Self { name, failed: stage.create_label() }
+        Self { name, failed: stage.create_label(), next: stage.create_label() }
     }
 
     /// Closes the step: all checks held, and `found` says what they saw.
@@ -173,16 +174,24 @@ impl Step {
         stage: &mut Stage,
         found: impl FnOnce(&mut Stage) -> Emit,
     ) -> Emit {
-        let mut next = stage.create_label();
-        stage.say(&format!("volvelle: [{}] ", self.name))?;
-        found(stage)?;
-        stage.say("\r\n")?;
-        stage.inc(dword_ptr(STEPS))?;
-        stage.jmp(next)?;
+        self.leave_with(stage, found)?;
         stage.set_label(&mut self.failed)?;
         stage.say(&format!("volvelle: step [{}] FAILED\r\n", self.name))?;
         let give_up = stage.give_up;
         stage.jmp(give_up)?;
-        stage.set_label(&mut next)
+        stage.set_label(&mut self.next)
+    }
+
+    /// Leaves the step early, passed with another finding, where the processor offers no more.
+    pub fn leave(&self, stage: &mut Stage, found: &str) -> Emit {
+        self.leave_with(stage, |stage| stage.say(found))
+    }
+
+    fn leave_with(&self, stage: &mut Stage, found: impl FnOnce(&mut Stage) -> Emit) -> Emit {
+        stage.say(&format!("volvelle: [{}] ", self.name))?;
+        found(stage)?;
+        stage.say("\r\n")?;
+        stage.inc(dword_ptr(STEPS))?;
+        stage.jmp(self.next)
     }
 }
