@@ -16,7 +16,9 @@
 //!
 //! `volvelle: [step] finding` for a step that passed, and in the end [`PASSED`]. The same text comes
 //! from every engine and host, but for the findings of the steps `cpuid` (vendor, brand string,
-//! hypervisor), `AVX` (whether offered) and `processors` (how many).
+//! hypervisor), `AVX` (whether offered) and `processors` (how many). Two steps pass with a finding
+//! that begins with `not` where others' processors fall short: `segment limit` under QEMU's TCG and
+//! `32-bit paging` under a KVM that pages in long mode only.
 //!
 //! A step that fails is named (`volvelle: step [...] FAILED`) and is the last; so is an exception
 //! that no step asked for. The guest then writes 1 to isa-debug-exit (port F4h), which ends a

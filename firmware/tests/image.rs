@@ -146,11 +146,13 @@ fn every_gate_points_at_an_instruction_of_its_stage() {
 #[test]
 fn every_listed_step_is_in_the_image_in_order_and_no_other() {
     let text = String::from_utf8_lossy(IMAGE);
-    let passed: Vec<&str> = text
+    let mut passed: Vec<&str> = text
         .match_indices("volvelle: [")
         .filter_map(|(at, head)| text[at + head.len()..].split("] \0").next())
         .filter(|name| name.len() < 40)
         .collect();
+    // A step that can be left early has its line twice.
+    passed.dedup();
     let listed: Vec<&str> = STEPS.iter().map(|step| step.name).collect();
     assert_eq!(passed, listed);
 }
