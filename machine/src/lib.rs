@@ -9,6 +9,7 @@ pub mod a20;
 pub mod cf9;
 pub mod chip;
 pub mod clock;
+pub mod deadline;
 pub mod debug_exit;
 pub mod debugcon;
 #[doc(hidden)]
@@ -24,6 +25,7 @@ pub mod loader;
 pub mod msi;
 pub mod output_pin;
 pub mod pic8259;
+pub mod pit8254;
 pub mod port92;
 pub mod serial_backend;
 mod settled_timer;

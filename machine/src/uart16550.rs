@@ -19,11 +19,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::chip::{Chip, RestoreError, decode, encode};
 use crate::clock::ticks_to_ns;
+use crate::deadline::Deadline;
 use crate::guard::lock;
 use crate::line::InterruptLine;
 use crate::output_pin::OutputPin;
 use crate::serial_backend::SerialBackend;
-use crate::timers::{Timer, TimerTarget, Timers};
+use crate::timers::{TimerTarget, Timers};
 
 /// The crystal of a PC's serial port.
 const CLOCK_HZ: u64 = 1_843_200;
@@ -392,7 +393,7 @@ pub struct Uart16550 {
     interrupt: OutputPin,
     output: Arc<dyn SerialBackend>,
     room_hook: Mutex<Option<RoomHook>>,
-    timer: Timer,
+    deadline: Deadline,
 }
 
 impl Uart16550 {
@@ -409,7 +410,7 @@ impl Uart16550 {
             interrupt: OutputPin::new(line),
             output,
             room_hook: Mutex::new(None),
-            timer: timers.register(this.clone()),
+            deadline: Deadline::new(timers.register(this.clone())),
         })
     }
 
@@ -448,20 +449,18 @@ impl Uart16550 {
 
     /// Runs `action` under the lock, then brings line, timer and input up to date.
     fn with_chip<R>(&self, action: impl FnOnce(&mut Ns16550, u64) -> R) -> R {
-        let now_ns = self.timer.clock().now_ns();
+        let now_ns = self.deadline.clock().now_ns();
         let mut chip = lock(&self.chip);
-        let (room, deadline) = (chip.room(), chip.timeout_at_ns);
+        let room = chip.room();
         let result = action(&mut chip, now_ns);
         let has_more_room = chip.room() > room;
-        if chip.timeout_at_ns != deadline {
-            match chip.timeout_at_ns {
-                Some(at_ns) => self.timer.arm(at_ns),
-                None => self.timer.disarm(),
-            }
-        }
-        let has_changed = self.interrupt.stage(chip.interrupt_line());
+        let is_deadline_new = self.deadline.stage(chip.timeout_at_ns);
+        let is_level_new = self.interrupt.stage(chip.interrupt_line());
         drop(chip);
-        if has_changed {
+        if is_deadline_new {
+            self.deadline.flush();
+        }
+        if is_level_new {
             self.interrupt.flush();
         }
         if has_more_room {
@@ -480,6 +479,7 @@ impl Uart16550 {
 
 impl TimerTarget for Uart16550 {
     fn expire(&self, now_ns: u64) {
+        self.deadline.fired();
         self.with_chip(|chip, _| {
             if chip.timeout_at_ns.is_some_and(|at_ns| at_ns <= now_ns) {
                 chip.timeout_at_ns = None;
