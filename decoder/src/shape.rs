@@ -62,12 +62,15 @@ pub(crate) fn memory(code: Code, sample: &Instruction) -> Memory {
     }
 }
 
-/// The bytes that one mask bit covers: what a broadcast loads, if there is a broadcast.
+/// The bytes that one mask bit covers: what a broadcast loads, if there is a broadcast. The scalar
+/// complex FP16 forms have one mask bit for both halves.
 fn element(code: Code) -> u8 {
+    use Mnemonic as M;
     let info = code.op_code();
-    let size = match info.can_broadcast() {
-        true => info.broadcast_memory_size().size(),
-        false => info.memory_size().element_size(),
+    let size = match code.mnemonic() {
+        M::Vfmulcsh | M::Vfcmulcsh | M::Vfmaddcsh | M::Vfcmaddcsh => info.memory_size().size(),
+        _ if info.can_broadcast() => info.broadcast_memory_size().size(),
+        _ => info.memory_size().element_size(),
     };
     size.try_into().unwrap_or(0)
 }
@@ -189,7 +192,8 @@ fn is_aligned(code: Code) -> bool {
         M::Pcmpestrm | M::Pcmpestrm64 | M::Pcmpestri | M::Pcmpestri64 => false,
         M::Pcmpistrm | M::Pcmpistri => false,
         _ => {
-            let is_vector = info.op_kinds().iter().any(|kind| matches!(kind, K::xmm_reg));
+            let is_xmm = |kind: &K| matches!(kind, K::xmm_reg | K::xmm_or_mem);
+            let is_vector = info.op_kinds().iter().any(is_xmm);
             info.encoding() == EncodingKind::Legacy && is_vector && info.memory_size().size() == 16
         }
     }
