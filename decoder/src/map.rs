@@ -15,14 +15,16 @@ pub(crate) enum Need {
 }
 
 /// The need that `feature` stands for.
+#[expect(clippy::too_many_lines, reason = "one line a feature")]
 #[rustfmt::skip]
 pub(crate) fn need(feature: CpuidFeature) -> Need {
     use CpuidFeature as C;
     use Need::{Base, Offered as O, Refused};
     match feature {
         C::INTEL8086 | C::INTEL186 | C::INTEL286 | C::INTEL386 | C::INTEL486 | C::CPUID
-        | C::FPU287 | C::FPU387 | C::MULTIBYTENOP | C::PAUSE | C::RDPMC => Base,
-        C::X64 => O(Feature::Lm),
+        | C::MULTIBYTENOP | C::PAUSE | C::RDPMC => Base,
+        // Decoded in 64-bit mode only, which cannot be entered without the feature LM.
+        C::X64 => Base,
         C::ADX => O(Feature::Adx),
         C::AES => O(Feature::Aes),
         C::AVX => O(Feature::Avx),
@@ -57,7 +59,7 @@ pub(crate) fn need(feature: CpuidFeature) -> Need {
         C::CX8 => O(Feature::Cx8),
         C::F16C => O(Feature::F16c),
         C::FMA => O(Feature::Fma),
-        C::FPU => O(Feature::Fpu),
+        C::FPU | C::FPU287 | C::FPU387 => O(Feature::Fpu),
         C::FSGSBASE => O(Feature::Fsgsbase),
         C::FXSR => O(Feature::Fxsr),
         C::GFNI => O(Feature::Gfni),

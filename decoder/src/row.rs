@@ -191,7 +191,7 @@ pub struct Row {
     pub waits_for_x87: bool,
     /// The memory operand.
     pub memory: Memory,
-    /// It pushes or pops too.
+    /// It pushes or pops too (the delivery of an interrupt apart).
     pub stack: bool,
     /// No instruction may follow it in a basic block: control leaves, or what was decoded or
     /// checked ahead (mode, mapping, pending events) may have changed.

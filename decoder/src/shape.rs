@@ -211,7 +211,7 @@ fn special_shape(mnemonic: Mnemonic) -> Option<MemoryShape> {
         | M::Xsaves64 => S::StateImage,
         M::Clflush | M::Clflushopt | M::Clwb | M::Cldemote | M::Prefetch | M::Prefetchw
         | M::Prefetchwt1 | M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2
-        | M::Prefetchit0 | M::Prefetchit1 | M::Nop | M::Reservednop | M::Invlpg
+        | M::Prefetchit0 | M::Prefetchit1 | M::Invlpg
         | M::Monitor | M::Monitorx => S::Address,
         M::Clzero => S::LineAtRax,
         M::Movdir64b => S::DirectMove,
