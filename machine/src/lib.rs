@@ -24,6 +24,7 @@ pub mod line;
 pub mod loader;
 pub mod msi;
 pub mod output_pin;
+pub mod pci;
 pub mod pic8259;
 pub mod pit8254;
 pub mod port92;
