@@ -99,14 +99,10 @@ impl BlockScanner {
     /// iced asks for one byte behind some opcodes that no byte can make valid (POP SS in 64-bit
     /// mode). At the end of a page it matters: #UD comes before the fetch of the next page can fault.
     fn why_cut(&self, rest: &[u8], bitness: u32) -> BlockEnd {
-        let mut bytes = [0; MAX_INSTRUCTION_BYTES];
-        let (Some(bytes), count) = (bytes.get_mut(..=rest.len()), rest.len()) else {
-            return BlockEnd::Window;
-        };
-        bytes[..count].copy_from_slice(rest);
+        let mut bytes = [rest, &[0]].concat();
         let is_hopeless = (0..=u8::MAX).all(|next| {
-            bytes[count] = next;
-            let mut decoder = self.decoder(bytes, 0, bitness, self.options);
+            bytes[rest.len()] = next;
+            let mut decoder = self.decoder(&bytes, 0, bitness, self.options);
             decoder.decode().is_invalid() && decoder.last_error() != DecoderError::NoMoreBytes
         });
         if is_hopeless { BlockEnd::Invalid } else { BlockEnd::Window }

@@ -391,3 +391,28 @@ const GENERAL: &[General] = &[
     g(Mnemonic::Xsaves64,    Class::StateImage,      Privilege::Cpl0,          Next),
     g(Mnemonic::Xsetbv,      Class::Msr,             Privilege::Cpl0,          Ends),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Executor, rows};
+
+    #[test]
+    fn the_lines_are_in_order_and_none_is_double() {
+        let names: Vec<_> = GENERAL.iter().map(|g| format!("{:?}", g.mnemonic)).collect();
+        assert!(names.is_sorted_by(|a, b| a < b));
+    }
+
+    #[test]
+    fn every_line_makes_a_row() {
+        for line in GENERAL {
+            let is_used = |row: &&crate::Row| {
+                row.code.mnemonic() == line.mnemonic && row.executor == Executor::Interpreter
+            };
+            assert!(rows().any(|row| is_used(&row)), "{:?}", line.mnemonic);
+        }
+        for (code, ..) in FORMS {
+            assert_eq!(crate::row(*code).executor, Executor::Interpreter, "{code:?}");
+        }
+    }
+}

@@ -177,7 +177,8 @@ pub struct Row {
     pub privilege: Privilege,
     /// Where it exists.
     pub modes: Modes,
-    /// LOCK is legal if the destination is memory.
+    /// LOCK is legal if the destination is memory; elsewhere it does not decode. (On AMD a LOCK
+    /// before MOV CR0 decodes too: it is the fourth bit of the register, CR8.)
     pub lock: bool,
     /// RFLAGS bits it reads.
     pub flags_read: u32,

@@ -2,7 +2,6 @@
 
 use decoder::{Class, Executor, Privilege, Row, Unit, rows};
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::path::Path;
 
 const HEADER: &str = "\
@@ -16,10 +15,11 @@ Generated from the decoder's table by `BLESS=1 cargo test -p decoder`; do not ed
 *privilege* what else it needs. A form is one of iced-x86's encodings.
 ";
 
-/// iced knows forms that its decoder never makes: data declarations, and FSTENV and the like, which
-/// are WAIT and FNSTENV.
+/// iced knows forms that its decoder never makes: data declarations, FSTENV and the like, which are
+/// WAIT and FNSTENV, and those of processors that only an option selects (Knights Corner, Cyrix).
 fn is_decoded(row: &Row) -> bool {
-    row.code.op_code().is_instruction() && !row.code.op_code().fwait()
+    let info = row.code.op_code();
+    info.is_instruction() && !info.fwait() && info.decoder_option() == 0
 }
 
 /// The forms of one mnemonic in one class.
@@ -74,7 +74,7 @@ fn page() -> String {
     let mut page = HEADER.to_owned();
     page += &summary(&classes, &undefined);
     for (class, entries) in &classes {
-        write!(page, "\n## {class:?}\n\n").unwrap();
+        page += &format!("\n## {class:?}\n\n");
         page += "| instruction | forms | executed by | gate | CPUID | privilege |\n";
         page += "|---|---|---|---|---|---|\n";
         page.extend(entries.iter().map(|(mnemonic, entry)| entry.line(mnemonic)));
@@ -82,7 +82,7 @@ fn page() -> String {
     page += "\n## Undefined\n\nThese raise #UD, as on a processor that does not offer them.\n\n";
     let names: Vec<_> = undefined.keys().map(String::as_str).collect();
     for line in names.chunks(10) {
-        writeln!(page, "{}", line.join(" ")).unwrap();
+        page += &(line.join(" ") + "\n");
     }
     page
 }

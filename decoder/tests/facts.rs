@@ -165,17 +165,15 @@ fn facts(row: &Row, has_lock: bool) -> String {
     words.join(" ")
 }
 
-fn observed(hex: &str, bitness: u32) -> (String, String) {
-    let bytes: Vec<u8> =
-        hex.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+fn observed(bytes: &[u8], bitness: u32) -> (String, String) {
     let scanner = BlockScanner::new(Vendor::Intel, FeatureSet::all());
-    let block = scanner.scan(&bytes, 0x1000, bitness, 1);
+    let block = scanner.scan(bytes, 0x1000, bitness, 1);
     let Some(instruction) = block.instructions.first() else {
         let end = match block.end {
             BlockEnd::Invalid => "invalid",
             BlockEnd::TooLong => "too-long",
             BlockEnd::Window => "window",
-            end => panic!("{hex}: {end:?} without an instruction"),
+            BlockEnd::Instruction | BlockEnd::Limit => "an end without an instruction",
         };
         return ("-".to_owned(), end.to_owned());
     };
@@ -189,7 +187,9 @@ fn instructions_have_the_facts_that_the_manuals_give() {
     for line in CASES.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
         let fields: Vec<_> = line.split('|').map(str::trim).collect();
         let [hex, bitness, code, expected] = fields[..] else { panic!("{line}") };
-        let (seen_code, seen) = observed(hex, bitness.parse().unwrap());
+        let byte = |digits| u8::from_str_radix(digits, 16).unwrap();
+        let bytes: Vec<u8> = hex.split_whitespace().map(byte).collect();
+        let (seen_code, seen) = observed(&bytes, bitness.parse().unwrap());
         let sorted = |facts: &str| {
             let mut words: Vec<_> = facts.split_whitespace().map(str::to_owned).collect();
             words.sort();
@@ -202,19 +202,9 @@ fn instructions_have_the_facts_that_the_manuals_give() {
     assert!(differences.is_empty(), "\n{}", differences.join("\n"));
 }
 
-/// RFLAGS bits by letter: SDM Vol. 1, "EFLAGS Cross-Reference".
+/// RFLAGS bits by letter: SDM Vol. 1, "EFLAGS Cross-Reference". A letter that is no flag is bit 31.
 fn flags(letters: &str) -> u32 {
-    let bit = |letter| match letter {
-        'C' => 0,
-        'P' => 2,
-        'A' => 4,
-        'Z' => 6,
-        'S' => 7,
-        'I' => 9,
-        'D' => 10,
-        'O' => 11,
-        letter => panic!("flag {letter}"),
-    };
+    let bit = |letter| "C.P.A.ZS.IDO".find(letter).unwrap_or(31);
     letters.chars().map(|letter| 1u32 << bit(letter)).sum()
 }
 
