@@ -15,11 +15,12 @@ pub(crate) fn derive(code: Code) -> Row {
     let line = general(code);
     let executor = executor(code, line);
     let sample = sample(info);
+    let unit = unit(code, line, executor);
     Row {
         code,
         class: class(code, line, executor),
         executor,
-        unit: unit(code, line),
+        unit,
         features: features(code, line),
         privilege: line.map_or(Privilege::Any, |line| line.privilege),
         modes: modes(info),
@@ -30,7 +31,7 @@ pub(crate) fn derive(code: Code) -> Row {
         ),
         flags_undefined: rflags(sample.rflags_undefined()),
         memory: memory(code, &sample),
-        waits_for_x87: waits_for_x87(code, line),
+        waits_for_x87: waits_for_x87(code, unit),
         stack: code.is_stack_instruction(),
         ends_block: ends_block(code, line, executor),
     }
@@ -76,9 +77,9 @@ fn features(code: Code, line: Option<General>) -> FeatureSet {
     offered.collect()
 }
 
-fn unit(code: Code, line: Option<General>) -> Unit {
-    let info = code.op_code();
+fn unit(code: Code, line: Option<General>, executor: Executor) -> Unit {
     match line.map(|line| line.class) {
+        _ if executor == Executor::Undefined => Unit::General,
         Some(Class::StateImage) => image_unit(line.map(|line| line.mnemonic)),
         Some(
             Class::ControlRegister
@@ -89,7 +90,7 @@ fn unit(code: Code, line: Option<General>) -> Unit {
             | Class::System,
         ) => Unit::System,
         Some(_) => Unit::General,
-        None => vector_unit(info),
+        None => vector_unit(code.op_code()),
     }
 }
 
@@ -192,8 +193,7 @@ fn rflags(bits: u32) -> u32 {
 
 /// SDM Vol. 1, "x87 FPU Exception Synchronization": all but the no-wait forms, MMX included. FLDENV,
 /// FRSTOR and WAIT are waiting forms; the FXSAVE and XSAVE families are not.
-fn waits_for_x87(code: Code, line: Option<General>) -> bool {
-    let unit = unit(code, line);
+fn waits_for_x87(code: Code, unit: Unit) -> bool {
     let is_waiting_unit = matches!(unit, Unit::X87 | Unit::Mmx | Unit::SseMmx);
     let is_wait = code.mnemonic() == Mnemonic::Wait;
     is_wait || is_waiting_unit && !code.op_code().is_fpu_no_wait()
