@@ -71,3 +71,127 @@ pub fn sub<T: Word>(a: T, b: T, borrow: u64) -> (T, u64) {
 pub fn logic<T: Word>(result: T) -> u64 {
     sign_zero_parity(result)
 }
+
+/// The count of a shift or rotate: masked to 5 bits, 6 for 64-bit operands.
+#[inline]
+pub fn masked_count<T: Word>(count: u8) -> u32 {
+    u32::from(count) & if T::BITS == 64 { 63 } else { 31 }
+}
+
+/// What a shift or rotate by a non-zero count gives: the result, the flags it writes, their values.
+pub type Shifted<T> = (T, u64, u64);
+
+fn flag_if(is_set: bool, flag: u64) -> u64 {
+    if is_set { flag } else { 0 }
+}
+
+/// SHL by `count` from 1 to 63. Where CF or OF is undefined it is what bit-serial hardware gives:
+/// CF zero for counts beyond the width, OF the exclusive or of CF and the sign.
+pub fn shl<T: Word>(a: T, count: u32) -> Shifted<T> {
+    let wide = u128::from(a.to_u64()) << count;
+    let result = T::from_u64(wide as u64);
+    let carry = wide >> T::BITS & 1 != 0;
+    let sign = result.to_u64() & T::SIGN != 0;
+    let status = flag_if(carry, CF) | flag_if(carry != sign, OF) | sign_zero_parity(result);
+    (result, crate::state::rflags::STATUS, status)
+}
+
+/// SHR by `count` from 1 to 63. OF is the sign of the operand for every count.
+pub fn shr<T: Word>(a: T, count: u32) -> Shifted<T> {
+    let value = a.to_u64();
+    let result = T::from_u64(value >> count);
+    let carry = value >> (count - 1) & 1 != 0;
+    // OF for a count of 1 is the old sign; for more, the two highest bits of the result differ.
+    let top = result.to_u64();
+    let overflow = (top ^ top << 1) & T::SIGN != 0;
+    let status = flag_if(carry, CF) | flag_if(overflow, OF) | sign_zero_parity(result);
+    (result, crate::state::rflags::STATUS, status)
+}
+
+/// SAR by `count` from 1 to 63.
+pub fn sar<T: Word>(a: T, count: u32) -> Shifted<T> {
+    let value = a.sign_extend() as i64;
+    let result = T::from_u64((value >> count) as u64);
+    let carry = value >> (count - 1) & 1 != 0;
+    let status = flag_if(carry, CF) | sign_zero_parity(result);
+    (result, crate::state::rflags::STATUS, status)
+}
+
+/// ROL by a masked, non-zero count: CF and OF.
+pub fn rol<T: Word>(a: T, count: u32) -> Shifted<T> {
+    let result = rotate_left(a, count % T::BITS);
+    let carry = result.to_u64() & 1 != 0;
+    let sign = result.to_u64() & T::SIGN != 0;
+    (result, CF | OF, flag_if(carry, CF) | flag_if(carry != sign, OF))
+}
+
+/// ROR by a masked, non-zero count: CF and OF.
+pub fn ror<T: Word>(a: T, count: u32) -> Shifted<T> {
+    let result = rotate_left(a, (T::BITS - count % T::BITS) % T::BITS);
+    let value = result.to_u64();
+    let carry = value & T::SIGN != 0;
+    let overflow = (value ^ value << 1) & T::SIGN != 0;
+    (result, CF | OF, flag_if(carry, CF) | flag_if(overflow, OF))
+}
+
+fn rotate_left<T: Word>(a: T, count: u32) -> T {
+    let value = u128::from(a.to_u64());
+    T::from_u64((value << count | value >> (T::BITS - count)) as u64)
+}
+
+/// RCL by a masked, non-zero count through CF, which is `carry`.
+pub fn rcl<T: Word>(a: T, count: u32, carry: bool) -> Shifted<T> {
+    let bits = T::BITS + 1;
+    let count = count % bits;
+    let wide = u128::from(a.to_u64()) | u128::from(carry) << T::BITS;
+    let rotated = (wide << count | wide >> (bits - count)) & ((1 << bits) - 1);
+    let result = T::from_u64(rotated as u64);
+    let carry = rotated >> T::BITS & 1 != 0;
+    let sign = result.to_u64() & T::SIGN != 0;
+    (result, CF | OF, flag_if(carry, CF) | flag_if(carry != sign, OF))
+}
+
+/// RCR by a masked, non-zero count through CF, which is `carry`.
+pub fn rcr<T: Word>(a: T, count: u32, carry: bool) -> Shifted<T> {
+    let bits = T::BITS + 1;
+    let count = count % bits;
+    let wide = u128::from(a.to_u64()) | u128::from(carry) << T::BITS;
+    let rotated = (wide >> count | wide << (bits - count)) & ((1 << bits) - 1);
+    let result = T::from_u64(rotated as u64);
+    let carry = rotated >> T::BITS & 1 != 0;
+    let value = result.to_u64();
+    let overflow = (value ^ value << 1) & T::SIGN != 0;
+    (result, CF | OF, flag_if(carry, CF) | flag_if(overflow, OF))
+}
+
+/// SHLD: `a` shifted left, filled from the top of `fill`. For 16-bit operands a count above 16
+/// goes on through `a` again, as CPUs do where the manuals leave it undefined.
+pub fn shld<T: Word>(a: T, fill: T, count: u32) -> Shifted<T> {
+    let width = T::BITS;
+    let high = u128::from(a.to_u64());
+    let low = u128::from(fill.to_u64());
+    let (result, carry) = if width == 16 {
+        let wide = high << 32 | low << 16 | high;
+        (wide << count >> 32, wide << count >> 48 & 1 != 0)
+    } else {
+        let wide = high << width | low;
+        (wide << count >> width, high >> (width - count) & 1 != 0)
+    };
+    let result = T::from_u64(result as u64);
+    let changed = (result.to_u64() ^ a.to_u64()) & T::SIGN != 0;
+    let status = flag_if(carry, CF) | flag_if(changed, OF) | sign_zero_parity(result);
+    (result, crate::state::rflags::STATUS, status)
+}
+
+/// SHRD: `a` shifted right, filled from the bottom of `fill`; as [`shld`] for 16-bit operands.
+pub fn shrd<T: Word>(a: T, fill: T, count: u32) -> Shifted<T> {
+    let width = T::BITS;
+    let low = u128::from(a.to_u64());
+    let high = u128::from(fill.to_u64());
+    let wide = if width == 16 { low << 32 | high << 16 | low } else { high << width | low };
+    let result = T::from_u64((wide >> count) as u64);
+    let carry = wide >> (count - 1) & 1 != 0;
+    let changed = (result.to_u64() ^ a.to_u64()) & T::SIGN != 0;
+    let status = flag_if(carry, CF) | flag_if(changed, OF) | sign_zero_parity(result);
+    (result, crate::state::rflags::STATUS, status)
+}

@@ -42,9 +42,20 @@ pub fn undefined(_: &mut Cpu, _: &Insn) -> Exec {
 static TABLE: LazyLock<Vec<Forms>> = LazyLock::new(|| {
     let none = Forms { register: undefined, memory: undefined };
     let count = Code::values().len();
-    #[expect(unused_mut, reason = "families add their rows below")]
     let mut table = Table(vec![none; count]);
     // One line a family.
+    super::alu::register(&mut table);
+    super::bit::register(&mut table);
+    super::branch::register(&mut table);
+    super::condition::register(&mut table);
+    super::exchange::register(&mut table);
+    super::io::register(&mut table);
+    super::misc::register(&mut table);
+    super::mov::register(&mut table);
+    super::muldiv::register(&mut table);
+    super::shift::register(&mut table);
+    super::stack::register(&mut table);
+    super::string::register(&mut table);
     table.0
 });
 

@@ -4,6 +4,7 @@ use iced_x86::{Instruction, OpKind, Register};
 
 use crate::Cpu;
 use crate::exception::Exec;
+use crate::interp::string;
 
 /// Executes one instruction. [`Cpu::next_rip`] holds the address behind it and is what branches
 /// change. On an exception nothing of the instruction may be visible but what the manual says.
@@ -114,8 +115,10 @@ fn memory_operand(iced: &Instruction) -> Mem {
     let index = iced.memory_index();
     // A VSIB index is a vector register: its handler asks `iced` for it.
     let is_gpr_index = index.is_gpr();
-    let address_size = if is_ip_relative {
-        base.size()
+    let of_string =
+        (0..iced.op_count()).find_map(|operand| string::address_size(iced.op_kind(operand)));
+    let address_size = if let Some(size) = of_string {
+        usize::from(size)
     } else if base != Register::None {
         base.size()
     } else if is_gpr_index {
@@ -124,7 +127,6 @@ fn memory_operand(iced: &Instruction) -> Mem {
         match iced.memory_displ_size() {
             2 => 2,
             4 => 4,
-            8 => 8,
             _ => 8,
         }
     };

@@ -6,6 +6,20 @@
 
 pub mod block;
 pub mod dispatch;
-mod gate;
 pub mod insn;
+
+mod alu;
+mod bit;
+mod branch;
+mod condition;
+mod exchange;
+mod gate;
+mod io;
+mod misc;
+mod mov;
+mod muldiv;
 mod run;
+mod shape;
+mod shift;
+mod stack;
+mod string;

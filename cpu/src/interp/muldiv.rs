@@ -1,0 +1,239 @@
+//! MUL, IMUL, DIV, IDIV, MULX, and the decimal AAM, AAD, AAA, AAS, DAA, DAS.
+
+use iced_x86::{Code, Mnemonic};
+
+use crate::Cpu;
+use crate::exception::{Exception, Exec};
+use crate::flags::{Word, sign_zero_parity};
+use crate::interp::dispatch::{Forms, Table};
+use crate::interp::insn::{Insn, register_number};
+use crate::interp::shape::{Form, by_width, for_each_form};
+use crate::state::gpr::{RAX, RDX};
+use crate::state::rflags::{AF, CF, OF, STATUS};
+
+const A: u8 = RAX as u8;
+const D: u8 = RDX as u8;
+const AH: u8 = 16;
+
+/// The operand behind the opcode: register or memory.
+#[inline(always)]
+fn operand<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec<T> {
+    if insn.dst == super::insn::NO_REGISTER { cpu.load(&insn.mem) } else { Ok(cpu.reg(insn.dst)) }
+}
+
+/// Writes a double-width product or dividend: AX for bytes, rDX:rAX otherwise.
+fn set_pair<T: Word>(cpu: &mut Cpu, low: T, high: T) {
+    if T::BYTES == 1 {
+        cpu.set_reg(A, (high.to_u64() << 8 | low.to_u64()) as u16);
+    } else {
+        cpu.set_reg(A, low);
+        cpu.set_reg(D, high);
+    }
+}
+
+/// AX for bytes, rDX:rAX otherwise, as 128 bits.
+fn pair<T: Word>(cpu: &Cpu) -> u128 {
+    if T::BYTES == 1 {
+        u128::from(cpu.reg::<u16>(A))
+    } else {
+        u128::from(cpu.reg::<T>(D).to_u64()) << T::BITS | u128::from(cpu.reg::<T>(A).to_u64())
+    }
+}
+
+/// CF and OF tell that the upper half matters; SF, ZF, AF and PF are undefined and stay, as AMD
+/// CPUs leave them.
+fn set_overflow(cpu: &mut Cpu, overflows: bool) {
+    cpu.set_flags(CF | OF, if overflows { CF | OF } else { 0 });
+}
+
+fn mul<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let b = operand::<T>(cpu, insn)?;
+    let product = u128::from(cpu.reg::<T>(A).to_u64()) * u128::from(b.to_u64());
+    let high = T::from_u64((product >> T::BITS) as u64);
+    set_pair(cpu, T::from_u64(product as u64), high);
+    set_overflow(cpu, high != T::default());
+    Ok(())
+}
+
+fn signed<T: Word>(value: T) -> i128 {
+    i128::from(value.sign_extend() as i64)
+}
+
+/// True if a signed product does not fit in `T`.
+fn product_overflows<T: Word>(product: i128) -> bool {
+    product != signed(T::from_u64(product as u64))
+}
+
+fn imul_pair<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let b = operand::<T>(cpu, insn)?;
+    let product = signed(cpu.reg::<T>(A)) * signed(b);
+    set_pair(cpu, T::from_u64(product as u64), T::from_u64((product >> T::BITS) as u64));
+    set_overflow(cpu, product_overflows::<T>(product));
+    Ok(())
+}
+
+fn imul_into<T: Word>(cpu: &mut Cpu, insn: &Insn, a: T, b: T) {
+    let product = signed(a) * signed(b);
+    cpu.set_reg(insn.dst, T::from_u64(product as u64));
+    set_overflow(cpu, product_overflows::<T>(product));
+}
+
+/// Operand 1: register or memory.
+#[inline(always)]
+fn source<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec<T> {
+    if insn.src == super::insn::NO_REGISTER { cpu.load(&insn.mem) } else { Ok(cpu.reg(insn.src)) }
+}
+
+fn imul_two<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let b = source::<T>(cpu, insn)?;
+    let a = cpu.reg::<T>(insn.dst);
+    imul_into(cpu, insn, a, b);
+    Ok(())
+}
+
+fn imul_three<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let a = source::<T>(cpu, insn)?;
+    imul_into(cpu, insn, a, T::from_u64(insn.imm));
+    Ok(())
+}
+
+fn div<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let divisor = u128::from(operand::<T>(cpu, insn)?.to_u64());
+    let dividend = pair::<T>(cpu);
+    let quotient = dividend.checked_div(divisor).ok_or(Exception::DE)?;
+    if quotient > u128::from(T::MASK) {
+        return Err(Exception::DE);
+    }
+    let remainder = dividend % divisor;
+    set_pair(cpu, T::from_u64(quotient as u64), T::from_u64(remainder as u64));
+    Ok(())
+}
+
+fn idiv<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let divisor = signed(operand::<T>(cpu, insn)?);
+    let unused = 128 - 2 * T::BITS;
+    let dividend = (pair::<T>(cpu) << unused) as i128 >> unused;
+    let quotient = dividend.checked_div(divisor).ok_or(Exception::DE)?;
+    if product_overflows::<T>(quotient) {
+        return Err(Exception::DE);
+    }
+    let remainder = dividend.wrapping_rem(divisor);
+    set_pair(cpu, T::from_u64(quotient as u64), T::from_u64(remainder as u64));
+    Ok(())
+}
+
+/// MULX: operand 0 gets the high half (and wins if both are the same), operand 1 the low.
+fn mulx<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let b = match insn.iced.op2_register() {
+        iced_x86::Register::None => cpu.load::<T>(&insn.mem)?,
+        register => cpu.reg(register_number(register)),
+    };
+    let product = u128::from(cpu.reg::<T>(D).to_u64()) * u128::from(b.to_u64());
+    cpu.set_reg(insn.src, T::from_u64(product as u64));
+    cpu.set_reg(insn.dst, T::from_u64((product >> T::BITS) as u64));
+    Ok(())
+}
+
+/// Writes AL and AH and the flags of a decimal adjustment. Flags the manuals leave undefined come
+/// from the result, as on real CPUs.
+fn set_ax(cpu: &mut Cpu, al: u8, ah: u8) {
+    cpu.set_reg(A, u16::from_le_bytes([al, ah]));
+}
+
+fn aam(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let base = insn.imm as u8;
+    let al = cpu.reg::<u8>(A);
+    let quotient = al.checked_div(base).ok_or(Exception::DE)?;
+    let remainder = al % base;
+    set_ax(cpu, remainder, quotient);
+    cpu.set_status_flags(sign_zero_parity(remainder));
+    Ok(())
+}
+
+fn aad(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let (al, ah) = (cpu.reg::<u8>(A), cpu.reg::<u8>(AH));
+    let result = al.wrapping_add(ah.wrapping_mul(insn.imm as u8));
+    set_ax(cpu, result, 0);
+    cpu.set_status_flags(sign_zero_parity(result));
+    Ok(())
+}
+
+/// AAA and AAS: `adjust` adds or subtracts 106h to AX.
+fn ascii_adjust(cpu: &mut Cpu, adjust: fn(u16, u16) -> u16) {
+    let ax = cpu.reg::<u16>(A);
+    let is_adjusted = ax & 0xf > 9 || cpu.flag(AF);
+    let ax = if is_adjusted { adjust(ax, 0x106) } else { ax } & 0xff0f;
+    cpu.set_reg(A, ax);
+    let carry = if is_adjusted { AF | CF } else { 0 };
+    cpu.set_status_flags(carry | sign_zero_parity(ax as u8));
+}
+
+fn aaa(cpu: &mut Cpu, _: &Insn) -> Exec {
+    ascii_adjust(cpu, u16::wrapping_add);
+    Ok(())
+}
+
+fn aas(cpu: &mut Cpu, _: &Insn) -> Exec {
+    ascii_adjust(cpu, u16::wrapping_sub);
+    Ok(())
+}
+
+/// DAA and DAS: `adjust` adds or subtracts 6 and 60h.
+fn decimal_adjust(cpu: &mut Cpu, adjust: fn(u8, u8) -> u8, borrows: bool) {
+    let old = cpu.reg::<u8>(A);
+    let old_carry = cpu.flag(CF);
+    let (mut al, mut status) = (old, 0);
+    if old & 0xf > 9 || cpu.flag(AF) {
+        al = adjust(al, 6);
+        status |= AF;
+        if borrows && (old_carry || old < 6) {
+            status |= CF;
+        }
+    }
+    if old > 0x99 || old_carry {
+        al = adjust(al, 0x60);
+        status |= CF;
+    }
+    cpu.set_reg(A, al);
+    cpu.set_flags(STATUS, status | sign_zero_parity(al));
+}
+
+fn daa(cpu: &mut Cpu, _: &Insn) -> Exec {
+    decimal_adjust(cpu, u8::wrapping_add, false);
+    Ok(())
+}
+
+fn das(cpu: &mut Cpu, _: &Insn) -> Exec {
+    decimal_adjust(cpu, u8::wrapping_sub, true);
+    Ok(())
+}
+
+fn imul_forms(form: &Form) -> Forms {
+    let handler = match form.operand_count {
+        1 => by_width!(form.width, imul_pair),
+        2 => by_width!(form.width, imul_two),
+        _ => by_width!(form.width, imul_three),
+    };
+    Forms { register: handler, memory: handler }
+}
+
+/// Adds the family's rows.
+pub(crate) fn register(table: &mut Table) {
+    for_each_form(table, |table, form| {
+        let handler = match form.mnemonic {
+            Mnemonic::Mul => by_width!(form.width, mul),
+            Mnemonic::Div => by_width!(form.width, div),
+            Mnemonic::Idiv => by_width!(form.width, idiv),
+            Mnemonic::Mulx => by_width!(form.width, mulx),
+            Mnemonic::Imul => imul_forms(form).register,
+            _ => return,
+        };
+        table.both(form.code, handler);
+    });
+    table.both(Code::Aam_imm8, aam);
+    table.both(Code::Aad_imm8, aad);
+    table.both(Code::Aaa, aaa);
+    table.both(Code::Aas, aas);
+    table.both(Code::Daa, daa);
+    table.both(Code::Das, das);
+}

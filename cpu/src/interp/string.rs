@@ -1,0 +1,298 @@
+//! MOVS, CMPS, SCAS, LODS, STOS, INS, OUTS and their REP prefixes.
+//!
+//! Each element is an instruction to the guest: it may fault or be interrupted between any two, and
+//! then rCX, rSI and rDI tell how far it got. REP MOVS and REP STOS upwards in RAM go a page at a
+//! time; everything else goes an element at a time, in bounded parts so that interrupts and the
+//! instruction budget are seen.
+
+use iced_x86::{Code, OpKind};
+
+use memory::PAGE_SIZE;
+
+use crate::Cpu;
+use crate::exception::Exec;
+use crate::flags::{self, Word};
+use crate::interp::dispatch::Table;
+use crate::interp::insn::{Handler, Insn};
+use crate::mmu::Access;
+use crate::state::gpr::{RAX, RCX, RDI, RDX, RSI};
+use crate::state::rflags::{DF, TF, ZF};
+use crate::state::seg;
+
+/// Elements of one part of a REP: the instruction is left and entered again behind it.
+const PART: u64 = 4096;
+
+/// A string instruction.
+trait StringOp {
+    /// REPE and REPNE end on ZF.
+    const COMPARES: bool = false;
+    /// One element.
+    fn element<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec;
+    /// As many as `limit` elements at once, if they can be done so; how many were.
+    fn bulk<T: Word>(_: &mut Cpu, _: &Insn, _limit: u64) -> u64 {
+        0
+    }
+}
+
+impl Cpu {
+    /// An index or count register in the address size.
+    #[inline(always)]
+    fn index(&self, insn: &Insn, register: usize) -> u64 {
+        self.state.gpr[register] & index_mask(insn)
+    }
+
+    /// Writes an index or count register in the address size.
+    #[inline(always)]
+    fn set_index(&mut self, insn: &Insn, register: usize, value: u64) {
+        match insn.mem.address_size {
+            2 => self.set_reg(register as u8, value as u16),
+            4 => self.set_reg(register as u8, value as u32),
+            _ => self.state.gpr[register] = value,
+        }
+    }
+
+    /// Moves an index register by one element of `T`, down if DF is set.
+    #[inline(always)]
+    fn step<T: Word>(&mut self, insn: &Insn, register: usize) {
+        let bytes = if self.flag(DF) { T::BYTES.wrapping_neg() } else { T::BYTES };
+        let value = self.state.gpr[register].wrapping_add(bytes);
+        self.set_index(insn, register, value);
+    }
+
+    /// How many elements of `T` at `offset` of `segment` can be touched at once, upwards from
+    /// there: to the end of the page, of the index register's range and of the segment, if the page
+    /// is RAM with a cached translation. Gives the RAM offset too.
+    fn run_of<T: Word>(
+        &mut self,
+        insn: &Insn,
+        segment: usize,
+        offset: u64,
+        access: Access,
+    ) -> Option<(u64, u64)> {
+        let linear = self.linear(segment, offset, T::BYTES, access).ok()?;
+        let to_page_end = PAGE_SIZE - (linear & (PAGE_SIZE - 1));
+        let to_index_end = (index_mask(insn) - offset).saturating_add(1);
+        let bytes = to_page_end.min(to_index_end) / T::BYTES * T::BYTES;
+        if bytes == 0 || self.linear(segment, offset, bytes, access).ok()? != linear {
+            return None;
+        }
+        let at = match access {
+            Access::Write => self.mmu.lookup_write(linear),
+            Access::Read | Access::Execute => self.mmu.lookup_read(linear),
+        }?;
+        Some((at, bytes / T::BYTES))
+    }
+}
+
+#[inline(always)]
+fn index_mask(insn: &Insn) -> u64 {
+    u64::MAX >> (64 - 8 * u32::from(insn.mem.address_size))
+}
+
+struct Movs;
+impl StringOp for Movs {
+    #[inline(always)]
+    fn element<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+        let from = cpu.index(insn, RSI);
+        let to = cpu.index(insn, RDI);
+        let value = cpu.read::<T>(usize::from(insn.mem.segment), from)?;
+        cpu.write(seg::ES, to, value)?;
+        cpu.step::<T>(insn, RSI);
+        cpu.step::<T>(insn, RDI);
+        Ok(())
+    }
+
+    fn bulk<T: Word>(cpu: &mut Cpu, insn: &Insn, limit: u64) -> u64 {
+        let from = cpu.index(insn, RSI);
+        let to = cpu.index(insn, RDI);
+        let source = cpu.run_of::<T>(insn, usize::from(insn.mem.segment), from, Access::Read);
+        let target = cpu.run_of::<T>(insn, seg::ES, to, Access::Write);
+        let (Some((source, readable)), Some((target, writable))) = (source, target) else {
+            return 0;
+        };
+        // A copy upwards onto itself repeats a pattern: byte by byte only if elements are bytes,
+        // or do not overlap themselves.
+        let distance = target.wrapping_sub(source);
+        if distance < T::BYTES && distance != 0 {
+            return 0;
+        }
+        let count = limit.min(readable).min(writable);
+        let bytes = count * T::BYTES;
+        cpu.break_block |= cpu.ram.copy_forward(target, source, bytes);
+        cpu.set_index(insn, RSI, from.wrapping_add(bytes));
+        cpu.set_index(insn, RDI, to.wrapping_add(bytes));
+        count
+    }
+}
+
+struct Stos;
+impl StringOp for Stos {
+    #[inline(always)]
+    fn element<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+        let to = cpu.index(insn, RDI);
+        cpu.write(seg::ES, to, cpu.reg::<T>(RAX as u8))?;
+        cpu.step::<T>(insn, RDI);
+        Ok(())
+    }
+
+    fn bulk<T: Word>(cpu: &mut Cpu, insn: &Insn, limit: u64) -> u64 {
+        let to = cpu.index(insn, RDI);
+        let Some((target, writable)) = cpu.run_of::<T>(insn, seg::ES, to, Access::Write) else {
+            return 0;
+        };
+        let count = limit.min(writable);
+        let value = cpu.reg::<T>(RAX as u8);
+        cpu.break_block |= cpu.ram.fill(target, value, count);
+        cpu.set_index(insn, RDI, to.wrapping_add(count * T::BYTES));
+        count
+    }
+}
+
+struct Lods;
+impl StringOp for Lods {
+    fn element<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+        let from = cpu.index(insn, RSI);
+        let value = cpu.read::<T>(usize::from(insn.mem.segment), from)?;
+        cpu.set_reg(RAX as u8, value);
+        cpu.step::<T>(insn, RSI);
+        Ok(())
+    }
+}
+
+struct Scas;
+impl StringOp for Scas {
+    const COMPARES: bool = true;
+    #[inline(always)]
+    fn element<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+        let to = cpu.index(insn, RDI);
+        let value = cpu.read::<T>(seg::ES, to)?;
+        cpu.set_status_flags(flags::sub(cpu.reg::<T>(RAX as u8), value, 0).1);
+        cpu.step::<T>(insn, RDI);
+        Ok(())
+    }
+}
+
+struct Cmps;
+impl StringOp for Cmps {
+    const COMPARES: bool = true;
+    #[inline(always)]
+    fn element<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+        let from = cpu.index(insn, RSI);
+        let to = cpu.index(insn, RDI);
+        let a = cpu.read::<T>(usize::from(insn.mem.segment), from)?;
+        let b = cpu.read::<T>(seg::ES, to)?;
+        cpu.set_status_flags(flags::sub(a, b, 0).1);
+        cpu.step::<T>(insn, RSI);
+        cpu.step::<T>(insn, RDI);
+        Ok(())
+    }
+}
+
+struct Ins;
+impl StringOp for Ins {
+    /// The store is checked before the port is read: reading has side effects.
+    fn element<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+        let port = cpu.state.gpr[RDX] as u16;
+        cpu.check_io_permission(port, T::BYTES)?;
+        let to = cpu.index(insn, RDI);
+        cpu.check_access(seg::ES, to, T::BYTES, Access::Write)?;
+        let value = cpu.port_read::<T>(port);
+        cpu.write(seg::ES, to, value)?;
+        cpu.step::<T>(insn, RDI);
+        Ok(())
+    }
+}
+
+struct Outs;
+impl StringOp for Outs {
+    fn element<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+        let port = cpu.state.gpr[RDX] as u16;
+        cpu.check_io_permission(port, T::BYTES)?;
+        let from = cpu.index(insn, RSI);
+        let value = cpu.read::<T>(usize::from(insn.mem.segment), from)?;
+        cpu.port_write(port, value);
+        cpu.step::<T>(insn, RSI);
+        cpu.break_block = true;
+        Ok(())
+    }
+}
+
+fn execute<S: StringOp, T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let is_repe = insn.iced.has_rep_prefix();
+    let is_repne = insn.iced.has_repne_prefix();
+    if !is_repe && !is_repne {
+        return S::element::<T>(cpu, insn);
+    }
+    let mut left = cpu.index(insn, RCX);
+    // Under TF every element is a step of its own.
+    let part = if cpu.flag(TF) { 1 } else { PART };
+    let mut done = 0;
+    while left != 0 {
+        if done >= part || cpu.break_block {
+            // Not finished: the same instruction comes again, after whatever waits.
+            cpu.next_rip = cpu.state.rip;
+            cpu.break_block = true;
+            return Ok(());
+        }
+        let in_bulk = if cpu.flag(DF) { 0 } else { S::bulk::<T>(cpu, insn, left.min(part - done)) };
+        let count = if in_bulk == 0 {
+            S::element::<T>(cpu, insn)?;
+            1
+        } else {
+            in_bulk
+        };
+        left -= count;
+        done += count;
+        cpu.set_index(insn, RCX, left);
+        if S::COMPARES && cpu.flag(ZF) != is_repe {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// True if `insn` is addressed by rSI or rDI; gives the address size in bytes.
+pub(crate) fn address_size(kind: OpKind) -> Option<u8> {
+    match kind {
+        OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => Some(2),
+        OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => Some(4),
+        OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => Some(8),
+        _ => None,
+    }
+}
+
+/// Adds the family's rows.
+pub(crate) fn register(table: &mut Table) {
+    use Code::*;
+    let rows: [(Code, Handler); 26] = [
+        (Movsb_m8_m8, execute::<Movs, u8>),
+        (Movsw_m16_m16, execute::<Movs, u16>),
+        (Movsd_m32_m32, execute::<Movs, u32>),
+        (Movsq_m64_m64, execute::<Movs, u64>),
+        (Cmpsb_m8_m8, execute::<Cmps, u8>),
+        (Cmpsw_m16_m16, execute::<Cmps, u16>),
+        (Cmpsd_m32_m32, execute::<Cmps, u32>),
+        (Cmpsq_m64_m64, execute::<Cmps, u64>),
+        (Stosb_m8_AL, execute::<Stos, u8>),
+        (Stosw_m16_AX, execute::<Stos, u16>),
+        (Stosd_m32_EAX, execute::<Stos, u32>),
+        (Stosq_m64_RAX, execute::<Stos, u64>),
+        (Lodsb_AL_m8, execute::<Lods, u8>),
+        (Lodsw_AX_m16, execute::<Lods, u16>),
+        (Lodsd_EAX_m32, execute::<Lods, u32>),
+        (Lodsq_RAX_m64, execute::<Lods, u64>),
+        (Scasb_AL_m8, execute::<Scas, u8>),
+        (Scasw_AX_m16, execute::<Scas, u16>),
+        (Scasd_EAX_m32, execute::<Scas, u32>),
+        (Scasq_RAX_m64, execute::<Scas, u64>),
+        (Insb_m8_DX, execute::<Ins, u8>),
+        (Insw_m16_DX, execute::<Ins, u16>),
+        (Insd_m32_DX, execute::<Ins, u32>),
+        (Outsb_DX_m8, execute::<Outs, u8>),
+        (Outsw_DX_m16, execute::<Outs, u16>),
+        (Outsd_DX_m32, execute::<Outs, u32>),
+    ];
+    for (code, handler) in rows {
+        table.both(code, handler);
+    }
+}
