@@ -28,6 +28,7 @@ pub mod pci;
 pub mod pic8259;
 pub mod pit8254;
 pub mod port92;
+pub mod rtc;
 pub mod serial_backend;
 mod settled_timer;
 pub mod signals;
