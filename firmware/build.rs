@@ -13,5 +13,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=rom");
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     fs::write(out.join("guest.rom"), rom::guest()?)?;
+    for (name, image) in rom::guests::all()? {
+        fs::write(out.join(name).with_extension("rom"), image)?;
+    }
     Ok(())
 }

@@ -22,6 +22,8 @@ pub const PROTECTED_MODE: usize = 0x3000;
 pub const LONG_MODE: usize = 0x5000;
 
 // ROM offsets of the tables.
+/// A number that whoever runs a small guest may write into its image (u64).
+pub const PARAMETER: usize = 0xCFF8;
 /// Pseudo-descriptor of the GDT.
 pub const GDTR: usize = 0xD000;
 /// Pseudo-descriptor of the 32-bit IDT.
@@ -74,6 +76,8 @@ pub const SHARED_COUNTER: u32 = 0x558;
 pub const CPUS_DONE: u32 = 0x55C;
 /// Number of processors as fw_cfg tells it (u32).
 pub const CPU_COUNT: u32 = 0x560;
+/// Result of the integer loop (u64).
+pub const CHECKSUM: u32 = 0x568;
 /// Text that CPUID returned: vendor, hypervisor, brand string.
 pub const CPUID_TEXT: u32 = 0x580;
 /// The 64-bit task state segment.
@@ -170,10 +174,16 @@ pub mod vector {
 pub mod port {
     /// COM1, a 16550: the transmitter holding register.
     pub const COM1: u16 = 0x3F8;
+    /// 8259A, first: ICW1 and OCW2.
+    pub const PIC1_COMMAND: u16 = 0x20;
     /// 8259A, first: OCW1, the mask.
     pub const PIC1_MASK: u16 = 0x21;
     /// 8259A, second: OCW1, the mask.
     pub const PIC2_MASK: u16 = 0xA1;
+    /// 8254: control word.
+    pub const PIT_CONTROL: u16 = 0x43;
+    /// 8254: counter 0.
+    pub const PIT_COUNTER0: u16 = 0x40;
     /// System control port A: bit 1 opens A20, bit 0 resets.
     pub const SYSTEM_CONTROL_A: u16 = 0x92;
     /// fw_cfg: selector.

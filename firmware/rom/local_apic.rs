@@ -19,13 +19,15 @@ pub mod register {
     pub const ICR_LOW: u32 = 0x300;
     /// LVT entry of the timer.
     pub const LVT_TIMER: u32 = 0x320;
+    /// LVT entry of LINT0.
+    pub const LVT_LINT0: u32 = 0x350;
     /// Timer's initial count.
     pub const INITIAL_COUNT: u32 = 0x380;
     /// Timer's divider; 1011b divides by 1.
     pub const DIVIDE_CONFIGURATION: u32 = 0x3E0;
 }
 /// SVR: APIC software enable.
-const SVR_ENABLE: u32 = 1 << 8;
+pub const SVR_ENABLE: u32 = 1 << 8;
 /// Timer counts until an interrupt: a fraction of a millisecond on common clocks.
 const TIMER_COUNT: u32 = 100_000;
 /// Rounds of a waiting loop until the step fails.

@@ -7,6 +7,7 @@
 
 mod arithmetic;
 mod faults;
+pub mod guests;
 mod image;
 mod layout;
 mod local_apic;

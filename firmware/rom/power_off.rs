@@ -78,7 +78,8 @@ pub fn halt_forever(s: &mut Stage) -> Emit {
     s.jmp(again)
 }
 
-fn debug_exit(s: &mut Stage, value: u32) -> Emit {
+/// Emits a write of `value` to isa-debug-exit.
+pub fn debug_exit(s: &mut Stage, value: u32) -> Emit {
     s.mov(dx, u32::from(DEBUG_EXIT))?;
     s.mov(al, value)?;
     s.out(dx, al)

@@ -71,8 +71,8 @@ pub fn routine(s: &mut Stage, width: Width) -> Emit {
     }
 }
 
-/// Emits 64-bit code that prints AL.
-fn print_al(s: &mut Stage) -> Emit {
+/// Emits 64-bit code that prints AL. Changes RAX.
+pub fn print_al(s: &mut Stage) -> Emit {
     s.push(rdx)?;
     s.mov(ah, al)?;
     s.mov(edx, u32::from(COM1 + 5))?;

@@ -44,15 +44,7 @@ pub fn stage() -> Result<Assembled, IcedError> {
 
 /// Segments, stack, a clear mailbox, the tables in RAM, the serial port, no PIC interrupts.
 fn set_up(s: &mut Stage) -> Emit {
-    s.cli()?;
-    s.cld()?;
-    s.xor(ax, ax)?;
-    s.mov(es, ax)?;
-    s.mov(ss, ax)?;
-    s.mov(sp, STACK_TOP)?;
-    s.mov(di, MAILBOX)?;
-    s.mov(cx, MAILBOX_BYTES)?;
-    s.rep().stosb()?;
+    clear_mailbox(s)?;
     s.mov(ax, cs)?;
     s.mov(ds, ax)?;
     copy_table(s, GDT_TEMPLATE, GDT, GDT_BYTES)?;
@@ -66,7 +58,21 @@ fn set_up(s: &mut Stage) -> Emit {
     s.say("\r\nvolvelle: the built-in guest\r\n")
 }
 
-fn copy_table(s: &mut Stage, rom_offset: usize, to: u32, bytes: usize) -> Emit {
+/// ES and SS of 0, a stack, and a clear mailbox.
+pub fn clear_mailbox(s: &mut Stage) -> Emit {
+    s.cli()?;
+    s.cld()?;
+    s.xor(ax, ax)?;
+    s.mov(es, ax)?;
+    s.mov(ss, ax)?;
+    s.mov(sp, STACK_TOP)?;
+    s.mov(di, MAILBOX)?;
+    s.mov(cx, MAILBOX_BYTES)?;
+    s.rep().stosb()
+}
+
+/// Copies from the ROM, which DS holds, to low memory.
+pub fn copy_table(s: &mut Stage, rom_offset: usize, to: u32, bytes: usize) -> Emit {
     s.mov(si, rom_offset as u32)?;
     s.mov(di, to)?;
     s.mov(cx, bytes as u32)?;

@@ -42,19 +42,29 @@ mod flags {
 /// Gate types (SDM Vol. 3A, "System Segment Descriptor Types"): a 32-bit or 64-bit interrupt gate.
 const INTERRUPT_GATE: u8 = 0xE;
 
-/// Places all tables.
+/// Places all tables of the built-in guest.
 pub fn place(
     image: &mut Image,
     real: &Assembled,
     protected: &Assembled,
     long: &Assembled,
 ) -> Result<(), String> {
-    image.place(GDTR, &pseudo_descriptor(GDT, GDT_BYTES))?;
-    image.place(GDT_TEMPLATE, &gdt())?;
+    place_gdt(image)?;
     image.place(IVT_TEMPLATE, &ivt(&real.gates)?)?;
     let idt32 = idt(&protected.gates, usize::from(exception::COUNT), gate32)?;
     image.place(IDTR32, &pseudo_descriptor(ROM_BASE + IDT32 as u32, idt32.len()))?;
     image.place(IDT32, &idt32)?;
+    place_idt64(image, long)
+}
+
+/// Places the GDT's template and pseudo-descriptor.
+pub fn place_gdt(image: &mut Image) -> Result<(), String> {
+    image.place(GDTR, &pseudo_descriptor(GDT, GDT_BYTES))?;
+    image.place(GDT_TEMPLATE, &gdt())
+}
+
+/// Places the 64-bit stage's IDT and its pseudo-descriptor.
+pub fn place_idt64(image: &mut Image, long: &Assembled) -> Result<(), String> {
     let idt64 = idt(&long.gates, vector::IDT64_ENTRIES, gate64)?;
     image.place(IDTR64, &pseudo_descriptor(ROM_BASE + IDT64 as u32, idt64.len()))?;
     image.place(IDT64, &idt64)
