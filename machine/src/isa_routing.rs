@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use crate::guard::lock;
 use crate::layout::{GSI_PIT, IRQ_PIT};
 use crate::line::{InterruptLine, LineSink};
+use crate::output_pin::OutputPin;
 
 /// The number of ISA interrupts; PCI's follow at the I/O APIC only.
 pub const ISA_IRQS: u32 = 16;
@@ -106,60 +107,118 @@ pub enum LegacyInput {
     HpetTimer0,
     /// The HPET's timer 1, which takes IRQ 8 over.
     HpetTimer1,
-}
-
-#[derive(Default)]
-struct LegacyLevels {
-    is_hpet: bool,
-    levels: [bool; 4],
+    /// The HPET's LEG_RT_CNF: high gives both interrupts to the HPET.
+    Select,
 }
 
 /// The switch behind the HPET's LEG_RT_CNF: IRQ 0 and 8 come from the 8254 and the RTC, or from the
 /// HPET's timers 0 and 1.
 pub struct LegacyReplacement {
-    irq0: InterruptLine,
-    irq8: InterruptLine,
-    levels: Mutex<LegacyLevels>,
+    levels: Mutex<[bool; 5]>,
+    irq0: OutputPin,
+    irq8: OutputPin,
 }
 
 impl LegacyReplacement {
     /// A switch in front of IRQ 0 and IRQ 8, set to the 8254 and the RTC.
     pub fn new(irq0: InterruptLine, irq8: InterruptLine) -> Arc<Self> {
-        Arc::new(Self { irq0, irq8, levels: Mutex::default() })
+        let (irq0, irq8) = (OutputPin::new(irq0), OutputPin::new(irq8));
+        Arc::new(Self { levels: Mutex::default(), irq0, irq8 })
     }
 
     /// The line that `input` drives.
     pub fn line(self: &Arc<Self>, input: LegacyInput) -> InterruptLine {
         InterruptLine::new(Arc::clone(self) as Arc<dyn LineSink>, input as u32)
     }
-
-    /// Sets the switch: to the HPET, or back.
-    pub fn select_hpet(&self, is_hpet: bool) {
-        let (irq0, irq8) = {
-            let mut levels = lock(&self.levels);
-            if levels.is_hpet == is_hpet {
-                return;
-            }
-            levels.is_hpet = is_hpet;
-            let [pit, rtc, timer0, timer1] = levels.levels;
-            if is_hpet { (timer0, timer1) } else { (pit, rtc) }
-        };
-        self.irq0.set(irq0);
-        self.irq8.set(irq8);
-    }
 }
 
 impl LineSink for LegacyReplacement {
     fn set_line(&self, pin: u32, level: bool) {
-        let is_selected = {
+        let (is_irq0_changed, is_irq8_changed) = {
             let mut levels = lock(&self.levels);
-            let Some(input) = levels.levels.get_mut(pin as usize) else { return };
+            let Some(input) = levels.get_mut(pin as usize) else { return };
             *input = level;
-            levels.is_hpet == (pin >= LegacyInput::HpetTimer0 as u32)
+            let [pit, rtc, timer0, timer1, is_hpet] = *levels;
+            let (irq0, irq8) = if is_hpet { (timer0, timer1) } else { (pit, rtc) };
+            (self.irq0.stage(irq0), self.irq8.stage(irq8))
         };
-        if is_selected {
-            let irq = if pin & 1 == 0 { &self.irq0 } else { &self.irq8 };
-            irq.set(level);
+        if is_irq0_changed {
+            self.irq0.flush();
         }
+        if is_irq8_changed {
+            self.irq8.flush();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_lines::Recorder;
+
+    #[test]
+    fn isa_irqs_reach_both_controllers_and_gsis_one() {
+        let (pic, ioapic) = (Recorder::new(), Recorder::new());
+        let routing = IsaRouting::new(pic.clone(), ioapic.clone());
+        // irq, input of the 8259A pair, input of the I/O APIC
+        for (irq, pic_pin, ioapic_pin) in
+            [(0, Some(0), 2), (1, Some(1), 1), (15, Some(15), 15), (16, None, 16), (23, None, 23)]
+        {
+            routing.line(irq).set(true);
+            assert!(ioapic.level(ioapic_pin), "IRQ {irq}");
+            assert_eq!((0..24).find(|&pin| pic.level(pin)), pic_pin);
+            assert_eq!((0..24).filter(|&pin| ioapic.level(pin)).count(), 1);
+            routing.line(irq).set(false);
+            assert!(!ioapic.level(ioapic_pin));
+        }
+        routing.line(2).set(true);
+        assert!((0..24).all(|pin| !pic.level(pin) && !ioapic.level(pin)), "the cascade");
+    }
+
+    #[test]
+    fn a_shared_line_is_high_while_anyone_holds_it() {
+        let recorder = Recorder::new();
+        let shared = SharedLine::new(recorder.line(5));
+        let (first, second) = (shared.driver(), shared.driver());
+        first.set(true);
+        first.set(true);
+        second.set(true);
+        assert!(recorder.level(5));
+        first.set(false);
+        assert!(recorder.level(5));
+        second.set(false);
+        second.set(false);
+        assert!(!recorder.level(5));
+        assert_eq!(recorder.rises(5), 1);
+    }
+
+    #[test]
+    fn a_shared_line_ends_at_the_last_state_whoever_drives_last() {
+        let recorder = Recorder::new();
+        let shared = SharedLine::new(recorder.line(5));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let driver = shared.driver();
+                scope.spawn(move || (0..200).for_each(|_| driver.pulse()));
+            }
+        });
+        assert!(!recorder.level(5));
+    }
+
+    #[test]
+    fn legacy_replacement_switches_irq_0_and_8_with_their_levels() {
+        let recorder = Recorder::new();
+        let switch = LegacyReplacement::new(recorder.line(0), recorder.line(8));
+        let line = |input| switch.line(input);
+        line(LegacyInput::Pit).set(true);
+        line(LegacyInput::HpetTimer1).set(true);
+        assert_eq!((recorder.level(0), recorder.level(8)), (true, false));
+        line(LegacyInput::Select).set(true);
+        assert_eq!((recorder.level(0), recorder.level(8)), (false, true));
+        line(LegacyInput::Rtc).pulse();
+        line(LegacyInput::HpetTimer0).pulse();
+        assert_eq!((recorder.rises(0), recorder.rises(8)), (2, 1));
+        line(LegacyInput::Select).set(false);
+        assert_eq!((recorder.level(0), recorder.level(8)), (true, false));
     }
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod a20;
+pub mod acpi_pm;
 pub mod cf9;
 pub mod chip;
 pub mod clock;
@@ -16,6 +17,7 @@ pub mod debugcon;
 pub mod device_fuzz;
 pub mod e820;
 mod guard;
+pub mod hpet;
 pub mod ioapic;
 pub mod isa_routing;
 pub mod lapic;

@@ -22,6 +22,8 @@ pub enum PowerEvent {
     Reset,
     /// ACPI S3: suspend to RAM until a wake event.
     Suspend,
+    /// A wake event came while suspended.
+    Wake,
     /// isa-debug-exit was written; the process ends with `value << 1 | 1`.
     DebugExit(u32),
     /// The guest told the panic device that it panicked.
