@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod check;
 mod child;
+mod chores;
 mod guests;
 mod linux;
 mod suites;
@@ -30,6 +32,31 @@ enum Chore {
     Test,
     /// Boot the kernels of the test suite, or those whose case has a name with FILTER in it.
     Boot(boot::Options),
+    /// Check format, lints, rules, documentation, and licences.
+    Check,
+    /// Do what continuous integration does: `.ci/run`.
+    Ci,
+    /// Rewrite golden files from what the code does now.
+    Bless,
+    /// Run a fuzz target of `fuzz/` (needs cargo-fuzz).
+    Fuzz {
+        /// Name of the target.
+        target: String,
+        /// How long to run, in seconds.
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
+    },
+    /// Measure with the benches.
+    Bench {
+        /// Only benches with this in their name.
+        filter: Option<String>,
+    },
+    /// Boot over and over.
+    Soak {
+        /// How long, in minutes.
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+    },
     /// Fetch the guests that `linux` and `test` boot, and print where they are.
     Guests,
 }
@@ -50,6 +77,12 @@ fn run(chore: &Chore) -> Result<ExitCode> {
         Chore::Test => return Ok(suites::run()),
         Chore::Boot(options) if boot::chosen(options)?.failed > 0 => return Ok(ExitCode::FAILURE),
         Chore::Boot(_) => {}
+        Chore::Check => check::run()?,
+        Chore::Ci => chores::ci()?,
+        Chore::Bless => chores::bless()?,
+        Chore::Fuzz { target, seconds } => chores::fuzz(target, *seconds)?,
+        Chore::Bench { filter } => chores::bench(filter.as_deref())?,
+        Chore::Soak { minutes } => chores::soak(*minutes)?,
         Chore::Guests => guests::fetch_all()?,
     }
     Ok(ExitCode::SUCCESS)

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::console;
 use crate::guests::Kernel;
 
 /// What the machine starts.
@@ -47,14 +48,19 @@ pub struct Case {
     pub is_repeated: bool,
 }
 
-/// Time from the start of the process to its end, on a busy machine.
-pub const LIMIT: Duration = Duration::from_secs(600);
-
 use Image::{BuiltIn, Bz, Pvh};
 use Kernel::{Cloud, General};
 use Step::{Expect, QuietLog, Shell, Type};
 
-const PROMPT: Step = Expect("/root # ");
+/// Time from the start of the process to its end, on a busy machine.
+pub fn limit(image: Image) -> Duration {
+    match image {
+        BuiltIn => Duration::from_secs(60),
+        Bz(_) | Pvh(_) => Duration::from_secs(600),
+    }
+}
+
+const PROMPT: Step = Expect(console::PROMPT);
 const ARITHMETIC: Step = Shell("echo $((6*7))", "42");
 const ONE_CPU: Step = Shell("nproc", "1");
 const TWO_CPUS: Step = Shell("nproc", "2");

@@ -10,6 +10,8 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::child;
 
+/// What the guest's shell writes when it takes a line (`guests/profile.sh` puts it in `/root`).
+pub const PROMPT: &str = "/root # ";
 /// How long the process may take to end once its guest has.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
@@ -67,7 +69,8 @@ impl Console {
         self.input.flush().context("typing to the machine")
     }
 
-    /// Has the guest's shell run a line that must succeed, and returns its output.
+    /// Has the guest's shell, which has shown its prompt, run a line that must succeed. Returns its
+    /// output once the prompt is there again: what is typed earlier would be echoed twice.
     pub fn shell(&mut self, line: &str) -> Result<String> {
         // The echo of what is typed holds `$?`, so only the shell's answer can match.
         self.type_line(&format!("{line}; echo \"(status $?)\""))?;
@@ -77,6 +80,7 @@ impl Console {
         if status != "0" {
             bail!("`{line}` in the guest ended with {status}: {output}");
         }
+        self.expect(PROMPT)?;
         Ok(output.replace('\r', ""))
     }
 
@@ -128,8 +132,12 @@ mod tests {
     fn shell_of_the_host() -> Console {
         let mut command = Command::new("sh");
         // Like a terminal, show what is typed before what comes of it.
-        command.args(["-c", r#"while read -r line; do echo "$line"; eval "$line"; done"#]);
-        Console::start(&mut command, Duration::from_secs(60)).unwrap()
+        let script =
+            r#"while printf '/root # '; read -r line; do echo "$line"; eval "$line"; done"#;
+        let mut console =
+            Console::start(command.args(["-c", script]), Duration::from_secs(60)).unwrap();
+        console.expect(PROMPT).unwrap();
+        console
     }
 
     #[test]
@@ -137,6 +145,7 @@ mod tests {
         let mut console = shell_of_the_host();
         assert_eq!(console.shell("echo $((6*7))").unwrap().trim(), "42");
         assert!(console.shell("false").is_err());
+        console.expect(PROMPT).unwrap();
         console.type_line("exit 3").unwrap();
         assert_eq!(console.end().unwrap().code(), Some(3));
     }

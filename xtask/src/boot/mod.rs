@@ -18,7 +18,7 @@ use crate::guests::{Guests, Kernel};
 use crate::linux;
 use crate::tally::Tally;
 use crate::workspace;
-use cases::{CASES, Case, Image, LIMIT, Step};
+use cases::{CASES, Case, Image, Step};
 use console::Console;
 
 /// Lines of the console to show of a boot that failed.
@@ -147,7 +147,8 @@ fn attempt(
 ) -> Result<()> {
     let runs = if case.is_repeated { 2 } else { 1 };
     for _ in 0..runs {
-        let mut console = Console::start(&mut command(binary, case, files)?, LIMIT)?;
+        let mut console =
+            Console::start(&mut command(binary, case, files)?, cases::limit(case.image))?;
         let result = play(&mut console, case);
         transcripts.push(console.transcript());
         result?;
