@@ -192,15 +192,7 @@ fn protected_16(s: &mut Stage) -> Emit {
     s.mov(eax, cr0)?;
     s.or(eax, CR0_PE)?;
     s.mov(cr0, eax)?;
-    let mut here = s.create_label();
-    // A far jump to the next instruction. Its offset is known by pushing it.
-    s.push(i32::from(selector::CODE16))?;
-    s.call(here)?;
-    let mut protected = s.create_label();
-    s.jmp(protected)?;
-    s.set_label(&mut here)?;
-    s.retf()?;
-    s.set_label(&mut protected)?;
+    load_cs(s, selector::CODE16)?;
     s.mov(ax, u32::from(selector::DATA16))?;
     for segment in [ds, es, ss] {
         s.mov(segment, ax)?;
@@ -215,6 +207,19 @@ fn protected_16(s: &mut Stage) -> Emit {
     s.cmp(word_ptr(SMALL_SEGMENT + 0x10), 0x4321)?;
     s.jne(step.failed)?;
     step.passed(s, "CS=8 runs the ROM, ES=28 has its descriptor's base")
+}
+
+/// Goes on with a new CS. A far return, because a CALL can push its offset and a far jump to a label
+/// is beyond the assembler.
+fn load_cs(s: &mut Stage, selector: u16) -> Emit {
+    let (mut far_return, mut arrived) = (s.create_label(), s.create_label());
+    s.push(i32::from(selector))?;
+    s.call(far_return)?;
+    s.jmp(arrived)?;
+    s.set_label(&mut far_return)?;
+    s.retf()?;
+    s.set_label(&mut arrived)?;
+    s.nop()
 }
 
 /// Real-mode handlers. Every vector that no step expects ends the guest.

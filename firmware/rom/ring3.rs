@@ -22,7 +22,7 @@ const SYSCALL_CLEARS: u32 = 1 | 1 << 9 | 1 << 10;
 /// Ring 3's CS and SS.
 const USER_CS: u32 = selector::USER_CODE64 as u32 | 3;
 const USER_SS: u32 = selector::USER_DATA as u32 | 3;
-/// RFLAGS of ring 3: only the bit that is always set, and CF so that SYSCALL has it to clear.
+/// RFLAGS of ring 3: only the bit that is always set; interrupts stay off.
 const RFLAGS_RESERVED_1: u32 = 2;
 /// What ring 3 asks SYSCALL and what it is answered.
 const QUESTION: i32 = 0x1234;
@@ -57,9 +57,16 @@ pub fn steps(s: &mut Stage) -> Emit {
     s.set_label(&mut back)?;
     s.jb(failed)?;
     s.mov(esi, ebx)?;
-    s.and(ebx, (saw::CPL_3 | saw::OUT_REFUSED | saw::PAGE_REFUSED) as i32)?;
-    s.cmp(ebx, (saw::CPL_3 | saw::OUT_REFUSED | saw::PAGE_REFUSED) as i32)?;
-    s.jne(failed)?;
+    judge(s, ring3)
+}
+
+/// Closes the three steps with what ring 3 saw, in ESI.
+fn judge(s: &mut Stage, ring3: Step) -> Emit {
+    const REFUSED: u32 = saw::CPL_3 | saw::OUT_REFUSED | saw::PAGE_REFUSED;
+    s.mov(eax, esi)?;
+    s.and(eax, REFUSED as i32)?;
+    s.cmp(eax, REFUSED as i32)?;
+    s.jne(ring3.failed)?;
     ring3.passed(s, "entered by IRETQ, OUT is #GP(0), the supervisor's page #PF(5)")?;
     let step = Step::new(s, "syscall");
     s.cmp(esi, saw::ALL as i32)?;

@@ -33,35 +33,46 @@ const STARTUP_DELAY: u32 = 20_000;
 
 /// The other processors' way from the SIPI to 64-bit mode.
 pub fn second_cpu_stages() -> Result<[Assembled; 3], IcedError> {
-    let mut real = Stage::new(Width::Bits16, SECOND_CPU_REAL)?;
-    let s = &mut real;
+    Ok([second_cpu_real()?, second_cpu_protected()?, second_cpu_long()?])
+}
+
+fn second_cpu_real() -> Result<Assembled, IcedError> {
+    let mut stage = Stage::new(Width::Bits16, SECOND_CPU_REAL)?;
+    let s = &mut stage;
     s.cli()?;
     s.lgdt(ptr(GDTR as u32).cs())?;
     s.mov(eax, cr0)?;
     s.or(eax, CR0_PE)?;
     s.mov(cr0, eax)?;
     s.enter(selector::CODE32, Width::Bits32, SECOND_CPU_PROTECTED)?;
+    stage.finish()
+}
 
-    let mut protected = Stage::new(Width::Bits32, SECOND_CPU_PROTECTED)?;
-    let s = &mut protected;
+fn second_cpu_protected() -> Result<Assembled, IcedError> {
+    let mut stage = Stage::new(Width::Bits32, SECOND_CPU_PROTECTED)?;
+    let s = &mut stage;
     s.mov(eax, u32::from(selector::DATA32))?;
     for segment in [ds, es, ss] {
         s.mov(segment, ax)?;
     }
     enable_long_mode(s)?;
     s.enter(selector::CODE64, Width::Bits64, SECOND_CPU_LONG)?;
+    stage.finish()
+}
 
-    let mut long = Stage::new(Width::Bits64, SECOND_CPU_LONG)?;
-    let s = &mut long;
-    s.lock().inc(dword_ptr(CPUS_ARRIVED))?;
+/// Waits until all are here, so that they count at once.
+fn second_cpu_long() -> Result<Assembled, IcedError> {
+    let mut stage = Stage::new(Width::Bits64, SECOND_CPU_LONG)?;
+    let s = &mut stage;
     let mut wait = s.create_label();
+    s.lock().inc(dword_ptr(CPUS_ARRIVED))?;
     s.set_label(&mut wait)?;
     s.pause()?;
     s.cmp(dword_ptr(COUNT_NOW), 0)?;
     s.je(wait)?;
     count(s)?;
     halt_forever(s)?;
-    Ok([real.finish()?, protected.finish()?, long.finish()?])
+    stage.finish()
 }
 
 /// What every processor does: counts, then tells that it is done.
@@ -82,13 +93,7 @@ pub fn step(s: &mut Stage) -> Emit {
     read_cpu_count(s)?;
     s.cmp(dword_ptr(CPU_COUNT), 1)?;
     s.je(alone)?;
-    write(s, register::ICR_LOW, INIT_OTHERS)?;
-    delay(s)?;
-    // The second SIPI is the protocol's; a processor that the first one started ignores it.
-    for _ in 0..2 {
-        write(s, register::ICR_LOW, STARTUP_OTHERS)?;
-        delay(s)?;
-    }
+    start_others(s)?;
     s.mov(ebx, dword_ptr(CPU_COUNT))?;
     s.dec(ebx)?;
     wait_until(s, &step, |s| s.cmp(dword_ptr(CPUS_ARRIVED), ebx))?;
@@ -107,6 +112,15 @@ pub fn step(s: &mut Stage) -> Emit {
         s.mov(eax, dword_ptr(SHARED_COUNTER))?;
         print_decimal(s)
     })
+}
+
+/// The second SIPI is the protocol's; a processor that the first one started ignores it.
+fn start_others(s: &mut Stage) -> Emit {
+    for command in [INIT_OTHERS, STARTUP_OTHERS, STARTUP_OTHERS] {
+        write(s, register::ICR_LOW, command)?;
+        delay(s)?;
+    }
+    Ok(())
 }
 
 fn delay(s: &mut Stage) -> Emit {
