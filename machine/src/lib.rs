@@ -16,6 +16,7 @@ pub mod debugcon;
 #[doc(hidden)]
 pub mod device_fuzz;
 pub mod e820;
+pub mod fw_cfg;
 mod guard;
 pub mod hpet;
 pub mod ioapic;
@@ -26,6 +27,7 @@ pub mod line;
 pub mod loader;
 pub mod msi;
 pub mod output_pin;
+pub mod pc_testdev;
 pub mod pci;
 pub mod pic8259;
 pub mod pit8254;
