@@ -10,17 +10,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::child::{self, Output};
 
 /// Reading lists and unpacking.
 const LOCAL_LIMIT: Duration = Duration::from_secs(120);
-/// One apt-get that uses the network. apt gives up on a dead server much sooner, see `NETWORK`.
-const NETWORK_LIMIT: Duration = Duration::from_secs(900);
+/// Fetching package lists; a few servers that do not answer cost `NETWORK`'s time each.
+const UPDATE_LIMIT: Duration = Duration::from_secs(180);
+/// Downloading one package, 70 MB for the general kernel.
+const DOWNLOAD_LIMIT: Duration = Duration::from_secs(900);
 /// A server that does not answer must not look like a hang.
 const NETWORK: &[&str] =
-    &["Acquire::http::Timeout=20", "Acquire::https::Timeout=20", "Acquire::Retries=1"];
+    &["Acquire::http::Timeout=10", "Acquire::https::Timeout=10", "Acquire::Retries=1"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Lists {
@@ -69,7 +71,8 @@ impl Apt {
         let updated =
             self.private.get_or_init(|| self.update().map_err(|error| format!("{error:#}")));
         updated.clone().map_err(|reason| anyhow!(reason))?;
-        attempt(Lists::Private)
+        // apt-get update succeeds without a network too, and then there is no package.
+        attempt(Lists::Private).context("not to be had by apt; is there a network?")
     }
 
     fn update(&self) -> Result<()> {
@@ -78,7 +81,9 @@ impl Apt {
             fs::create_dir_all(self.folder.join(folder))?;
         }
         let mut command = self.command("apt-get", Lists::Private);
-        child::check(command.arg("update").stdin(Stdio::null()), NETWORK_LIMIT)
+        let status = child::run(command.arg("update").stdin(Stdio::null()), UPDATE_LIMIT)?;
+        ensure!(status.success(), "`apt-get update` ended with {status}");
+        Ok(())
     }
 
     fn show(&self, package: &str, lists: Lists) -> Result<String> {
@@ -101,7 +106,8 @@ impl Apt {
         fs::create_dir_all(&folder)?;
         let mut command = self.command("apt-get", lists);
         command.args(["download", package]).current_dir(&folder).stdin(Stdio::null());
-        child::check(&mut command, NETWORK_LIMIT)?;
+        let status = child::run(&mut command, DOWNLOAD_LIMIT)?;
+        ensure!(status.success(), "`apt-get download {package}` ended with {status}");
         let archive = fs::read_dir(&folder)?.next().context("apt-get downloaded nothing")??;
         Ok(archive.path())
     }
