@@ -6,6 +6,7 @@
 
 mod crates;
 mod names;
+mod outline;
 mod shape;
 mod sources;
 mod time;
