@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod a20;
+pub mod acpi;
 pub mod acpi_pm;
 pub mod cf9;
 pub mod chip;
