@@ -124,7 +124,8 @@ fn print_number(s: &mut Stage, radix: u32) -> Emit {
     s.pop(rbx)
 }
 
-/// Emits 64-bit code that prints `length` bytes at `address` and skips zeros. Changes RAX, RCX, RSI.
+/// Emits 64-bit code that prints `length` bytes at `address` and skips zeros. Changes RAX, RCX,
+/// RSI.
 pub fn print_text_at(s: &mut Stage, address: u32, length: u32) -> Emit {
     let (mut next, mut skip) = (s.create_label(), s.create_label());
     s.mov(esi, address)?;

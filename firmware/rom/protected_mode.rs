@@ -1,7 +1,9 @@
-//! 32-bit protected mode: flat segments, the checks of segmentation, 32-bit paging; then to 64 bits.
+//! 32-bit protected mode: flat segments, the checks of segmentation, 32-bit paging; then to 64
+//! bits.
 //!
-//! Some KVM hosts emulate all code outside long mode with KVM's instruction emulator, which knows
-//! no LSL, VERR, x87 or SSE. This stage and the real-mode one keep to what it knows.
+//! A KVM without hardware virtualization runs ring 0 in its instruction emulator, which knows no
+//! LSL or VERR. This stage and the real-mode one keep to what it knows, so that such a host is told
+//! by the first 64-bit step that it cannot run a kernel, not by a broken real mode.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;

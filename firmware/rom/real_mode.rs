@@ -209,8 +209,8 @@ fn protected_16(s: &mut Stage) -> Emit {
     step.passed(s, "CS=8 runs the ROM, ES=28 has its descriptor's base")
 }
 
-/// Goes on with a new CS. A far return, because a CALL can push its offset and a far jump to a label
-/// is beyond the assembler.
+/// Goes on with a new CS. A far return, because a CALL can push its offset and a far jump to a
+/// label is beyond the assembler.
 fn load_cs(s: &mut Stage, selector: u16) -> Emit {
     let (mut far_return, mut arrived) = (s.create_label(), s.create_label());
     s.push(i32::from(selector))?;

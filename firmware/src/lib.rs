@@ -2,9 +2,10 @@
 //!
 //! [`IMAGE`] is a 64 KiB ROM whose last byte belongs at FFFF_FFFFh and, as on a PC, at F_FFFFh too.
 //! The processor starts it as the hardware does, at F000:FFF0 with CS's base at FFFF_0000h, and it
-//! walks through every mode: real, 16-bit and 32-bit protected, 64-bit, ring 3 and back. It prints a
-//! line on COM1 for each of its [`STEPS`] and powers off by ACPI. It is a demonstration, a smoke
-//! test that asks the same of every engine, and small enough for hosts on which kernels do not boot.
+//! walks through every mode: real, 16-bit and 32-bit protected, 64-bit, ring 3 and back. It prints
+//! a line on COM1 for each of its [`STEPS`] and powers off by ACPI. It is a demonstration, a smoke
+//! test that asks the same of every engine, and small enough for hosts on which kernels do not
+//! boot.
 //!
 //! # What it needs
 //!
@@ -14,17 +15,18 @@
 //!
 //! # What it prints
 //!
-//! `volvelle: [step] finding` for a step that passed, and in the end
-//! `volvelle: all N steps passed`; [`deviations`] compares. The same text comes
-//! from every engine and host, but for the findings of the steps `cpuid` (vendor, brand string,
-//! hypervisor), `AVX` (whether offered) and `processors` (how many). Two steps pass with a finding
-//! that begins with `not` where others' processors fall short: `segment limit` under QEMU's TCG and
-//! `32-bit paging` under a KVM that pages in long mode only.
+//! `volvelle: [step] finding` for a step that passed, and in the end `volvelle: all N steps
+//! passed`; [`deviations`] compares. The same text comes from every engine and host, but for the
+//! findings of the steps `cpuid` (vendor, brand string, hypervisor), `AVX` (whether offered) and
+//! `processors` (how many). Two steps pass with a finding that begins with `not` where others'
+//! processors fall short: `segment limit` under QEMU's TCG and `32-bit paging` under a KVM that
+//! pages in long mode only. (Such a KVM lacks LSL, INT3 and IRETQ too, and ends the guest at the
+//! first of them with an emulation failure.)
 //!
 //! A step that fails is named (`volvelle: step [...] FAILED`) and is the last; so is an exception
 //! that no step asked for. The guest then writes 1 to isa-debug-exit (port F4h), which ends a
-//! machine that has it with status 3, before it powers off. Where power-off does not end the machine
-//! it writes 0 there (status 1), and halts.
+//! machine that has it with status 3, before it powers off. Where power-off does not end the
+//! machine it writes 0 there (status 1), and halts.
 //!
 //! # Sources
 //!
