@@ -27,6 +27,8 @@ pub enum Step {
     Shell(&'static str, &'static str),
     /// Read the kernel's log, which must hold no complaint.
     QuietLog,
+    /// Read what the built-in guest printed, which must be each of its steps.
+    Passed,
 }
 
 /// Exit statuses of `volvelle run`, README.md, "Exit status".
@@ -37,7 +39,7 @@ pub const RESET: i32 = 3;
 pub struct Case {
     pub name: &'static str,
     pub image: Image,
-    pub cpus: &'static str,
+    pub cpus: u32,
     /// Words added to the kernel's command line.
     pub words: &'static str,
     /// Further options of `volvelle run`.
@@ -50,7 +52,7 @@ pub struct Case {
 
 use Image::{BuiltIn, Bz, Pvh};
 use Kernel::{Cloud, General};
-use Step::{Expect, QuietLog, Shell, Type};
+use Step::{Expect, Passed, QuietLog, Shell, Type};
 
 /// Time from the start of the process to its end, on a busy machine.
 pub fn limit(image: Image) -> Duration {
@@ -87,12 +89,7 @@ const PANIC: &[Step] = &[
     Expect("Kernel panic - not syncing: sysrq triggered crash"),
 ];
 
-const fn boot(
-    name: &'static str,
-    image: Image,
-    cpus: &'static str,
-    steps: &'static [Step],
-) -> Case {
+const fn boot(name: &'static str, image: Image, cpus: u32, steps: &'static [Step]) -> Case {
     Case {
         name,
         image,
@@ -105,34 +102,39 @@ const fn boot(
     }
 }
 
+const fn built_in(name: &'static str, cpus: u32, options: &'static [&'static str]) -> Case {
+    Case { options, ..boot(name, BuiltIn, cpus, &[Expect("steps passed"), Passed]) }
+}
+
 /// Every boot of the suite.
 pub const CASES: &[Case] = &[
-    boot("built-in guest, 1 CPU", BuiltIn, "1", &[]),
-    boot("built-in guest, 2 CPUs", BuiltIn, "2", &[]),
-    boot("cloud kernel, bzImage, 1 CPU", Bz(Cloud), "1", TOUR_1),
-    boot("cloud kernel, bzImage, 2 CPUs", Bz(Cloud), "2", TOUR_2),
-    boot("cloud kernel, PVH, 1 CPU", Pvh(Cloud), "1", TOUR_1),
-    boot("cloud kernel, PVH, 2 CPUs", Pvh(Cloud), "2", TOUR_2),
-    boot("general kernel, bzImage, 1 CPU", Bz(General), "1", TOUR_1),
-    boot("general kernel, bzImage, 2 CPUs", Bz(General), "2", TOUR_2),
-    boot("general kernel, PVH, 1 CPU", Pvh(General), "1", TOUR_1),
-    boot("general kernel, PVH, 2 CPUs", Pvh(General), "2", TOUR_2),
-    boot("reboot", Bz(Cloud), "1", REBOOT_AND_AGAIN),
+    built_in("built-in guest, interp, 1 CPU", 1, &["--accel", "interp"]),
+    built_in("built-in guest, interp, 2 CPUs", 2, &["--accel", "interp"]),
+    built_in("built-in guest, auto, 1 CPU", 1, &["--accel", "auto"]),
+    boot("cloud kernel, bzImage, 1 CPU", Bz(Cloud), 1, TOUR_1),
+    boot("cloud kernel, bzImage, 2 CPUs", Bz(Cloud), 2, TOUR_2),
+    boot("cloud kernel, PVH, 1 CPU", Pvh(Cloud), 1, TOUR_1),
+    boot("cloud kernel, PVH, 2 CPUs", Pvh(Cloud), 2, TOUR_2),
+    boot("general kernel, bzImage, 1 CPU", Bz(General), 1, TOUR_1),
+    boot("general kernel, bzImage, 2 CPUs", Bz(General), 2, TOUR_2),
+    boot("general kernel, PVH, 1 CPU", Pvh(General), 1, TOUR_1),
+    boot("general kernel, PVH, 2 CPUs", Pvh(General), 2, TOUR_2),
+    boot("reboot", Bz(Cloud), 1, REBOOT_AND_AGAIN),
     Case {
         options: &["--no-reboot"],
         status: RESET,
-        ..boot("reboot with --no-reboot", Bz(Cloud), "2", REBOOT)
+        ..boot("reboot with --no-reboot", Bz(Cloud), 2, REBOOT)
     },
     Case {
         words: "panic=-1",
         options: &["--no-reboot"],
         status: RESET,
-        ..boot("kernel panic", Bz(Cloud), "1", PANIC)
+        ..boot("kernel panic", Bz(Cloud), 1, PANIC)
     },
     Case {
         words: "volvelle.leave",
         options: &["--sched", "serial", "--clock", "icount"],
         is_repeated: true,
-        ..boot("exact repetition", Bz(Cloud), "2", &[Expect("reboot: Power down")])
+        ..boot("exact repetition", Bz(Cloud), 2, &[Expect("reboot: Power down")])
     },
 ];

@@ -64,8 +64,9 @@ fn run(binary: &Path, cases: Vec<&Case>) -> Result<(Tally, Vec<String>)> {
     let mut tally = run_cases(binary, &built_in, None);
     let mut skips = Vec::new();
     if !linux.is_empty() {
-        match Files::fetch() {
-            Ok(files) => tally += run_cases(binary, &linux, Some(&files)),
+        let guests = Guests::new();
+        match guests.download() {
+            Ok(()) => tally += run_cases(binary, &linux, Some(&Files::unpack(&guests)?)),
             Err(error) => {
                 tally.skipped += 1;
                 skips.push(format!("boots of Linux kernels, which cannot be had: {error:#}"));
@@ -82,9 +83,8 @@ struct Files {
 }
 
 impl Files {
-    /// Fetches everything before the first boot, so that a missing network is one skip.
-    fn fetch() -> Result<Self> {
-        let guests = Guests::new();
+    /// Unpacks what has been downloaded; this must work.
+    fn unpack(guests: &Guests) -> Result<Self> {
         let mut kernels = Vec::new();
         for kernel in [Kernel::Cloud, Kernel::General] {
             kernels.push((Image::Bz(kernel), guests.bzimage(kernel)?));
@@ -165,7 +165,7 @@ fn attempt(
 
 fn command(binary: &Path, case: &Case, files: Option<&Files>) -> Result<Command> {
     let mut command = Command::new(binary);
-    command.args(["run", "--cpus", case.cpus, "--memory", "512M"]).args(case.options);
+    command.args(["run", "--memory", "512M", "--cpus", &case.cpus.to_string()]).args(case.options);
     if let Some(files) = files {
         let kernel = files.kernel(case.image).context("the case's kernel was not fetched")?;
         let words = format!("console=ttyS0 {}", case.words);
@@ -188,6 +188,10 @@ fn play(console: &mut Console, case: &Case) -> Result<()> {
                 let log = console.shell("dmesg -r")?;
                 let complaints = kernel_log::complaints(&log);
                 ensure!(complaints.is_empty(), "in dmesg:\n  {}", complaints.join("\n  "));
+            }
+            Step::Passed => {
+                let deviations = firmware::deviations(&console.transcript(), case.cpus);
+                ensure!(deviations.is_empty(), "{}", deviations.join("\n  "));
             }
         }
     }

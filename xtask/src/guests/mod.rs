@@ -55,6 +55,15 @@ impl Guests {
         Self { apt: Apt::new(folder.join("apt")), folder }
     }
 
+    /// Fetches everything that needs the network and is not there yet.
+    pub fn download(&self) -> Result<()> {
+        self.busybox()?;
+        for kernel in [Kernel::Cloud, Kernel::General] {
+            self.bzimage(kernel)?;
+        }
+        Ok(())
+    }
+
     /// Returns the kernel as the distribution ships it, a bzImage, fetching it if need be.
     pub fn bzimage(&self, kernel: Kernel) -> Result<PathBuf> {
         let path = self.folder.join(kernel.folder()).join("vmlinuz");
@@ -76,12 +85,16 @@ impl Guests {
 
     /// Returns the initial file system with busybox and an interactive shell.
     pub fn initramfs(&self) -> Result<PathBuf> {
-        let busybox = self.folder.join("busybox");
-        self.kept(&busybox, || self.apt.extract("busybox-static", "*/bin/busybox"))?;
+        let busybox = self.busybox()?;
         // Built anew each time: it takes milliseconds and follows the sources.
         let path = self.folder.join("initramfs.cpio");
         put(&path, &initramfs::build(&busybox)?)?;
         Ok(path)
+    }
+
+    fn busybox(&self) -> Result<PathBuf> {
+        let path = self.folder.join("busybox");
+        self.kept(&path, || self.apt.extract("busybox-static", "*/bin/busybox"))
     }
 
     fn kept(&self, path: &Path, make: impl FnOnce() -> Result<Vec<u8>>) -> Result<PathBuf> {
