@@ -19,11 +19,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::chip::{Chip, RestoreError, decode, encode};
 use crate::clock::{ns_to_ticks, ticks_to_ns};
+use crate::deadline::Deadline;
 use crate::guard::lock;
 use crate::layout::{GPE0_BYTES, GPE0_OFFSET, PM_BYTES, PM_TIMER_OFFSET, PM1_CONTROL_OFFSET};
 use crate::line::InterruptLine;
 use crate::output_pin::OutputPin;
-use crate::settled_timer::SettledTimer;
 use crate::signals::{PowerEvent, PowerSink};
 use crate::timers::{TimerTarget, Timers};
 
@@ -242,7 +242,7 @@ pub struct AcpiPm {
     registers: Mutex<Registers>,
     width: PmTimerWidth,
     sci: OutputPin,
-    timer: SettledTimer,
+    timer: Deadline,
     power: Arc<dyn PowerSink>,
 }
 
@@ -258,25 +258,25 @@ impl AcpiPm {
             registers: Mutex::default(),
             width,
             sci: OutputPin::new(sci),
-            timer: SettledTimer::new(timers.register(this.clone())),
+            timer: Deadline::new(timers.register(this.clone())),
             power,
         })
     }
 
     /// Runs `change` under the lock, then drives the SCI, arms the timer and tells the board.
     fn update(&self, change: impl FnOnce(&mut Registers, u64) -> Option<PowerEvent>) {
-        let now_ns = self.timer.now_ns();
+        let now_ns = self.timer.clock().now_ns();
         let (event, is_sci_changed, is_rearmed) = {
             let mut registers = lock(&self.registers);
             let event = change(&mut registers, now_ns);
             let is_sci_changed = self.sci.stage(registers.is_sci_high(self.width, now_ns));
-            (event, is_sci_changed, self.timer.publish(registers.deadline_ns(self.width, now_ns)))
+            (event, is_sci_changed, self.timer.stage(registers.deadline_ns(self.width, now_ns)))
         };
         if is_sci_changed {
             self.sci.flush();
         }
         if is_rearmed {
-            self.timer.settle();
+            self.timer.flush();
         }
         if let Some(event) = event {
             self.power.power(event);
@@ -326,7 +326,7 @@ impl AcpiPm {
 impl Device for AcpiPm {
     fn read(&self, offset: u64, width: Width) -> Result<u64, IoError> {
         let Some((register, shift)) = locate(offset, width)? else { return Ok(0) };
-        let now_ns = self.timer.now_ns();
+        let now_ns = self.timer.clock().now_ns();
         let value = lock(&self.registers).read(register, self.width, now_ns);
         Ok(value >> shift & width.mask())
     }
@@ -341,7 +341,7 @@ impl Device for AcpiPm {
 
 impl TimerTarget for AcpiPm {
     fn expire(&self, _now_ns: u64) {
-        self.timer.expired();
+        self.timer.fired();
         self.update(|_, _| None);
     }
 }

@@ -22,13 +22,13 @@ use memory::{Device, IoError, Width};
 use serde::{Deserialize, Serialize};
 
 use crate::chip::{Chip, RestoreError, decode, encode};
+use crate::deadline::Deadline;
 use crate::guard::lock;
 use crate::isa_routing::{LegacyInput, LegacyReplacement};
 use crate::lapic::MessageSink;
 use crate::line::InterruptLine;
 use crate::msi::decode_msi;
 use crate::output_pin::OutputPin;
-use crate::settled_timer::SettledTimer;
 use crate::timers::{TimerTarget, Timers};
 use comparator::{Comparator, FSB_EN, INT_ENB, INT_TYPE_LEVEL};
 
@@ -227,7 +227,7 @@ struct Output {
 /// The HPET on its bus.
 pub struct Hpet {
     registers: Mutex<Registers>,
-    timer: SettledTimer,
+    timer: Deadline,
     /// LEG_RT_CNF.
     select: OutputPin,
     outputs: Vec<Output>,
@@ -252,7 +252,7 @@ impl Hpet {
             .collect();
         Arc::new_cyclic(|this: &Weak<Self>| Self {
             registers: Mutex::new(Registers::power_up()),
-            timer: SettledTimer::new(timers.register(this.clone())),
+            timer: Deadline::new(timers.register(this.clone())),
             select: OutputPin::new(legacy.line(LegacyInput::Select)),
             outputs,
             route_capability,
@@ -262,7 +262,7 @@ impl Hpet {
 
     /// Catches up, runs `change` under the lock, then interrupts without it.
     fn update<R>(&self, change: impl FnOnce(&mut Registers, u64) -> R) -> R {
-        let now_ns = self.timer.now_ns();
+        let now_ns = self.timer.clock().now_ns();
         let mut registers = lock(&self.registers);
         let fired = registers.advance(now_ns);
         let pulses = self.pulses(&registers, fired);
@@ -273,11 +273,11 @@ impl Hpet {
                 |index| registers.is_holding(index) && registers.route(index) == Some(output.route);
             output.pin.stage((0..TIMERS).any(holds));
         }
-        let is_rearmed = self.timer.publish(registers.deadline_ns());
+        let is_rearmed = self.timer.stage(registers.deadline_ns());
         drop(registers);
         self.select.flush();
         if is_rearmed {
-            self.timer.settle();
+            self.timer.flush();
         }
         for route in pulses.into_iter().flatten() {
             self.pulse(route);
@@ -344,7 +344,7 @@ impl Device for Hpet {
 
 impl TimerTarget for Hpet {
     fn expire(&self, _now_ns: u64) {
-        self.timer.expired();
+        self.timer.fired();
         self.update(|_, _| ());
     }
 }

@@ -310,3 +310,211 @@ impl Chip for IoApic {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::device_fuzz::check_chip;
+
+    /// Remembers messages; takes them or not.
+    struct Bus {
+        messages: Mutex<Vec<Message>>,
+        is_taking: AtomicBool,
+    }
+
+    impl Bus {
+        fn new() -> Arc<Self> {
+            Arc::new(Self { messages: Mutex::default(), is_taking: AtomicBool::new(true) })
+        }
+        fn vectors(&self) -> Vec<u8> {
+            std::mem::take(&mut *lock(&self.messages)).iter().map(|m| m.vector).collect()
+        }
+    }
+
+    impl MessageSink for Bus {
+        fn deliver(&self, message: Message) -> bool {
+            let is_taking = self.is_taking.load(Ordering::SeqCst);
+            if is_taking {
+                lock(&self.messages).push(message);
+            }
+            is_taking
+        }
+    }
+
+    const LEVEL: u64 = RTE_LEVEL;
+    const MASKED: u64 = RTE_MASKED;
+
+    struct Rig {
+        bus: Arc<Bus>,
+        ioapic: Arc<IoApic>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let bus = Bus::new();
+            Self { ioapic: IoApic::new(bus.clone()), bus }
+        }
+        fn read(&self, register: u8) -> u32 {
+            self.ioapic.write(IOREGSEL, Width::Dword, register.into()).unwrap();
+            self.ioapic.read(IOWIN, Width::Dword).unwrap() as u32
+        }
+        fn write(&self, register: u8, value: u32) {
+            self.ioapic.write(IOREGSEL, Width::Dword, register.into()).unwrap();
+            self.ioapic.write(IOWIN, Width::Dword, value.into()).unwrap();
+        }
+        fn entry(&self, pin: u8) -> u64 {
+            u64::from(self.read(IOREDTBL + 2 * pin + 1)) << 32
+                | u64::from(self.read(IOREDTBL + 2 * pin))
+        }
+        fn set_entry(&self, pin: u8, entry: u64) {
+            self.write(IOREDTBL + 2 * pin, MASKED as u32);
+            self.write(IOREDTBL + 2 * pin + 1, (entry >> 32) as u32);
+            self.write(IOREDTBL + 2 * pin, entry as u32);
+        }
+        fn set(&self, pin: u32, level: bool) {
+            self.ioapic.set_line(pin, level);
+        }
+    }
+
+    #[test]
+    fn registers_after_reset_are_the_data_sheets() {
+        let rig = Rig::new();
+        assert_eq!((rig.read(IOAPICID), rig.read(IOAPICVER)), (0, 0x0017_0020));
+        assert!((0..24).all(|pin| rig.entry(pin) == MASKED));
+        rig.write(IOAPICID, u32::MAX);
+        assert_eq!((rig.read(IOAPICID), rig.read(IOAPICARB), rig.read(0x40)), (0x0F00_0000, 0, 0));
+        rig.write(IOREDTBL, u32::MAX);
+        rig.write(IOREDTBL + 1, u32::MAX);
+        assert_eq!(rig.entry(0), RTE_WRITABLE);
+        assert_eq!(rig.ioapic.read(0x20, Width::Dword), Err(IoError::NoRegister));
+        assert_eq!(rig.ioapic.read(IOWIN, Width::Qword), Err(IoError::Width));
+    }
+
+    #[test]
+    fn an_edge_is_one_message_and_lost_when_masked() {
+        let rig = Rig::new();
+        rig.set_entry(4, 0x34);
+        rig.set(4, true);
+        rig.set(4, true);
+        assert_eq!(rig.bus.vectors(), [0x34]);
+        rig.set(4, false);
+        rig.set_entry(4, 0x34 | MASKED);
+        rig.set(4, true);
+        rig.set_entry(4, 0x34);
+        assert_eq!(rig.bus.vectors(), []);
+        rig.set(99, true);
+        assert_eq!(rig.bus.vectors(), []);
+    }
+
+    #[test]
+    fn a_level_waits_for_its_eoi_and_comes_again_while_it_is_held() {
+        let rig = Rig::new();
+        rig.set_entry(17, 0x51 | LEVEL);
+        rig.set(17, true);
+        assert_eq!(rig.entry(17), 0x51 | LEVEL | RTE_REMOTE_IRR);
+        rig.set(17, false);
+        rig.set(17, true);
+        assert_eq!(rig.bus.vectors(), [0x51]);
+        rig.ioapic.end_of_interrupt(0x52);
+        assert_eq!(rig.bus.vectors(), []);
+        rig.ioapic.end_of_interrupt(0x51);
+        assert_eq!(rig.bus.vectors(), [0x51]);
+        rig.set(17, false);
+        rig.ioapic.write(EOIR, Width::Dword, 0x51).unwrap();
+        assert_eq!((rig.bus.vectors(), rig.entry(17)), (vec![], 0x51 | LEVEL));
+    }
+
+    #[test]
+    fn a_held_level_is_sent_when_it_is_unmasked() {
+        let rig = Rig::new();
+        rig.set(17, true);
+        rig.set_entry(17, 0x51 | LEVEL);
+        assert_eq!(rig.bus.vectors(), [0x51]);
+    }
+
+    #[test]
+    fn inputs_with_one_vector_end_together() {
+        let rig = Rig::new();
+        for pin in [18, 19] {
+            rig.set_entry(pin, 0x60 | LEVEL);
+            rig.set(pin.into(), true);
+        }
+        assert_eq!(rig.bus.vectors(), [0x60, 0x60]);
+        rig.ioapic.end_of_interrupt(0x60);
+        assert_eq!(rig.bus.vectors(), [0x60, 0x60]);
+    }
+
+    #[test]
+    fn edge_mode_clears_remote_irr() {
+        let rig = Rig::new();
+        rig.set_entry(17, 0x51 | LEVEL);
+        rig.set(17, true);
+        rig.write(IOREDTBL + 34, 0x51 | MASKED as u32);
+        assert_eq!(rig.entry(17), 0x51 | MASKED);
+        rig.write(IOREDTBL + 34, 0x51 | LEVEL as u32);
+        assert_eq!(rig.bus.vectors(), [0x51, 0x51]);
+    }
+
+    #[test]
+    fn what_nobody_takes_leaves_no_remote_irr() {
+        let rig = Rig::new();
+        rig.bus.is_taking.store(false, Ordering::SeqCst);
+        rig.set_entry(17, 0x51 | LEVEL);
+        rig.set(17, true);
+        assert_eq!(rig.entry(17), 0x51 | LEVEL);
+    }
+
+    #[test]
+    fn entries_name_destination_and_mode() {
+        let rig = Rig::new();
+        for (entry, destination, delivery) in [
+            (0x0300_0000_0000_0051, Destination::Physical(3), DeliveryMode::Fixed),
+            (0xFF00_0000_0000_0051, Destination::All, DeliveryMode::Fixed),
+            (0x0302_0000_0000_0051, Destination::Physical(0x103), DeliveryMode::Fixed),
+            (0x0300_0000_0000_0951, Destination::Logical8(3), DeliveryMode::LowestPriority),
+            (0x0000_0000_0000_0400, Destination::Physical(0), DeliveryMode::Nmi),
+            (0x0000_0000_0000_0700, Destination::Physical(0), DeliveryMode::ExtInt),
+        ] {
+            rig.set_entry(1, entry);
+            rig.set(1, true);
+            rig.set(1, false);
+            let message = lock(&rig.bus.messages).pop().expect("a message");
+            assert_eq!((message.destination, message.delivery), (destination, delivery));
+        }
+        for reserved in [0x351, 0x651] {
+            rig.set_entry(1, reserved);
+            rig.set(1, true);
+            rig.set(1, false);
+            assert_eq!(rig.bus.vectors(), []);
+        }
+    }
+
+    #[test]
+    fn a_restored_state_keeps_levels_and_an_impossible_one_is_refused() {
+        let rig = Rig::new();
+        rig.set_entry(17, 0x51 | LEVEL);
+        rig.set(17, true);
+        let saved = rig.ioapic.save();
+        rig.set(17, false);
+        Chip::reset(&*rig.ioapic);
+        assert_eq!(rig.entry(17), MASKED);
+        rig.ioapic.restore(&saved).unwrap();
+        rig.bus.vectors();
+        rig.ioapic.end_of_interrupt(0x51);
+        assert_eq!(rig.bus.vectors(), [0x51]);
+        let mut wrong = lock(&rig.ioapic.registers).clone();
+        wrong.redirection[0] = RTE_REMOTE_IRR;
+        let refused = rig.ioapic.restore(&encode(STATE_VERSION, &wrong));
+        assert_eq!(refused, Err(RestoreError::Value { chip: "ioapic", field: "redirection" }));
+    }
+
+    #[test]
+    fn takes_any_access() {
+        check_chip(|_| {
+            let ioapic = IoApic::new(Bus::new());
+            (Arc::clone(&ioapic), vec![(ioapic as Arc<dyn Device>, 0x44)])
+        });
+    }
+}

@@ -29,7 +29,6 @@ mod lvt;
 mod message;
 mod state;
 #[cfg(test)]
-#[expect(dead_code, reason = "the tests of every mode that use the rest follow")]
 mod tests;
 mod timer;
 mod vector_set;

@@ -35,7 +35,6 @@ pub mod pit8254;
 pub mod port92;
 pub mod rtc;
 pub mod serial_backend;
-mod settled_timer;
 pub mod signals;
 #[cfg(test)]
 mod test_lines;

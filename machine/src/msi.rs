@@ -9,6 +9,7 @@ use std::sync::Arc;
 use memory::{Device, IoError, Width};
 
 use crate::lapic::{DeliveryMode, Destination, Message, MessageSink, TriggerMode};
+use crate::pci::{self, MessageSink as _};
 
 /// The first address of the window.
 pub const MSI_WINDOW_BASE: u64 = 0xFEE0_0000;
@@ -46,7 +47,8 @@ pub fn decode_msi(address: u64, data: u32) -> Option<Message> {
     })
 }
 
-/// The window as a device, for DMA writes and for CPUs whose local APIC does not claim the page.
+/// The window as a device, for DMA writes and for CPUs whose local APIC does not claim the page,
+/// and as what PCI functions send their messages to.
 pub struct MsiWindow {
     sink: Arc<dyn MessageSink>,
 }
@@ -68,10 +70,16 @@ impl Device for MsiWindow {
         if width != Width::Dword || offset & 3 != 0 {
             return Err(IoError::NoRegister);
         }
-        if let Some(message) = decode_msi(MSI_WINDOW_BASE.wrapping_add(offset), value as u32) {
+        self.message(MSI_WINDOW_BASE.wrapping_add(offset), value as u32);
+        Ok(())
+    }
+}
+
+impl pci::MessageSink for MsiWindow {
+    fn message(&self, address: u64, data: u32) {
+        if let Some(message) = decode_msi(address, data) {
             self.sink.deliver(message);
         }
-        Ok(())
     }
 }
 

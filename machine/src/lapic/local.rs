@@ -13,8 +13,8 @@ use super::message::{Message, MessageSink};
 use super::state::{Acknowledged, ApicState, Effects, SVR_ENABLE};
 use super::{GeneralProtection, LocalApicKind};
 use crate::chip::{Chip, RestoreError, decode, encode};
+use crate::deadline::Deadline;
 use crate::guard::lock;
-use crate::settled_timer::SettledTimer;
 use crate::signals::CpuSignals;
 use crate::timers::{TimerTarget, Timers};
 
@@ -46,7 +46,7 @@ pub struct LocalApic {
     address: AtomicU64,
     /// The CPU left the EOI to the guest's memory and wants to know of every request.
     is_pv_eoi_armed: AtomicBool,
-    timer: SettledTimer,
+    timer: Deadline,
     bus: Weak<ApicBus>,
     signals: Arc<dyn CpuSignals>,
 }
@@ -66,7 +66,7 @@ impl LocalApic {
             address: AtomicU64::new(state.address().pack()),
             state: Mutex::new(state),
             is_pv_eoi_armed: AtomicBool::new(false),
-            timer: SettledTimer::new(timers.register(this.clone())),
+            timer: Deadline::new(timers.register(this.clone())),
             bus,
             signals,
         })
@@ -100,21 +100,21 @@ impl LocalApic {
     ) -> R {
         let mut is_rearmed = false;
         let result = self.update(|state, effects| {
-            let context = Context { kind: &self.kind, now_ns: self.timer.now_ns() };
+            let context = Context { kind: &self.kind, now_ns: self.timer.clock().now_ns() };
             state.advance_timer(context.now_ns, self.kind.rates, effects);
             let result = change(state, context, effects);
-            is_rearmed = self.publish_deadline(state, context.now_ns);
+            is_rearmed = self.stage_deadline(state, context.now_ns);
             result
         });
         if is_rearmed {
-            self.timer.settle();
+            self.timer.flush();
         }
         result
     }
 
-    fn publish_deadline(&self, state: &ApicState, now_ns: u64) -> bool {
+    fn stage_deadline(&self, state: &ApicState, now_ns: u64) -> bool {
         let lvt = state.lvt(LvtEntry::Timer);
-        self.timer.publish(state.timer.deadline_ns(lvt, now_ns, self.kind.rates))
+        self.timer.stage(state.timer.deadline_ns(lvt, now_ns, self.kind.rates))
     }
 
     fn perform(&self, effects: &Effects) {
@@ -300,7 +300,7 @@ impl LocalApic {
 
     /// The CPU's TSC now.
     pub fn tsc(&self) -> u64 {
-        let now_ns = self.timer.now_ns();
+        let now_ns = self.timer.clock().now_ns();
         self.lock().timer.tsc(now_ns, self.kind.rates)
     }
 
@@ -360,7 +360,7 @@ impl LocalApic {
 
 impl TimerTarget for LocalApic {
     fn expire(&self, _now_ns: u64) {
-        self.timer.expired();
+        self.timer.fired();
         self.update_timed(|_, _, _| ());
     }
 }
@@ -385,9 +385,9 @@ impl Chip for LocalApic {
             return Err(RestoreError::Value { chip, field });
         }
         // The deadline in the queue belongs to the old state.
-        self.timer.expired();
+        self.timer.fired();
         self.update_timed(|state, _, _| *state = restored);
-        self.timer.settle();
+        self.timer.flush();
         Ok(())
     }
 }

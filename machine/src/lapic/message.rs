@@ -1,5 +1,7 @@
 //! What travels between APICs: who is meant, and what is to be done there.
 
+use crate::pic8259::PicPair;
+
 /// How the destination takes the message; the encoding of ICR, LVT, REDTBL and MSI data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryMode {
@@ -125,4 +127,10 @@ pub trait EoiSink: Send + Sync {
 pub trait ExtIntSource: Send + Sync {
     /// The two INTA cycles; a spurious vector if nothing is pending. Called with no lock held.
     fn acknowledge(&self) -> u8;
+}
+
+impl ExtIntSource for PicPair {
+    fn acknowledge(&self) -> u8 {
+        Self::acknowledge(self)
+    }
 }

@@ -2,11 +2,14 @@
 
 use std::sync::{Arc, Mutex};
 
-use memory::Width;
+use memory::{Device, IoError, Width};
 
 use super::access::register as r;
 use super::*;
+use crate::chip::{Chip, RestoreError};
 use crate::clock::Clock;
+use crate::device_fuzz;
+use crate::line::LineSink;
 use crate::signals::CpuSignals;
 use crate::timers::Timers;
 
@@ -156,4 +159,657 @@ fn a_fixed_ipi_is_requested_acknowledged_and_ended() {
     rig.write(1, r::EOI, 0);
     assert_eq!((rig.read(1, r::ISR + 2), rig.read(1, r::PPR)), (0, 0));
     assert_eq!(rig.apic(1).acknowledge(), None);
+}
+
+/// Takes the EOIs that an I/O APIC would.
+#[derive(Default)]
+struct Ends(Mutex<Vec<u8>>);
+
+impl EoiSink for Ends {
+    fn end_of_interrupt(&self, vector: u8) {
+        self.0.lock().unwrap().push(vector);
+    }
+}
+
+struct Pair(u8);
+
+impl ExtIntSource for Pair {
+    fn acknowledge(&self) -> u8 {
+        self.0
+    }
+}
+
+fn level(vector: u8) -> Message {
+    let destination = Destination::Physical(0);
+    Message { destination, delivery: DeliveryMode::Fixed, vector, trigger: TriggerMode::Level }
+}
+
+#[test]
+fn priorities_nest_and_hold_back() {
+    let rig = Rig::new(&[0]);
+    let apic = rig.apic(0);
+    for vector in [0x31, 0x52, 0x58] {
+        assert!(rig.send(Destination::Physical(0), DeliveryMode::Fixed, vector));
+    }
+    assert_eq!(apic.acknowledge(), Some(0x58));
+    assert!(!apic.has_interrupt(), "0x52 is of the same class");
+    rig.send(Destination::Physical(0), DeliveryMode::Fixed, 0x61);
+    assert_eq!((apic.acknowledge(), apic.in_service()), (Some(0x61), Some(0x61)));
+    apic.eoi();
+    apic.eoi();
+    assert_eq!((apic.acknowledge(), apic.in_service()), (Some(0x52), Some(0x52)));
+    apic.eoi();
+    apic.set_tpr(0x3F);
+    assert_eq!((apic.has_interrupt(), apic.acknowledge()), (false, None));
+    rig.signals.take();
+    apic.set_tpr(0x20);
+    assert_eq!(rig.signals.take(), [Signal::Interrupt(0)]);
+    assert_eq!(apic.acknowledge(), Some(0x31));
+}
+
+#[test]
+fn ppr_and_apr_follow_the_manuals_formulas() {
+    let rig = Rig::new(&[0]);
+    // TPR, in service, requested -> PPR, APR
+    for (tpr, isr, irr, ppr, apr) in [
+        (0x00, 0x00, 0x00, 0x00, 0x00),
+        (0x35, 0x00, 0x00, 0x35, 0x35),
+        (0x35, 0x41, 0x00, 0x40, 0x40),
+        (0x45, 0x41, 0x00, 0x45, 0x40),
+        (0x45, 0x41, 0x38, 0x45, 0x40),
+        (0x55, 0x41, 0x61, 0x55, 0x60),
+        (0x55, 0x41, 0x51, 0x55, 0x55),
+    ] {
+        let apic = rig.apic(0);
+        apic.reset(ResetKind::PowerUp);
+        rig.write(0, r::SVR, 0x1FF);
+        if isr != 0 {
+            rig.send(Destination::Physical(0), DeliveryMode::Fixed, isr);
+            assert_eq!(apic.acknowledge(), Some(isr));
+        }
+        apic.set_tpr(tpr);
+        if irr != 0 {
+            rig.send(Destination::Physical(0), DeliveryMode::Fixed, irr);
+        }
+        assert_eq!(
+            (rig.read(0, r::PPR), rig.read(0, r::APR)),
+            (ppr, apr),
+            "{tpr:#x} {isr:#x} {irr:#x}"
+        );
+    }
+}
+
+#[test]
+fn only_level_triggered_interrupts_are_ended_on_the_bus() {
+    let rig = Rig::new(&[0]);
+    let ends = Arc::new(Ends::default());
+    let sink: Arc<dyn EoiSink> = ends.clone();
+    rig.bus.connect_eoi(Arc::downgrade(&sink));
+    // Edge, level, and level with the broadcast suppressed.
+    for (message, svr, ended) in [
+        (Message { trigger: TriggerMode::Edge, ..level(0x41) }, 0x1FF, vec![]),
+        (level(0x42), 0x1FF, vec![0x42]),
+        (level(0x43), 0x11FF, vec![]),
+    ] {
+        rig.write(0, r::SVR, svr);
+        assert!(rig.bus.deliver(message));
+        let is_level = message.trigger == TriggerMode::Level;
+        assert_eq!(rig.read(0, r::TMR + 2) >> (message.vector & 31) & 1, u32::from(is_level));
+        assert_eq!(rig.apic(0).acknowledge(), Some(message.vector));
+        rig.apic(0).eoi();
+        assert_eq!(std::mem::take(&mut *ends.0.lock().unwrap()), ended);
+    }
+}
+
+#[test]
+fn xapic_destinations_reach_whom_they_name() {
+    let rig = Rig::new(&[0, 1, 2, 5]);
+    for (cpu, logical) in [(0, 0x01), (1, 0x02), (2, 0x04), (3, 0x80)] {
+        rig.write(cpu, r::LDR, logical << 24);
+    }
+    const LOGICAL: u32 = 1 << 11;
+    // ICR high, ICR low, who takes it
+    let rows: [(u32, u32, &[u32]); 12] = [
+        (0x00, 0x4050, &[0]),
+        (0x05, 0x4050, &[3]),
+        (0x03, 0x4050, &[]),
+        (0xFF, 0x4050, &[0, 1, 2, 3]),
+        (0x02, 0x4050 | LOGICAL, &[1]),
+        (0x86, 0x4050 | LOGICAL, &[1, 2, 3]),
+        (0xFF, 0x4050 | LOGICAL, &[0, 1, 2, 3]),
+        (0x40, 0x4050 | LOGICAL, &[]),
+        (0x05, 0x4050 | 1 << 18, &[1]),
+        (0x05, 0x4050 | 2 << 18, &[0, 1, 2, 3]),
+        (0x05, 0x4050 | 3 << 18, &[0, 2, 3]),
+        (0x05, 0xC050, &[3]),
+    ];
+    for (high, low, takers) in rows {
+        rig.ipi(1, high << 24, low);
+        assert_eq!(rig.takers(0x50), takers, "{high:#x} {low:#x}");
+    }
+}
+
+#[test]
+fn clusters_are_four_members_each() {
+    let rig = Rig::new(&[0, 1, 2, 3]);
+    for (cpu, logical) in [(0, 0x11), (1, 0x12), (2, 0x21), (3, 0x28)] {
+        rig.write(cpu, r::DFR, 0x0FFF_FFFF);
+        rig.write(cpu, r::LDR, logical << 24);
+    }
+    let rows: [(u8, &[u32]); 6] = [
+        (0x11, &[0]),
+        (0x13, &[0, 1]),
+        (0x29, &[2, 3]),
+        (0x24, &[]),
+        (0x31, &[]),
+        (0xFF, &[0, 1, 2, 3]),
+    ];
+    for (mda, takers) in rows {
+        rig.send(Destination::Logical8(mda), DeliveryMode::Fixed, 0x50);
+        assert_eq!(rig.takers(0x50), takers, "{mda:#x}");
+    }
+}
+
+#[test]
+fn x2apic_destinations_reach_whom_they_name() {
+    let rig = Rig::new(&[0, 1, 0x11, 0x123]);
+    (0..4).for_each(|cpu| rig.to_x2apic(cpu));
+    let ldr: Vec<_> = (0..4).map(|cpu| rig.apic(cpu).msr_read(0x80D)).collect();
+    assert_eq!(ldr, [Some(1), Some(2), Some(0x1_0002), Some(0x12_0008)]);
+    assert_eq!(rig.apic(3).msr_read(0x802), Some(0x123));
+    const LOGICAL: u64 = 1 << 11;
+    let rows: [(u64, u64, &[u32]); 8] = [
+        (0x123, 0x50, &[3]),
+        (0x23, 0x50, &[]),
+        (0xFF, 0x50, &[]),
+        (0xFFFF_FFFF, 0x50, &[0, 1, 2, 3]),
+        (0x0000_0003, 0x50 | LOGICAL, &[0, 1]),
+        (0x0001_0003, 0x50 | LOGICAL, &[2]),
+        (0xFFFF_FFFF, 0x50 | LOGICAL, &[0, 1, 2, 3]),
+        (0, 0x50 | 3 << 18, &[1, 2, 3]),
+    ];
+    for (destination, low, takers) in rows {
+        rig.apic(0).msr_write(0x830, destination << 32 | low).unwrap();
+        assert_eq!(rig.apic(0).msr_read(0x830), Some(destination << 32 | low));
+        assert_eq!(rig.takers(0x50), takers, "{destination:#x} {low:#x}");
+    }
+    rig.apic(2).msr_write(0x83F, 0x50).unwrap();
+    assert_eq!(rig.takers(0x50), [2]);
+}
+
+#[test]
+fn lowest_priority_goes_to_one_idle_cpu() {
+    let rig = Rig::new(&[0, 1, 2]);
+    rig.apic(0).set_tpr(0x50);
+    rig.apic(2).set_tpr(0x50);
+    assert!(rig.send(Destination::All, DeliveryMode::LowestPriority, 0x61));
+    assert_eq!(rig.takers(0x61), [1]);
+    rig.apic(1).set_tpr(0x50);
+    for vector in 0x60..0x66 {
+        rig.send(Destination::All, DeliveryMode::LowestPriority, vector);
+        assert_eq!(rig.takers(vector), [u32::from(vector) % 3], "spread by vector");
+    }
+    rig.write(1, r::SVR, 0xFF);
+    for vector in 0x70..0x79 {
+        assert!(rig.send(Destination::All, DeliveryMode::LowestPriority, vector));
+    }
+    assert_eq!(rig.read(1, r::IRR + 3), 0, "a disabled APIC is no candidate");
+}
+
+#[test]
+fn nmi_init_and_startup_reach_the_cpu_even_software_disabled() {
+    let rig = Rig::at_power_up(&[0, 1]);
+    for (low, signals) in [
+        (0x0400, vec![Signal::Nmi(1)]),
+        (0x4500, vec![Signal::Init(1)]),
+        (0xC500, vec![Signal::Init(1)]),
+        (0x8500, vec![]),
+        (0x4699, vec![Signal::Startup(1, 0x99)]),
+        (0x4200, vec![]),
+        (0x4350, vec![]),
+        (0x4750, vec![]),
+        (0x4050, vec![]),
+    ] {
+        rig.ipi(0, 1 << 24, low);
+        assert_eq!(rig.signals.take(), signals, "ICR {low:#x}");
+    }
+    rig.ipi(0, 0, 0xC_4500);
+    assert_eq!(rig.signals.take(), [Signal::Init(1)], "all but the sender");
+    rig.ipi(0, 0, 0x8_4500);
+    assert_eq!(rig.signals.take(), [], "nobody resets itself by a shorthand");
+}
+
+#[test]
+fn illegal_vectors_are_errors_that_a_write_of_esr_shows() {
+    let rig = Rig::new(&[0]);
+    rig.write(0, r::LVT_ERROR, 0xE0);
+    rig.ipi(0, 0, 0x400F);
+    assert_eq!((rig.read(0, r::ESR), rig.apic(0).acknowledge()), (0, Some(0xE0)));
+    rig.apic(0).eoi();
+    rig.ipi(0, 0, 0x400F);
+    assert_eq!(rig.apic(0).acknowledge(), None, "noted already");
+    rig.send(Destination::Physical(0), DeliveryMode::Fixed, 3);
+    rig.read(0, 0x04);
+    rig.write(0, r::ESR, 0);
+    assert_eq!(rig.read(0, r::ESR), 0xE0);
+    rig.write(0, r::ESR, 0);
+    assert_eq!(rig.read(0, r::ESR), 0);
+    rig.write(0, r::LVT_ERROR, 0x05);
+    rig.ipi(0, 0, 0x4001);
+    rig.write(0, r::ESR, 0);
+    assert_eq!(rig.read(0, r::ESR), 0x60, "an error entry with an illegal vector is one more");
+}
+
+#[test]
+fn software_disable_masks_and_refuses_but_keeps() {
+    let rig = Rig::new(&[0]);
+    rig.write(0, r::LVT_LINT0, 0x700);
+    rig.send(Destination::Physical(0), DeliveryMode::Fixed, 0x41);
+    rig.write(0, r::SVR, 0xFF);
+    assert_eq!(rig.read(0, r::LVT_LINT0), 0x1_0700);
+    rig.write(0, r::LVT_LINT0, 0x700);
+    assert_eq!(rig.read(0, r::LVT_LINT0), 0x1_0700);
+    assert!(!rig.send(Destination::Physical(0), DeliveryMode::Fixed, 0x51));
+    assert_eq!(rig.apic(0).acknowledge(), Some(0x41));
+}
+
+#[test]
+fn lint0_takes_extint_levels_and_edges() {
+    let rig = Rig::at_power_up(&[0, 1]);
+    let pair: Arc<dyn ExtIntSource> = Arc::new(Pair(0x30));
+    rig.bus.connect_extint(Arc::downgrade(&pair));
+    rig.bus.set_line(LINT0_PIN, true);
+    assert!(!rig.apic(0).has_interrupt(), "masked after reset");
+    (0..2).for_each(|cpu| rig.apic(cpu).set_virtual_wire());
+    assert_eq!(rig.signals.take(), [Signal::Interrupt(0)], "only the bootstrap processor");
+    assert_eq!((rig.apic(0).acknowledge(), rig.apic(0).in_service()), (Some(0x30), None));
+    rig.bus.set_line(LINT0_PIN, false);
+    assert!(!rig.apic(0).has_interrupt());
+    rig.write(0, r::LVT_LINT0, 0x45);
+    rig.bus.set_line(LINT0_PIN, true);
+    rig.bus.set_line(LINT0_PIN, true);
+    assert_eq!((rig.apic(0).acknowledge(), rig.apic(0).acknowledge()), (Some(0x45), None));
+}
+
+#[test]
+fn lint0_levels_wait_for_the_eoi_and_come_again() {
+    let rig = Rig::new(&[0]);
+    rig.write(0, r::LVT_LINT0, 0x8045);
+    rig.bus.set_line(LINT0_PIN, true);
+    assert_eq!(rig.read(0, r::LVT_LINT0), 0xC045);
+    assert_eq!(rig.apic(0).acknowledge(), Some(0x45));
+    rig.apic(0).eoi();
+    assert_eq!(rig.apic(0).acknowledge(), Some(0x45));
+    rig.bus.set_line(LINT0_PIN, false);
+    rig.apic(0).eoi();
+    assert_eq!((rig.apic(0).acknowledge(), rig.read(0, r::LVT_LINT0)), (None, 0x8045));
+}
+
+#[test]
+fn lint1_is_the_nmi_once_for_each_edge() {
+    let rig = Rig::new(&[0]);
+    rig.bus.set_line(LINT1_PIN, true);
+    assert_eq!(rig.signals.take(), []);
+    rig.write(0, r::LVT_LINT1, 0x400);
+    rig.bus.set_line(LINT1_PIN, false);
+    rig.bus.set_line(LINT1_PIN, true);
+    rig.bus.set_line(LINT1_PIN, true);
+    assert_eq!(rig.signals.take(), [Signal::Nmi(0)]);
+}
+
+#[test]
+fn a_globally_disabled_apic_leaves_intr_and_nmi_pins() {
+    let rig = Rig::new(&[0]);
+    let pair: Arc<dyn ExtIntSource> = Arc::new(Pair(0x77));
+    rig.bus.connect_extint(Arc::downgrade(&pair));
+    rig.send(Destination::Physical(0), DeliveryMode::Fixed, 0x41);
+    rig.apic(0).set_apic_base(0xFEE0_0100).unwrap();
+    assert_eq!((rig.apic(0).mmio_base(), rig.read(0, r::SVR)), (None, u32::MAX));
+    assert!(!rig.send(Destination::All, DeliveryMode::Fixed, 0x42));
+    assert!(!rig.apic(0).has_interrupt());
+    rig.bus.set_line(LINT0_PIN, true);
+    assert_eq!(rig.apic(0).acknowledge(), Some(0x77));
+    rig.signals.take();
+    rig.bus.set_line(LINT1_PIN, true);
+    assert_eq!(rig.signals.take(), [Signal::Nmi(0)]);
+    rig.apic(0).set_tpr(0xA0);
+    assert_eq!(rig.apic(0).tpr(), 0xA0, "CR8 works without the APIC");
+    rig.apic(0).set_apic_base(0xFEE0_0900).unwrap();
+    assert_eq!(rig.read(0, r::SVR), 0xFF, "as after power-up");
+}
+
+#[test]
+fn apic_base_changes_by_the_state_diagram() {
+    let (off, xapic, x2apic, invalid) = (0x100, 0x900, 0xD00, 0x500);
+    for (from, to, is_legal) in [
+        (off, xapic, true),
+        (off, x2apic, false),
+        (off, invalid, false),
+        (xapic, off, true),
+        (xapic, x2apic, true),
+        (xapic, invalid, false),
+        (x2apic, off, true),
+        (x2apic, xapic, false),
+        (x2apic, invalid, false),
+    ] {
+        let rig = Rig::new(&[0]);
+        let apic = rig.apic(0);
+        apic.set_apic_base(0xFEE0_0900).unwrap();
+        apic.set_apic_base(0xFEE0_0000 | from).unwrap();
+        let is_ok = apic.set_apic_base(0xFEE0_0000 | to).is_ok();
+        assert_eq!(is_ok, is_legal, "{from:#x} to {to:#x}");
+        let mode = if is_legal { to } else { from };
+        assert_eq!(apic.apic_base(), 0xFEE0_0000 | mode);
+    }
+    let rig = Rig::new(&[0]);
+    for reserved in [1, 1 << 9, 1 << 40] {
+        assert!(rig.apic(0).set_apic_base(0xFEE0_0900 | reserved).is_err());
+    }
+    rig.apic(0).set_apic_base(0x12_3456_7900).unwrap();
+    assert_eq!(rig.apic(0).mmio_base().map(|base| base.0), Some(0x12_3456_7000));
+}
+
+#[test]
+fn the_id_is_writable_in_xapic_mode_and_the_hardwares_in_x2apic_mode() {
+    let rig = Rig::new(&[3]);
+    rig.write(0, r::ID, 7 << 24);
+    assert_eq!((rig.read(0, r::ID), rig.apic(0).id()), (7 << 24, 7));
+    rig.apic(0).reset(ResetKind::Init);
+    assert_eq!(rig.apic(0).id(), 7, "INIT keeps it");
+    rig.to_x2apic(0);
+    assert_eq!(rig.apic(0).msr_read(0x802), Some(3));
+    assert_eq!(rig.apic(0).msr_write(0x802, 9), Err(GeneralProtection));
+    rig.apic(0).reset(ResetKind::Init);
+    assert_eq!(rig.apic(0).msr_read(0x802), Some(3), "INIT keeps the mode");
+    rig.apic(0).reset(ResetKind::PowerUp);
+    assert_eq!((rig.apic(0).msr_read(0x802), rig.apic(0).id()), (None, 3));
+}
+
+#[test]
+fn x2apic_msrs_fault_as_the_manual_says() {
+    let rig = Rig::new(&[0]);
+    let apic = rig.apic(0);
+    assert_eq!((apic.msr_read(0x803), apic.msr_write(0x808, 0)), (None, Err(GeneralProtection)));
+    rig.to_x2apic(0);
+    assert_eq!(rig.read(0, r::VERSION), u32::MAX, "no memory-mapped registers now");
+    for msr in 0x800..0x900 {
+        let number = msr - 0x800;
+        let is_readable =
+            matches!(number, 2 | 3 | 8 | 0xA | 0xD | 0xF..=0x28 | 0x2F | 0x30 | 0x32..=0x39 | 0x3E);
+        assert_eq!(apic.msr_read(msr).is_some(), is_readable, "read of {msr:#x}");
+    }
+    // Number, a value that is taken, one that is not
+    for (number, good, bad) in [
+        (r::TPR, 0xFF, 0x100),
+        (r::EOI, 0, 1),
+        (r::SVR, 0x13FF, 0x400),
+        (r::ESR, 0, 1),
+        (r::LVT_TIMER, 0x4_00EE, 0x100),
+        (r::LVT_LINT0, 0x1_A7FF, 0x2_0000),
+        (r::LVT_ERROR, 0x1_00FF, 0x700),
+        (r::LVT_CMCI, 0x1_07FF, 0x8000),
+        (r::ICR_LOW, 0xFFFF_FFFF_000C_CFFF, 1 << 13),
+        (r::ICR_LOW, 0x4_0041, 1 << 16),
+        (r::SELF_IPI, 0x41, 0x141),
+        (r::INITIAL_COUNT, 0xFFFF_FFFF, 1 << 32),
+        (r::DIVIDE, 0xB, 4),
+    ] {
+        assert_eq!(apic.msr_write(0x800 + number, good), Ok(()), "{number:#x}");
+        assert_eq!(apic.msr_write(0x800 + number, bad), Err(GeneralProtection), "{number:#x}");
+    }
+    for read_only in [r::VERSION, r::PPR, r::LDR, r::ISR, r::TMR, r::IRR, r::CURRENT_COUNT, r::DFR]
+    {
+        assert_eq!(apic.msr_write(0x800 + read_only, 0), Err(GeneralProtection), "{read_only:#x}");
+    }
+}
+
+#[test]
+fn accesses_other_than_aligned_dwords_do_nothing_or_see_parts() {
+    let rig = Rig::new(&[0]);
+    let apic = rig.apic(0);
+    apic.mmio_write(0x80, Width::Byte, 0x20);
+    apic.mmio_write(0x84, Width::Dword, 0x20);
+    apic.mmio_write(0x80, Width::Qword, 0x20);
+    assert_eq!(apic.tpr(), 0);
+    assert_eq!(apic.mmio_read(0x30, Width::Byte), 0x15);
+    assert_eq!(apic.mmio_read(0x32, Width::Word), 0x0106);
+    assert_eq!(apic.mmio_read(0x34, Width::Dword), 0xFFFF_FFFF);
+}
+
+const PERIODIC: u32 = 1 << 17;
+const TSC_DEADLINE: u32 = 2 << 17;
+const MASKED: u32 = 1 << 16;
+
+#[test]
+fn the_one_shot_timer_is_exact_with_every_divider() {
+    for (dcr, divider) in [(0, 2), (1, 4), (2, 8), (3, 16), (8, 32), (9, 64), (10, 128), (11, 1)] {
+        let rig = Rig::new(&[0]);
+        rig.advance(77);
+        rig.write(0, r::DIVIDE, dcr);
+        rig.write(0, r::LVT_TIMER, 0x40);
+        rig.write(0, r::INITIAL_COUNT, 1000);
+        let due = 77 + 1000 * divider;
+        assert_eq!(rig.timers.next_deadline_ns(), Some(due));
+        rig.advance(77 + divider - 1);
+        assert_eq!(rig.read(0, r::CURRENT_COUNT), 1000);
+        rig.advance(77 + divider);
+        assert_eq!(rig.read(0, r::CURRENT_COUNT), 999);
+        rig.advance(due - 1);
+        assert_eq!((rig.read(0, r::CURRENT_COUNT), rig.apic(0).has_interrupt()), (1, false));
+        rig.advance(due);
+        assert_eq!((rig.read(0, r::CURRENT_COUNT), rig.apic(0).acknowledge()), (0, Some(0x40)));
+        assert_eq!(rig.timers.next_deadline_ns(), None);
+    }
+}
+
+#[test]
+fn the_periodic_timer_reloads_and_survives_lateness() {
+    let rig = Rig::new(&[0]);
+    rig.write(0, r::DIVIDE, 0xB);
+    rig.write(0, r::LVT_TIMER, 0x40 | PERIODIC);
+    rig.write(0, r::INITIAL_COUNT, 50_000);
+    for due in [50_000, 100_000, 150_000] {
+        rig.advance(due - 1);
+        assert_eq!((rig.takers(0x40), rig.read(0, r::CURRENT_COUNT)), (vec![], 1));
+        rig.advance(due);
+        assert_eq!((rig.takers(0x40), rig.read(0, r::CURRENT_COUNT)), (vec![0], 50_000));
+    }
+    rig.advance(423_000);
+    assert_eq!((rig.takers(0x40), rig.read(0, r::CURRENT_COUNT)), (vec![0], 27_000));
+    assert_eq!(rig.timers.next_deadline_ns(), Some(450_000));
+}
+
+#[test]
+fn a_period_of_one_tick_interrupts_at_a_bounded_rate() {
+    let rig = Rig::new(&[0]);
+    rig.write(0, r::DIVIDE, 0xB);
+    rig.write(0, r::LVT_TIMER, 0x40 | PERIODIC);
+    rig.write(0, r::INITIAL_COUNT, 1);
+    let mut rounds = 0;
+    while let Some(due) = rig.timers.next_deadline_ns().filter(|&due| due <= 1_000_000) {
+        rig.advance(due);
+        assert_eq!(rig.takers(0x40), [0]);
+        rounds += 1;
+    }
+    assert_eq!(rounds, 1 + (1_000_000 - 1) / timer::MIN_INTERRUPT_NS);
+}
+
+#[test]
+fn a_running_count_survives_mode_and_divider_changes() {
+    let rig = Rig::new(&[0]);
+    rig.write(0, r::DIVIDE, 0xB);
+    rig.write(0, r::LVT_TIMER, 0x40);
+    rig.write(0, r::INITIAL_COUNT, 100_000);
+    rig.advance(40_000);
+    rig.write(0, r::LVT_TIMER, 0x40 | PERIODIC);
+    assert_eq!(rig.read(0, r::CURRENT_COUNT), 60_000);
+    rig.write(0, r::DIVIDE, 0);
+    rig.advance(60_000);
+    assert_eq!(rig.read(0, r::CURRENT_COUNT), 50_000);
+    rig.advance(160_000);
+    assert_eq!((rig.takers(0x40), rig.read(0, r::CURRENT_COUNT)), (vec![0], 100_000));
+    rig.write(0, r::LVT_TIMER, 0x40 | TSC_DEADLINE);
+    assert_eq!((rig.read(0, r::CURRENT_COUNT), rig.timers.next_deadline_ns()), (0, None));
+    rig.write(0, r::INITIAL_COUNT, 1000);
+    assert_eq!(rig.read(0, r::INITIAL_COUNT), 0, "ignored in TSC-deadline mode");
+}
+
+#[test]
+fn an_expiry_is_not_lost_to_a_write_before_the_wake_up() {
+    let rig = Rig::new(&[0]);
+    rig.write(0, r::LVT_TIMER, 0x40);
+    rig.write(0, r::INITIAL_COUNT, 1000);
+    rig.clock.advance_to(5000);
+    rig.write(0, r::LVT_TIMER, 0x41 | MASKED);
+    assert_eq!(rig.takers(0x40), [0]);
+}
+
+#[test]
+fn a_masked_timer_wakes_nobody_and_counts_on() {
+    let rig = Rig::new(&[0]);
+    rig.write(0, r::DIVIDE, 0xB);
+    rig.write(0, r::LVT_TIMER, 0x40 | MASKED | PERIODIC);
+    rig.write(0, r::INITIAL_COUNT, 100_000);
+    assert_eq!(rig.timers.next_deadline_ns(), None);
+    rig.advance(250_000);
+    assert_eq!((rig.takers(0x40), rig.read(0, r::CURRENT_COUNT)), (vec![], 50_000));
+    rig.write(0, r::LVT_TIMER, 0x40 | PERIODIC);
+    assert_eq!(rig.timers.next_deadline_ns(), Some(300_000));
+}
+
+#[test]
+fn the_tsc_deadline_follows_the_tsc_and_its_adjustments() {
+    let rig = Rig::new(&[0]);
+    let apic = rig.apic(0);
+    rig.advance(1000);
+    assert_eq!(apic.tsc(), 2000);
+    apic.set_tsc_deadline(5000);
+    assert_eq!(apic.tsc_deadline(), 0, "ignored in another mode");
+    rig.write(0, r::LVT_TIMER, 0x40 | TSC_DEADLINE);
+    apic.set_tsc_deadline(5001);
+    assert_eq!((apic.tsc_deadline(), rig.timers.next_deadline_ns()), (5001, Some(2501)));
+    apic.set_tsc_offset(1001);
+    assert_eq!((apic.tsc(), rig.timers.next_deadline_ns()), (3001, Some(2000)));
+    rig.advance(1999);
+    assert!(!apic.has_interrupt());
+    rig.advance(2000);
+    assert_eq!((rig.takers(0x40), apic.tsc_deadline()), (vec![0], 0));
+    apic.set_tsc_deadline(1);
+    assert_eq!((rig.takers(0x40), apic.tsc_deadline()), (vec![0], 0), "passed already");
+    apic.set_tsc_deadline(u64::MAX);
+    apic.set_tsc_offset(0u64.wrapping_sub(5000));
+    assert_eq!((rig.takers(0x40), apic.tsc()), (vec![], u64::MAX - 999));
+    assert_eq!(rig.timers.next_deadline_ns(), Some(2500));
+    apic.set_tsc_deadline(0);
+    assert_eq!(rig.timers.next_deadline_ns(), None);
+}
+
+#[test]
+fn performance_interrupts_mask_themselves() {
+    let rig = Rig::new(&[0]);
+    rig.write(0, r::LVT_PERFORMANCE, 0x400);
+    rig.apic(0).raise(LvtEntry::PerformanceMonitoring);
+    rig.apic(0).raise(LvtEntry::PerformanceMonitoring);
+    assert_eq!(rig.signals.take(), [Signal::Nmi(0)]);
+    assert_eq!(rig.read(0, r::LVT_PERFORMANCE), 0x1_0400);
+}
+
+#[test]
+fn an_eoi_may_be_skipped_only_when_nothing_waits_for_it() {
+    let rig = Rig::new(&[0]);
+    let apic = rig.apic(0);
+    assert_eq!(apic.skippable_eoi(), None);
+    rig.send(Destination::Physical(0), DeliveryMode::Fixed, 0x51);
+    apic.acknowledge();
+    assert_eq!(apic.skippable_eoi(), Some(0x51));
+    rig.signals.take();
+    apic.set_pv_eoi_armed(true);
+    rig.send(Destination::Physical(0), DeliveryMode::Fixed, 0x31);
+    assert_eq!((rig.signals.take(), apic.skippable_eoi()), (vec![Signal::Interrupt(0)], None));
+    apic.set_pv_eoi_armed(false);
+    apic.eoi();
+    apic.acknowledge();
+    apic.eoi();
+    rig.bus.deliver(level(0x61));
+    apic.acknowledge();
+    assert_eq!(apic.skippable_eoi(), None, "an I/O APIC waits");
+}
+
+#[test]
+fn a_saved_state_goes_on_where_it_was_and_a_wrong_one_is_refused() {
+    let rig = Rig::new(&[0, 1]);
+    rig.write(0, r::DIVIDE, 0xB);
+    rig.write(0, r::LVT_TIMER, 0x40);
+    rig.write(0, r::INITIAL_COUNT, 1000);
+    rig.send(Destination::Physical(0), DeliveryMode::Fixed, 0x51);
+    let saved = rig.apic(0).save();
+    Chip::reset(rig.apic(0));
+    assert_eq!((rig.apic(0).has_interrupt(), rig.timers.next_deadline_ns()), (false, None));
+    rig.apic(0).restore(&saved).unwrap();
+    assert_eq!((rig.apic(0).has_interrupt(), rig.timers.next_deadline_ns()), (true, Some(1000)));
+    assert_eq!(rig.apic(0).save(), saved);
+    rig.to_x2apic(1);
+    let refused = rig.apic(0).restore(&rig.apic(1).save());
+    assert_eq!(refused, Err(RestoreError::Value { chip: "lapic", field: "base" }));
+    assert_eq!(rig.apic(0).save(), saved);
+}
+
+/// The MSRs of an APIC as a device: offset 0 is IA32_APIC_BASE, 8 the deadline, 16 the TSC, 24 the
+/// CPU taking an interrupt, 0x800 and up x2APIC's, a byte each.
+struct Msrs(Arc<LocalApic>);
+
+impl Device for Msrs {
+    fn read(&self, offset: u64, width: Width) -> Result<u64, IoError> {
+        let value = match offset {
+            0 => self.0.apic_base(),
+            8 => self.0.tsc_deadline(),
+            16 => self.0.tsc(),
+            24 => self.0.acknowledge().map_or(0, u64::from),
+            _ => self.0.msr_read(offset as u32).unwrap_or(0),
+        };
+        Ok(value & width.mask())
+    }
+    fn write(&self, offset: u64, _width: Width, value: u64) -> Result<(), IoError> {
+        match offset {
+            0 => self.0.set_apic_base(0xFEE0_0000 | value & 0xD00).unwrap_or(()),
+            8 => self.0.set_tsc_deadline(value),
+            16 => self.0.set_tsc_offset(value),
+            24 => self.0.eoi(),
+            _ => self.0.msr_write(offset as u32, value).unwrap_or(()),
+        }
+        Ok(())
+    }
+}
+
+/// The memory-mapped registers of CPU 0; keeps the bus alive.
+struct Page(Arc<ApicBus>);
+
+impl Device for Page {
+    fn read(&self, offset: u64, width: Width) -> Result<u64, IoError> {
+        Ok(self.0.apic(0).ok_or(IoError::NoRegister)?.mmio_read(offset, width))
+    }
+    fn write(&self, offset: u64, width: Width, value: u64) -> Result<(), IoError> {
+        self.0.apic(0).ok_or(IoError::NoRegister)?.mmio_write(offset, width, value);
+        Ok(())
+    }
+}
+
+#[test]
+fn takes_any_access() {
+    device_fuzz::check_chip(|timers| {
+        let signals: Arc<dyn CpuSignals> = Arc::new(Recorder::default());
+        let config = ApicConfig {
+            ids: vec![0, 1],
+            tsc_hz: 2_000_000_000,
+            timer_hz: 1_000_000_000,
+            physical_address_bits: 40,
+            has_x2apic: true,
+        };
+        let bus = ApicBus::new(&config, timers, &signals);
+        let apic = Arc::clone(bus.apic(0).unwrap());
+        apic.set_virtual_wire();
+        let page: Arc<dyn Device> = Arc::new(Page(bus));
+        let msrs: Arc<dyn Device> = Arc::new(Msrs(Arc::clone(&apic)));
+        (apic, vec![(page, 0x400), (Arc::clone(&msrs), 0x20), (msrs, 0x840)])
+    });
 }
