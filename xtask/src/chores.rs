@@ -30,7 +30,7 @@ pub fn fuzz(target: &str, seconds: u64) -> Result<()> {
 /// Measures: criterion's benches.
 pub fn bench(filter: Option<&str>) -> Result<()> {
     let mut command = workspace::cargo();
-    command.args(["bench", "--workspace", "--benches"]);
+    command.args(["bench", "--workspace", "--bench", "*"]);
     if let Some(filter) = filter {
         command.args(["--", filter]);
     }

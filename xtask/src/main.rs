@@ -5,6 +5,7 @@ mod boot;
 mod check;
 mod child;
 mod chores;
+mod figures;
 mod guests;
 mod linux;
 mod suites;
@@ -51,6 +52,8 @@ enum Chore {
         /// Only benches with this in their name.
         filter: Option<String>,
     },
+    /// Measure the figures of SPECIFICATION.md on this machine.
+    Figures,
     /// Boot over and over.
     Soak {
         /// How long, in minutes.
@@ -82,6 +85,7 @@ fn run(chore: &Chore) -> Result<ExitCode> {
         Chore::Bless => chores::bless()?,
         Chore::Fuzz { target, seconds } => chores::fuzz(target, *seconds)?,
         Chore::Bench { filter } => chores::bench(filter.as_deref())?,
+        Chore::Figures => figures::run()?,
         Chore::Soak { minutes } => chores::soak(*minutes)?,
         Chore::Guests => guests::fetch_all()?,
     }

@@ -10,6 +10,8 @@ use crate::guests::Kernel;
 pub enum Image {
     /// The guest that Volvelle brings along.
     BuiltIn,
+    /// The small guest that answers what is typed.
+    Echo,
     /// A distribution's kernel by the Linux boot protocol.
     Bz(Kernel),
     /// The same kernel unpacked, by its PVH entry.
@@ -50,14 +52,14 @@ pub struct Case {
     pub is_repeated: bool,
 }
 
-use Image::{BuiltIn, Bz, Pvh};
+use Image::{BuiltIn, Bz, Echo, Pvh};
 use Kernel::{Cloud, General};
 use Step::{Expect, Passed, QuietLog, Shell, Type};
 
 /// Time from the start of the process to its end, on a busy machine.
 pub fn limit(image: Image) -> Duration {
     match image {
-        BuiltIn => Duration::from_secs(60),
+        BuiltIn | Echo => Duration::from_secs(60),
         Bz(_) | Pvh(_) => Duration::from_secs(600),
     }
 }
@@ -74,6 +76,14 @@ const TOUR_1: &[Step] =
 const TOUR_2: &[Step] =
     &[PROMPT, ARITHMETIC, TWO_CPUS, QuietLog, Type("poweroff -f"), Expect("reboot: Power down")];
 
+/// The guest counts, answers each byte with its number and itself, and leaves at Ctrl-D.
+const ECHO: &[Step] = &[
+    Expect("0 1 2 3 4 5 6 7 8 9 "),
+    Expect("\n"),
+    Type("ab"),
+    Expect("1:a 2:b 3:"),
+    Type("\u{4}"),
+];
 const REBOOT: &[Step] = &[PROMPT, Type("reboot"), Expect("reboot: Restarting system")];
 const REBOOT_AND_AGAIN: &[Step] = &[
     PROMPT,
@@ -111,6 +121,7 @@ pub const CASES: &[Case] = &[
     built_in("built-in guest, interp, 1 CPU", 1, &["--accel", "interp"]),
     built_in("built-in guest, interp, 2 CPUs", 2, &["--accel", "interp"]),
     built_in("built-in guest, auto, 1 CPU", 1, &["--accel", "auto"]),
+    boot("typed input", Echo, 1, ECHO),
     boot("cloud kernel, bzImage, 1 CPU", Bz(Cloud), 1, TOUR_1),
     boot("cloud kernel, bzImage, 2 CPUs", Bz(Cloud), 2, TOUR_2),
     boot("cloud kernel, PVH, 1 CPU", Pvh(Cloud), 1, TOUR_1),

@@ -45,6 +45,11 @@ impl Console {
         Ok(Self { child, input, output, transcript: Vec::new(), seen: 0, deadline })
     }
 
+    /// The process of the machine.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Everything the machine has written so far.
     pub fn transcript(&self) -> String {
         String::from_utf8_lossy(&self.transcript).into_owned()

@@ -1,7 +1,7 @@
 //! Boots of real kernels with the release binary, as a user would do them.
 
 mod cases;
-mod console;
+pub mod console;
 mod kernel_log;
 
 use std::fs;
@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::guests::{Guests, Kernel};
+use crate::guests::{Guests, Kernel, rom};
 use crate::linux;
 use crate::tally::Tally;
 use crate::workspace;
@@ -59,9 +59,9 @@ pub fn chosen(options: &Options) -> Result<Tally> {
 }
 
 fn run(binary: &Path, cases: Vec<&Case>) -> Result<(Tally, Vec<String>)> {
-    let (built_in, linux): (Vec<_>, Vec<_>) =
-        cases.into_iter().partition(|case| case.image == Image::BuiltIn);
-    let mut tally = run_cases(binary, &built_in, None);
+    let (ours, linux): (Vec<_>, Vec<_>) =
+        cases.into_iter().partition(|case| matches!(case.image, Image::BuiltIn | Image::Echo));
+    let mut tally = run_cases(binary, &ours, None);
     let mut skips = Vec::new();
     if !linux.is_empty() {
         let guests = Guests::new();
@@ -166,6 +166,9 @@ fn attempt(
 fn command(binary: &Path, case: &Case, files: Option<&Files>) -> Result<Command> {
     let mut command = Command::new(binary);
     command.args(["run", "--memory", "512M", "--cpus", &case.cpus.to_string()]).args(case.options);
+    if case.image == Image::Echo {
+        command.arg("--bios").arg(rom("echo", firmware::guests::ECHO)?);
+    }
     if let Some(files) = files {
         let kernel = files.kernel(case.image).context("the case's kernel was not fetched")?;
         let words = format!("console=ttyS0 {}", case.words);

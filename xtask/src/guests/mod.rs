@@ -116,6 +116,13 @@ pub fn fetch_all() -> Result<()> {
     Ok(())
 }
 
+/// Puts a small guest of the `firmware` crate where `--bios` can read it.
+pub fn rom(name: &str, image: &[u8]) -> Result<PathBuf> {
+    let path = workspace::target().join("guests").join(format!("{name}.rom"));
+    put(&path, image)?;
+    Ok(path)
+}
+
 /// Writes a file whole or not at all: an interrupted run must not leave half a kernel behind.
 fn put(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> std::io::Result<()> {
