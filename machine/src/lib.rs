@@ -16,10 +16,12 @@ pub mod debug_exit;
 pub mod debugcon;
 #[doc(hidden)]
 pub mod device_fuzz;
+pub mod dma8237;
 pub mod e820;
 pub mod fw_cfg;
 mod guard;
 pub mod hpet;
+pub mod i8042;
 pub mod ioapic;
 pub mod isa_routing;
 pub mod lapic;

@@ -194,9 +194,8 @@ impl Mouse {
     }
 
     pub(super) fn check(&self) -> Result<(), &'static str> {
-        let is_valid = self.output.len() <= BUFFER_BYTES
-            && self.resolution <= 3
-            && self.moved.buttons <= 7;
+        let is_valid =
+            self.output.len() <= BUFFER_BYTES && self.resolution <= 3 && self.moved.buttons <= 7;
         if is_valid { Ok(()) } else { Err("mouse") }
     }
 }
