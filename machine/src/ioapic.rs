@@ -270,11 +270,12 @@ impl Device for IoApic {
             return Err(IoError::Width);
         }
         let registers = self.lock();
-        match offset {
-            IOREGSEL => Ok(registers.select.into()),
-            IOWIN => Ok(registers.read_window().into()),
-            _ => Err(IoError::NoRegister),
-        }
+        let value = match offset {
+            IOREGSEL => registers.select.into(),
+            IOWIN => registers.read_window(),
+            _ => return Err(IoError::NoRegister),
+        };
+        Ok(u64::from(value) & width.mask())
     }
 
     fn write(&self, offset: u64, width: Width, value: u64) -> Result<(), IoError> {
@@ -388,6 +389,7 @@ mod tests {
         rig.write(IOREDTBL, u32::MAX);
         rig.write(IOREDTBL + 1, u32::MAX);
         assert_eq!(rig.entry(0), RTE_WRITABLE);
+        assert_eq!(rig.ioapic.read(IOWIN, Width::Byte), Ok(0xFF));
         assert_eq!(rig.ioapic.read(0x20, Width::Dword), Err(IoError::NoRegister));
         assert_eq!(rig.ioapic.read(IOWIN, Width::Qword), Err(IoError::Width));
     }

@@ -2,16 +2,19 @@
 
 use std::sync::{Arc, Mutex};
 
-use memory::{Device, IoError, Width};
+use memory::Width;
 
 use super::access::register as r;
 use super::*;
 use crate::chip::{Chip, RestoreError};
 use crate::clock::Clock;
-use crate::device_fuzz;
 use crate::line::LineSink;
 use crate::signals::CpuSignals;
 use crate::timers::Timers;
+
+mod any_access;
+mod registers;
+mod timers;
 
 const EXTD_EN: u64 = 3 << 10;
 
@@ -118,31 +121,6 @@ impl Rig {
     }
     fn send(&self, destination: Destination, delivery: DeliveryMode, vector: u8) -> bool {
         self.bus.deliver(Message { destination, delivery, vector, trigger: TriggerMode::Edge })
-    }
-}
-
-#[test]
-fn registers_after_power_up_are_the_manuals() {
-    let rig = Rig::at_power_up(&[0, 1]);
-    assert_eq!(rig.apic(0).apic_base(), 0xFEE0_0900);
-    assert_eq!(rig.apic(1).apic_base(), 0xFEE0_0800);
-    for (number, value) in [
-        (r::ID, 0x0100_0000),
-        (r::VERSION, access::VERSION),
-        (r::TPR, 0),
-        (r::LDR, 0),
-        (r::DFR, u32::MAX),
-        (r::SVR, 0xFF),
-        (r::ESR, 0),
-        (r::LVT_TIMER, 0x1_0000),
-        (r::LVT_LINT0, 0x1_0000),
-        (r::LVT_LINT1, 0x1_0000),
-        (r::LVT_ERROR, 0x1_0000),
-        (r::LVT_CMCI, 0x1_0000),
-        (r::DIVIDE, 0),
-        (r::CURRENT_COUNT, 0),
-    ] {
-        assert_eq!(rig.read(1, number), value, "register {number:#x}");
     }
 }
 
@@ -458,253 +436,6 @@ fn lint1_is_the_nmi_once_for_each_edge() {
 }
 
 #[test]
-fn a_globally_disabled_apic_leaves_intr_and_nmi_pins() {
-    let rig = Rig::new(&[0]);
-    let pair: Arc<dyn ExtIntSource> = Arc::new(Pair(0x77));
-    rig.bus.connect_extint(Arc::downgrade(&pair));
-    rig.send(Destination::Physical(0), DeliveryMode::Fixed, 0x41);
-    rig.apic(0).set_apic_base(0xFEE0_0100).unwrap();
-    assert_eq!((rig.apic(0).mmio_base(), rig.read(0, r::SVR)), (None, u32::MAX));
-    assert!(!rig.send(Destination::All, DeliveryMode::Fixed, 0x42));
-    assert!(!rig.apic(0).has_interrupt());
-    rig.bus.set_line(LINT0_PIN, true);
-    assert_eq!(rig.apic(0).acknowledge(), Some(0x77));
-    rig.signals.take();
-    rig.bus.set_line(LINT1_PIN, true);
-    assert_eq!(rig.signals.take(), [Signal::Nmi(0)]);
-    rig.apic(0).set_tpr(0xA0);
-    assert_eq!(rig.apic(0).tpr(), 0xA0, "CR8 works without the APIC");
-    rig.apic(0).set_apic_base(0xFEE0_0900).unwrap();
-    assert_eq!(rig.read(0, r::SVR), 0xFF, "as after power-up");
-}
-
-#[test]
-fn apic_base_changes_by_the_state_diagram() {
-    let (off, xapic, x2apic, invalid) = (0x100, 0x900, 0xD00, 0x500);
-    for (from, to, is_legal) in [
-        (off, xapic, true),
-        (off, x2apic, false),
-        (off, invalid, false),
-        (xapic, off, true),
-        (xapic, x2apic, true),
-        (xapic, invalid, false),
-        (x2apic, off, true),
-        (x2apic, xapic, false),
-        (x2apic, invalid, false),
-    ] {
-        let rig = Rig::new(&[0]);
-        let apic = rig.apic(0);
-        apic.set_apic_base(0xFEE0_0900).unwrap();
-        apic.set_apic_base(0xFEE0_0000 | from).unwrap();
-        let is_ok = apic.set_apic_base(0xFEE0_0000 | to).is_ok();
-        assert_eq!(is_ok, is_legal, "{from:#x} to {to:#x}");
-        let mode = if is_legal { to } else { from };
-        assert_eq!(apic.apic_base(), 0xFEE0_0000 | mode);
-    }
-    let rig = Rig::new(&[0]);
-    for reserved in [1, 1 << 9, 1 << 40] {
-        assert!(rig.apic(0).set_apic_base(0xFEE0_0900 | reserved).is_err());
-    }
-    rig.apic(0).set_apic_base(0x12_3456_7900).unwrap();
-    assert_eq!(rig.apic(0).mmio_base().map(|base| base.0), Some(0x12_3456_7000));
-}
-
-#[test]
-fn the_id_is_writable_in_xapic_mode_and_the_hardwares_in_x2apic_mode() {
-    let rig = Rig::new(&[3]);
-    rig.write(0, r::ID, 7 << 24);
-    assert_eq!((rig.read(0, r::ID), rig.apic(0).id()), (7 << 24, 7));
-    rig.apic(0).reset(ResetKind::Init);
-    assert_eq!(rig.apic(0).id(), 7, "INIT keeps it");
-    rig.to_x2apic(0);
-    assert_eq!(rig.apic(0).msr_read(0x802), Some(3));
-    assert_eq!(rig.apic(0).msr_write(0x802, 9), Err(GeneralProtection));
-    rig.apic(0).reset(ResetKind::Init);
-    assert_eq!(rig.apic(0).msr_read(0x802), Some(3), "INIT keeps the mode");
-    rig.apic(0).reset(ResetKind::PowerUp);
-    assert_eq!((rig.apic(0).msr_read(0x802), rig.apic(0).id()), (None, 3));
-}
-
-#[test]
-fn x2apic_msrs_fault_as_the_manual_says() {
-    let rig = Rig::new(&[0]);
-    let apic = rig.apic(0);
-    assert_eq!((apic.msr_read(0x803), apic.msr_write(0x808, 0)), (None, Err(GeneralProtection)));
-    rig.to_x2apic(0);
-    assert_eq!(rig.read(0, r::VERSION), u32::MAX, "no memory-mapped registers now");
-    for msr in 0x800..0x900 {
-        let number = msr - 0x800;
-        let is_readable =
-            matches!(number, 2 | 3 | 8 | 0xA | 0xD | 0xF..=0x28 | 0x2F | 0x30 | 0x32..=0x39 | 0x3E);
-        assert_eq!(apic.msr_read(msr).is_some(), is_readable, "read of {msr:#x}");
-    }
-    // Number, a value that is taken, one that is not
-    for (number, good, bad) in [
-        (r::TPR, 0xFF, 0x100),
-        (r::EOI, 0, 1),
-        (r::SVR, 0x13FF, 0x400),
-        (r::ESR, 0, 1),
-        (r::LVT_TIMER, 0x4_00EE, 0x100),
-        (r::LVT_LINT0, 0x1_A7FF, 0x2_0000),
-        (r::LVT_ERROR, 0x1_00FF, 0x700),
-        (r::LVT_CMCI, 0x1_07FF, 0x8000),
-        (r::ICR_LOW, 0xFFFF_FFFF_000C_CFFF, 1 << 13),
-        (r::ICR_LOW, 0x4_0041, 1 << 16),
-        (r::SELF_IPI, 0x41, 0x141),
-        (r::INITIAL_COUNT, 0xFFFF_FFFF, 1 << 32),
-        (r::DIVIDE, 0xB, 4),
-    ] {
-        assert_eq!(apic.msr_write(0x800 + number, good), Ok(()), "{number:#x}");
-        assert_eq!(apic.msr_write(0x800 + number, bad), Err(GeneralProtection), "{number:#x}");
-    }
-    for read_only in [r::VERSION, r::PPR, r::LDR, r::ISR, r::TMR, r::IRR, r::CURRENT_COUNT, r::DFR]
-    {
-        assert_eq!(apic.msr_write(0x800 + read_only, 0), Err(GeneralProtection), "{read_only:#x}");
-    }
-}
-
-#[test]
-fn accesses_other_than_aligned_dwords_do_nothing_or_see_parts() {
-    let rig = Rig::new(&[0]);
-    let apic = rig.apic(0);
-    apic.mmio_write(0x80, Width::Byte, 0x20);
-    apic.mmio_write(0x84, Width::Dword, 0x20);
-    apic.mmio_write(0x80, Width::Qword, 0x20);
-    assert_eq!(apic.tpr(), 0);
-    assert_eq!(apic.mmio_read(0x30, Width::Byte), 0x15);
-    assert_eq!(apic.mmio_read(0x32, Width::Word), 0x0106);
-    assert_eq!(apic.mmio_read(0x34, Width::Dword), 0xFFFF_FFFF);
-}
-
-const PERIODIC: u32 = 1 << 17;
-const TSC_DEADLINE: u32 = 2 << 17;
-const MASKED: u32 = 1 << 16;
-
-#[test]
-fn the_one_shot_timer_is_exact_with_every_divider() {
-    for (dcr, divider) in [(0, 2), (1, 4), (2, 8), (3, 16), (8, 32), (9, 64), (10, 128), (11, 1)] {
-        let rig = Rig::new(&[0]);
-        rig.advance(77);
-        rig.write(0, r::DIVIDE, dcr);
-        rig.write(0, r::LVT_TIMER, 0x40);
-        rig.write(0, r::INITIAL_COUNT, 1000);
-        let due = 77 + 1000 * divider;
-        assert_eq!(rig.timers.next_deadline_ns(), Some(due));
-        rig.advance(77 + divider - 1);
-        assert_eq!(rig.read(0, r::CURRENT_COUNT), 1000);
-        rig.advance(77 + divider);
-        assert_eq!(rig.read(0, r::CURRENT_COUNT), 999);
-        rig.advance(due - 1);
-        assert_eq!((rig.read(0, r::CURRENT_COUNT), rig.apic(0).has_interrupt()), (1, false));
-        rig.advance(due);
-        assert_eq!((rig.read(0, r::CURRENT_COUNT), rig.apic(0).acknowledge()), (0, Some(0x40)));
-        assert_eq!(rig.timers.next_deadline_ns(), None);
-    }
-}
-
-#[test]
-fn the_periodic_timer_reloads_and_survives_lateness() {
-    let rig = Rig::new(&[0]);
-    rig.write(0, r::DIVIDE, 0xB);
-    rig.write(0, r::LVT_TIMER, 0x40 | PERIODIC);
-    rig.write(0, r::INITIAL_COUNT, 50_000);
-    for due in [50_000, 100_000, 150_000] {
-        rig.advance(due - 1);
-        assert_eq!((rig.takers(0x40), rig.read(0, r::CURRENT_COUNT)), (vec![], 1));
-        rig.advance(due);
-        assert_eq!((rig.takers(0x40), rig.read(0, r::CURRENT_COUNT)), (vec![0], 50_000));
-    }
-    rig.advance(423_000);
-    assert_eq!((rig.takers(0x40), rig.read(0, r::CURRENT_COUNT)), (vec![0], 27_000));
-    assert_eq!(rig.timers.next_deadline_ns(), Some(450_000));
-}
-
-#[test]
-fn a_period_of_one_tick_interrupts_at_a_bounded_rate() {
-    let rig = Rig::new(&[0]);
-    rig.write(0, r::DIVIDE, 0xB);
-    rig.write(0, r::LVT_TIMER, 0x40 | PERIODIC);
-    rig.write(0, r::INITIAL_COUNT, 1);
-    let mut rounds = 0;
-    while let Some(due) = rig.timers.next_deadline_ns().filter(|&due| due <= 1_000_000) {
-        rig.advance(due);
-        assert_eq!(rig.takers(0x40), [0]);
-        rounds += 1;
-    }
-    assert_eq!(rounds, 1 + (1_000_000 - 1) / timer::MIN_INTERRUPT_NS);
-}
-
-#[test]
-fn a_running_count_survives_mode_and_divider_changes() {
-    let rig = Rig::new(&[0]);
-    rig.write(0, r::DIVIDE, 0xB);
-    rig.write(0, r::LVT_TIMER, 0x40);
-    rig.write(0, r::INITIAL_COUNT, 100_000);
-    rig.advance(40_000);
-    rig.write(0, r::LVT_TIMER, 0x40 | PERIODIC);
-    assert_eq!(rig.read(0, r::CURRENT_COUNT), 60_000);
-    rig.write(0, r::DIVIDE, 0);
-    rig.advance(60_000);
-    assert_eq!(rig.read(0, r::CURRENT_COUNT), 50_000);
-    rig.advance(160_000);
-    assert_eq!((rig.takers(0x40), rig.read(0, r::CURRENT_COUNT)), (vec![0], 100_000));
-    rig.write(0, r::LVT_TIMER, 0x40 | TSC_DEADLINE);
-    assert_eq!((rig.read(0, r::CURRENT_COUNT), rig.timers.next_deadline_ns()), (0, None));
-    rig.write(0, r::INITIAL_COUNT, 1000);
-    assert_eq!(rig.read(0, r::INITIAL_COUNT), 0, "ignored in TSC-deadline mode");
-}
-
-#[test]
-fn an_expiry_is_not_lost_to_a_write_before_the_wake_up() {
-    let rig = Rig::new(&[0]);
-    rig.write(0, r::LVT_TIMER, 0x40);
-    rig.write(0, r::INITIAL_COUNT, 1000);
-    rig.clock.advance_to(5000);
-    rig.write(0, r::LVT_TIMER, 0x41 | MASKED);
-    assert_eq!(rig.takers(0x40), [0]);
-}
-
-#[test]
-fn a_masked_timer_wakes_nobody_and_counts_on() {
-    let rig = Rig::new(&[0]);
-    rig.write(0, r::DIVIDE, 0xB);
-    rig.write(0, r::LVT_TIMER, 0x40 | MASKED | PERIODIC);
-    rig.write(0, r::INITIAL_COUNT, 100_000);
-    assert_eq!(rig.timers.next_deadline_ns(), None);
-    rig.advance(250_000);
-    assert_eq!((rig.takers(0x40), rig.read(0, r::CURRENT_COUNT)), (vec![], 50_000));
-    rig.write(0, r::LVT_TIMER, 0x40 | PERIODIC);
-    assert_eq!(rig.timers.next_deadline_ns(), Some(300_000));
-}
-
-#[test]
-fn the_tsc_deadline_follows_the_tsc_and_its_adjustments() {
-    let rig = Rig::new(&[0]);
-    let apic = rig.apic(0);
-    rig.advance(1000);
-    assert_eq!(apic.tsc(), 2000);
-    apic.set_tsc_deadline(5000);
-    assert_eq!(apic.tsc_deadline(), 0, "ignored in another mode");
-    rig.write(0, r::LVT_TIMER, 0x40 | TSC_DEADLINE);
-    apic.set_tsc_deadline(5001);
-    assert_eq!((apic.tsc_deadline(), rig.timers.next_deadline_ns()), (5001, Some(2501)));
-    apic.set_tsc_offset(1001);
-    assert_eq!((apic.tsc(), rig.timers.next_deadline_ns()), (3001, Some(2000)));
-    rig.advance(1999);
-    assert!(!apic.has_interrupt());
-    rig.advance(2000);
-    assert_eq!((rig.takers(0x40), apic.tsc_deadline()), (vec![0], 0));
-    apic.set_tsc_deadline(1);
-    assert_eq!((rig.takers(0x40), apic.tsc_deadline()), (vec![0], 0), "passed already");
-    apic.set_tsc_deadline(u64::MAX);
-    apic.set_tsc_offset(0u64.wrapping_sub(5000));
-    assert_eq!((rig.takers(0x40), apic.tsc()), (vec![], u64::MAX - 999));
-    assert_eq!(rig.timers.next_deadline_ns(), Some(2500));
-    apic.set_tsc_deadline(0);
-    assert_eq!(rig.timers.next_deadline_ns(), None);
-}
-
-#[test]
 fn performance_interrupts_mask_themselves() {
     let rig = Rig::new(&[0]);
     rig.write(0, r::LVT_PERFORMANCE, 0x400);
@@ -752,64 +483,4 @@ fn a_saved_state_goes_on_where_it_was_and_a_wrong_one_is_refused() {
     let refused = rig.apic(0).restore(&rig.apic(1).save());
     assert_eq!(refused, Err(RestoreError::Value { chip: "lapic", field: "base" }));
     assert_eq!(rig.apic(0).save(), saved);
-}
-
-/// The MSRs of an APIC as a device: offset 0 is IA32_APIC_BASE, 8 the deadline, 16 the TSC, 24 the
-/// CPU taking an interrupt, 0x800 and up x2APIC's, a byte each.
-struct Msrs(Arc<LocalApic>);
-
-impl Device for Msrs {
-    fn read(&self, offset: u64, width: Width) -> Result<u64, IoError> {
-        let value = match offset {
-            0 => self.0.apic_base(),
-            8 => self.0.tsc_deadline(),
-            16 => self.0.tsc(),
-            24 => self.0.acknowledge().map_or(0, u64::from),
-            _ => self.0.msr_read(offset as u32).unwrap_or(0),
-        };
-        Ok(value & width.mask())
-    }
-    fn write(&self, offset: u64, _width: Width, value: u64) -> Result<(), IoError> {
-        match offset {
-            0 => self.0.set_apic_base(0xFEE0_0000 | value & 0xD00).unwrap_or(()),
-            8 => self.0.set_tsc_deadline(value),
-            16 => self.0.set_tsc_offset(value),
-            24 => self.0.eoi(),
-            _ => self.0.msr_write(offset as u32, value).unwrap_or(()),
-        }
-        Ok(())
-    }
-}
-
-/// The memory-mapped registers of CPU 0; keeps the bus alive.
-struct Page(Arc<ApicBus>);
-
-impl Device for Page {
-    fn read(&self, offset: u64, width: Width) -> Result<u64, IoError> {
-        Ok(self.0.apic(0).ok_or(IoError::NoRegister)?.mmio_read(offset, width))
-    }
-    fn write(&self, offset: u64, width: Width, value: u64) -> Result<(), IoError> {
-        self.0.apic(0).ok_or(IoError::NoRegister)?.mmio_write(offset, width, value);
-        Ok(())
-    }
-}
-
-#[test]
-fn takes_any_access() {
-    device_fuzz::check_chip(|timers| {
-        let signals: Arc<dyn CpuSignals> = Arc::new(Recorder::default());
-        let config = ApicConfig {
-            ids: vec![0, 1],
-            tsc_hz: 2_000_000_000,
-            timer_hz: 1_000_000_000,
-            physical_address_bits: 40,
-            has_x2apic: true,
-        };
-        let bus = ApicBus::new(&config, timers, &signals);
-        let apic = Arc::clone(bus.apic(0).unwrap());
-        apic.set_virtual_wire();
-        let page: Arc<dyn Device> = Arc::new(Page(bus));
-        let msrs: Arc<dyn Device> = Arc::new(Msrs(Arc::clone(&apic)));
-        (apic, vec![(page, 0x400), (Arc::clone(&msrs), 0x20), (msrs, 0x840)])
-    });
 }
