@@ -9,9 +9,11 @@ const MAX_LINES: usize = 800;
 const MAX_COLUMNS: usize = 100;
 
 /// Files that may be longer, and why.
-const LONG_FILES: &[(&str, &str)] = &[];
+const LONG_FILES: &[(&str, &str)] =
+    &[("machine/src/lapic/tests.rs", "cases of every mode, message and register of one chip")];
 /// Files that may be wider, and why.
-const WIDE_FILES: &[(&str, &str)] = &[];
+const WIDE_FILES: &[(&str, &str)] =
+    &[("decoder/tests/facts.rs", "a table of instructions, one a line")];
 
 /// Words of unfinished work, put together here so that this file does not hold them.
 const UNFINISHED: &[&str] = &[concat!("todo", "!("), concat!("FIX", "ME"), concat!("dbg", "!(")];
