@@ -5,8 +5,8 @@
 //! them, and takes EOIs of level-triggered interrupts to the I/O APICs. A CPU's thread talks to its
 //! [`LocalApic`]; whoever makes something deliverable calls [`crate::signals::CpuSignals`].
 //!
-//! Parts: [`state`] is the chip (registers and rules), [`access`] its registers as xAPIC and x2APIC
-//! show them, [`timer`] its timer, [`local`] the chip with its lock, clock and wires, [`bus`] the
+//! Parts: `state` is the chip (registers and rules), `access` its registers as xAPIC and x2APIC
+//! show them, `timer` its timer, `local` the chip with its lock, clock and wires, `bus` the
 //! rest of the system.
 //!
 //! Lock order: an APIC's lock is a leaf. What an operation asks for is collected under it
