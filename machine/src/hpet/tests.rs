@@ -133,6 +133,7 @@ fn level_interrupts_hold_until_their_status_is_cleared() {
     rig.set_timer(1, INT_ENB | INT_TYPE_LEVEL | route(21), 100);
     rig.advance(1000);
     assert_eq!((rig.read(GINTR_STA), rig.lines.level(21)), (2, true));
+    assert_eq!(rig.lines.rises(21), 1, "a level, no pulse beside it");
     rig.write(GINTR_STA, 1);
     assert!(rig.lines.level(21));
     rig.hpet.write(GINTR_STA, Width::Dword, 2).unwrap();
