@@ -83,7 +83,7 @@ pub(crate) fn read_split(device: &dyn Device, offset: u64, width: Width) -> u64 
             None => width.mask(),
         },
         Err(IoError::NoRegister) => {
-            log::trace!(target: "guest_error", "read of {width:?} at offset {offset:#x}: no register");
+            log::trace!(target: "guest_error", "{width:?} read at {offset:#x}: no register");
             width.mask()
         }
     }
@@ -101,7 +101,7 @@ pub(crate) fn write_split(device: &dyn Device, offset: u64, width: Width, value:
             }
         }
         Err(IoError::NoRegister) => {
-            log::trace!(target: "guest_error", "write of {width:?} at offset {offset:#x}: no register");
+            log::trace!(target: "guest_error", "{width:?} write at {offset:#x}: no register");
         }
     }
 }

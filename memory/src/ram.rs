@@ -192,8 +192,8 @@ impl Ram {
         unsafe { T::raw_load(self.base.as_ptr().add(offset as usize)) }
     }
 
-    /// Stores a scalar with one host instruction, and keeps the page's flags. Must not cross a page.
-    /// True if the page held code.
+    /// Stores a scalar with one host instruction, and keeps the page's flags. Must not cross a
+    /// page. True if the page held code.
     #[inline(always)]
     pub fn store<T: Scalar>(&self, offset: u64, value: T) -> bool {
         if !self.contains(offset, T::BYTES) {
