@@ -13,6 +13,7 @@
 
 pub mod cpuid;
 pub mod debug;
+pub mod descriptor;
 pub mod engine;
 pub mod events;
 pub mod exception;

@@ -56,6 +56,14 @@ static TABLE: LazyLock<Vec<Forms>> = LazyLock::new(|| {
     super::shift::register(&mut table);
     super::stack::register(&mut table);
     super::string::register(&mut table);
+    super::control_register::register(&mut table);
+    super::debug_register::register(&mut table);
+    super::descriptor_table::register(&mut table);
+    super::far::register(&mut table);
+    super::flags_register::register(&mut table);
+    super::segment::register(&mut table);
+    super::syscall::register(&mut table);
+    super::system::register(&mut table);
     table.0
 });
 

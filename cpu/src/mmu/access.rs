@@ -129,18 +129,38 @@ impl Cpu {
     /// supervisor rights whatever the CPL is.
     #[inline]
     pub fn read_system<T: Word>(&mut self, linear: u64) -> Exec<T> {
+        self.read_as(View::Supervisor, linear)
+    }
+
+    /// Writes `T` at a linear address as the CPU itself does.
+    #[inline]
+    pub fn write_system<T: Word>(&mut self, linear: u64, value: T) -> Exec {
+        self.write_as(View::Supervisor, linear, value)
+    }
+
+    /// Reads `T` at a linear address with the rights of `view`, for stacks of another privilege.
+    #[inline]
+    pub(crate) fn read_as<T: Word>(&mut self, view: View, linear: u64) -> Exec<T> {
         let linear = self.wrap_linear(linear);
-        if let Some(at) = self.mmu.lookup_system(linear, Access::Read)
+        if let Some(at) = self.mmu.lookup_as(view, linear, Access::Read)
             && !crosses_page(linear, T::BYTES)
         {
             return Ok(self.ram.load(at));
         }
-        self.read_slow(linear, View::Supervisor)
+        self.read_slow(linear, view)
     }
 
-    /// Writes `T` at a linear address as the CPU itself does.
-    pub fn write_system<T: Word>(&mut self, linear: u64, value: T) -> Exec {
-        self.write_slow(self.wrap_linear(linear), value, View::Supervisor)
+    /// Writes `T` at a linear address with the rights of `view`.
+    #[inline]
+    pub(crate) fn write_as<T: Word>(&mut self, view: View, linear: u64, value: T) -> Exec {
+        let linear = self.wrap_linear(linear);
+        if let Some(at) = self.mmu.lookup_as(view, linear, Access::Write)
+            && !crosses_page(linear, T::BYTES)
+        {
+            self.break_block |= self.ram.store(at, value);
+            return Ok(());
+        }
+        self.write_slow(linear, value, view)
     }
 
     /// Sets `bits` of the byte at a linear address atomically, as the CPU itself does (accessed and

@@ -103,13 +103,13 @@ impl Mmu {
         self.lookup(self.view as usize * 3 + 2, linear)
     }
 
-    /// The RAM offset of `linear` for an implicit supervisor access.
+    /// The RAM offset of `linear`, if `view` may read or write it, whoever is asking otherwise.
     #[inline]
-    pub(crate) fn lookup_system(&self, linear: u64, access: Access) -> Option<u64> {
+    pub(crate) fn lookup_as(&self, view: View, linear: u64, access: Access) -> Option<u64> {
         if self.read_table == SLOW {
             return None;
         }
-        self.lookup(usize::from(access == Access::Write), linear)
+        self.lookup(view as usize * 3 + usize::from(access == Access::Write), linear)
     }
 
     #[inline(always)]
