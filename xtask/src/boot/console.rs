@@ -57,13 +57,16 @@ impl Console {
 
     /// Waits until the machine writes a text, and returns what came before it.
     pub fn expect(&mut self, text: &str) -> Result<String> {
+        // A serial port may give a byte at a time: what was searched is not searched again.
+        let mut from = self.seen;
         loop {
-            if let Some(start) = find(&self.transcript[self.seen..], text.as_bytes()) {
-                let before = &self.transcript[self.seen..self.seen + start];
+            if let Some(start) = find(&self.transcript[from..], text.as_bytes()) {
+                let before = &self.transcript[self.seen..from + start];
                 let before = String::from_utf8_lossy(before).into_owned();
-                self.seen += start + text.len();
+                self.seen = from + start + text.len();
                 return Ok(before);
             }
+            from = from.max((self.transcript.len() + 1).saturating_sub(text.len()));
             self.read().with_context(|| format!("waiting for {text:?}"))?;
         }
     }
@@ -153,6 +156,15 @@ mod tests {
         console.expect(PROMPT).unwrap();
         console.type_line("exit 3").unwrap();
         assert_eq!(console.end().unwrap().code(), Some(3));
+    }
+
+    #[test]
+    fn a_text_that_comes_in_pieces_is_found() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "for piece in ab cd ef gh; do printf $piece; sleep 0.05; done"]);
+        let mut console = Console::start(&mut command, Duration::from_secs(60)).unwrap();
+        assert_eq!(console.expect("cdefg").unwrap(), "ab");
+        assert_eq!(console.expect("h").unwrap(), "");
     }
 
     #[test]
