@@ -50,3 +50,125 @@ impl Default for FpuState {
         }
     }
 }
+
+/// FSW: an unmasked exception waits (ES), and its copy (B).
+pub const FSW_ES: u16 = 1 << 7;
+/// FSW: the copy of ES.
+pub const FSW_B: u16 = 1 << 15;
+/// FSW: the number of ST0's register.
+pub const FSW_TOP: u16 = 7 << 11;
+/// FSW and FCW: the six exceptions and their masks.
+pub const X87_EXCEPTIONS: u16 = 0x3f;
+
+/// Offsets in the 512-byte FXSAVE image and the legacy area of XSAVE (SDM Vol. 1, "x87 State").
+pub mod fxsave {
+    /// FCW; FSW, the abridged tag, FOP, FIP and FDP follow.
+    pub const FCW: usize = 0;
+    /// FSW.
+    pub const FSW: usize = 2;
+    /// Abridged tag.
+    pub const FTW: usize = 4;
+    /// FOP.
+    pub const FOP: usize = 6;
+    /// FIP: 64 bits, or 32 with FCS behind.
+    pub const FIP: usize = 8;
+    /// FDP: 64 bits, or 32 with FDS behind.
+    pub const FDP: usize = 16;
+    /// MXCSR.
+    pub const MXCSR: usize = 24;
+    /// MXCSR_MASK.
+    pub const MXCSR_MASK: usize = 28;
+    /// ST0 to ST7, 16 bytes each.
+    pub const ST: usize = 32;
+    /// XMM0 to XMM15, 16 bytes each.
+    pub const XMM: usize = 160;
+    /// Bytes of the image.
+    pub const BYTES: usize = 512;
+}
+
+impl FpuState {
+    /// TOP: the physical number of ST0.
+    #[inline]
+    pub fn top(&self) -> usize {
+        usize::from(self.fsw >> 11 & 7)
+    }
+
+    /// Writes the x87 part of an FXSAVE image but for the pointers.
+    #[inline]
+    pub fn write_x87(&self, image: &mut [u8; fxsave::BYTES]) {
+        put(image, fxsave::FCW, self.fcw.to_le_bytes());
+        put(image, fxsave::FSW, self.fsw.to_le_bytes());
+        put(image, fxsave::FTW, [self.ftw, 0]);
+        for stack in 0..8 {
+            let register = self.x87[(self.top() + stack) & 7];
+            put(image, fxsave::ST + 16 * stack, register);
+        }
+    }
+
+    /// Takes over the x87 part of an FXSAVE image but for the pointers.
+    #[inline]
+    pub fn read_x87(&mut self, image: &[u8; fxsave::BYTES]) {
+        self.fcw = u16::from_le_bytes(get(image, fxsave::FCW));
+        self.fsw = u16::from_le_bytes(get(image, fxsave::FSW));
+        self.ftw = image[fxsave::FTW];
+        for stack in 0..8 {
+            let [low @ .., _, _, _, _, _, _]: [u8; 16] = get(image, fxsave::ST + 16 * stack);
+            let mut register = [0; 16];
+            register[..10].copy_from_slice(&low);
+            self.x87[(self.top() + stack) & 7] = register;
+        }
+    }
+
+    /// Makes ES and B what the exceptions and their masks say, as every load of the control or
+    /// status word does (SDM Vol. 1, "x87 FPU Status Register").
+    #[inline]
+    pub fn summarize_exceptions(&mut self) {
+        self.fsw &= !(FSW_ES | FSW_B);
+        if self.fsw & !self.fcw & X87_EXCEPTIONS != 0 {
+            self.fsw |= FSW_ES | FSW_B;
+        }
+    }
+
+    /// The tag word with two bits a register: 0 valid, 1 zero, 2 special, 3 empty (SDM Vol. 1,
+    /// "x87 FPU Tag Word").
+    pub fn full_tag(&self) -> u16 {
+        (0..8).fold(0, |tags, number| tags | self.tag(number) << (2 * number))
+    }
+
+    fn tag(&self, number: usize) -> u16 {
+        if self.ftw >> number & 1 == 0 {
+            return 3;
+        }
+        let significand = u64::from_le_bytes(get(&self.x87[number], 0));
+        let exponent = u16::from_le_bytes(get(&self.x87[number], 8)) & 0x7fff;
+        match (exponent, significand >> 63) {
+            (0, _) if significand == 0 => 1,
+            (0 | 0x7fff, _) | (_, 0) => 2,
+            _ => 0,
+        }
+    }
+
+    /// FNINIT.
+    pub fn initialize_x87(&mut self) {
+        self.fcw = 0x37f;
+        self.fsw = 0;
+        self.ftw = 0;
+        self.fop = 0;
+        (self.fip, self.fcs, self.fdp, self.fds) = (0, 0, 0, 0);
+    }
+}
+
+/// Copies `bytes` into `image` at `at`, which lies inside it, and tells how many they are.
+#[inline]
+pub(crate) fn put<const N: usize>(image: &mut [u8], at: usize, bytes: [u8; N]) -> usize {
+    if let Some(target) = image.get_mut(at..at + N) {
+        target.copy_from_slice(&bytes);
+    }
+    N
+}
+
+/// The bytes of `image` at `at`; zeroes outside.
+#[inline]
+pub(crate) fn get<const N: usize>(image: &[u8], at: usize) -> [u8; N] {
+    image.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
+}

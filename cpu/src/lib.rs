@@ -30,6 +30,7 @@ pub mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transfer;
+pub mod xstate;
 
 mod cpu;
 mod reset;

@@ -17,6 +17,11 @@ pub trait Platform: Send + Sync {
     fn kick(&self, cpu: u32);
     /// Raises (true) or lowers the FERR# output (IRQ 13), for CR0.NE = 0.
     fn ferr(&self, level: bool);
+    /// True if the IGNNE# input says to go on in spite of FERR#: from the write of port F0h until
+    /// FERR# is lowered.
+    fn ignne(&self) -> bool {
+        false
+    }
 }
 
 /// The CPU's own local APIC. Called from the CPU's own thread, but for nothing else: the chip

@@ -285,7 +285,7 @@ impl Bench {
         self.poke(PML4, &(PDPT | PAGE_OPEN).to_le_bytes());
         self.poke(PDPT, &(PD | PAGE_OPEN).to_le_bytes());
         for table in 0..RAM_BYTES >> 21 {
-            self.poke(PD + 8 * table, &(PT + 0x1000 * table | PAGE_OPEN).to_le_bytes());
+            self.poke(PD + 8 * table, &((PT + 0x1000 * table) | PAGE_OPEN).to_le_bytes());
         }
         for page in 0..RAM_BYTES >> 12 {
             self.poke(PT + 8 * page, &(page << 12 | PAGE_OPEN).to_le_bytes());

@@ -64,6 +64,9 @@ static TABLE: LazyLock<Vec<Forms>> = LazyLock::new(|| {
     super::segment::register(&mut table);
     super::syscall::register(&mut table);
     super::system::register(&mut table);
+    super::state_image::register(&mut table);
+    super::x87_environment::register(&mut table);
+    super::xsave::register(&mut table);
     table.0
 });
 

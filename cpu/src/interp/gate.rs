@@ -48,7 +48,7 @@ impl Cpu {
             Executor::Undefined => Insn::new(iced, undefined),
         };
         if row.executor == Executor::Native {
-            self.native.prepare(&mut insn, row);
+            self.native.prepare(&mut insn, row, bytes);
         }
         (insn, row.ends_block)
     }

@@ -48,6 +48,8 @@ pub struct Insn {
     pub src: u8,
     /// Immediate, sign-extended as the encoding says; near branch target.
     pub imm: u64,
+    /// What executes it on the host's own unit, if that is how it is executed.
+    pub thunk: crate::native::ThunkRef,
     /// Everything else.
     pub iced: Instruction,
 }
@@ -82,6 +84,7 @@ impl Insn {
             dst: register(0),
             src: register(1),
             imm: immediate(&iced),
+            thunk: crate::native::ThunkRef::default(),
             iced,
         }
     }
