@@ -135,7 +135,8 @@ pub(crate) fn check_chip<C: Chip>(
 ) {
     use proptest::prelude::*;
     use proptest::test_runner::{Config, TestRunner};
-    let mut runner = TestRunner::new(Config { cases: 256, ..Config::default() });
+    // 256 scripts, or as many as PROPTEST_CASES says.
+    let mut runner = TestRunner::new(Config::default());
     runner
         .run(&proptest::collection::vec(any::<u8>(), 0..1200), |script| {
             let timers = counted_timers();
