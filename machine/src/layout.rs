@@ -28,6 +28,9 @@ pub const MEMORY_MIN: u64 = 2 << 20;
 /// window, so that processors with 40 physical address bits reach everything.
 pub const MEMORY_MAX: u64 = 512 << 30;
 
+/// The most CPUs: what the ACPI tables' range has room for, and fw_cfg's 16 bits.
+pub const CPUS_MAX: u32 = 1024;
+
 /// First byte that is not conventional memory.
 pub const CONVENTIONAL_END: u64 = 0x000a_0000;
 /// Extended BIOS data area: 1 KiB at the end of conventional memory.

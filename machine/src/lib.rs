@@ -30,6 +30,7 @@ pub mod line;
 pub mod loader;
 pub mod msi;
 pub mod output_pin;
+pub mod pc;
 pub mod pc_testdev;
 pub mod pci;
 pub mod pic8259;
@@ -38,6 +39,7 @@ pub mod port92;
 pub mod rtc;
 pub mod serial_backend;
 pub mod signals;
+pub mod smbios;
 #[cfg(test)]
 mod test_lines;
 pub mod timers;

@@ -12,6 +12,8 @@ use super::aml::{
     level_interrupts, list, memory32, method, name, otherwise, package, path, resources, scope,
     store,
 };
+use crate::acpi_pm::{SLP_TYP_S3, SLP_TYP_S5, SMI_CMD_PORT};
+use crate::fw_cfg::{FW_CFG_PORT, FW_CFG_PORT_COUNT};
 use crate::layout::{self, Form};
 use crate::pci::isa_bridge;
 use crate::pci::pirq::{PIRQ_COUNT, ROUTE_DISABLED, pirq_of};
@@ -32,8 +34,8 @@ const OSC_MASKED: u8 = 1 << 4;
 pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
     let sleep = |kind: u8| package([code(&kind), code(&kind), code(&ZERO), code(&ZERO)]);
     let body = [
-        name("_S3_", sleep(super::SLP_TYP_S3)),
-        name("_S5_", sleep(super::SLP_TYP_S5)),
+        name("_S3_", sleep(SLP_TYP_S3)),
+        name("_S5_", sleep(SLP_TYP_S5)),
         // 0 in PIC mode, 1 in APIC mode: the operating system says so by _PIC.
         name("PICM", ZERO),
         method("_PIC", 1, [store(Arg(0), path("PICM"))]),
@@ -223,7 +225,7 @@ fn fixed(device_name: &str, id: &str, current: impl IntoIterator<Item = Code>) -
     device(device_name, [eisa("_HID", id), resources("_CRS", current)])
 }
 
-fn legacy_devices() -> [Code; 7] {
+fn legacy_devices() -> [Code; 8] {
     [
         fixed("PIC_", "PNP0000", [io(0x20, 2), io(0xa0, 2), io(0x4d0, 2), irq(2)]),
         fixed("DMAC", "PNP0200", [io(0, 16), io(0x81, 15), io(0xc0, 32), dma(4)]),
@@ -232,6 +234,8 @@ fn legacy_devices() -> [Code; 7] {
         fixed("SPKR", "PNP0800", [io(0x61, 1)]),
         fixed("FPU_", "PNP0C04", [io(0xf0, 1), irq(13)]),
         fixed("KBD_", "PNP0303", [io(0x60, 1), io(0x64, 1), irq(layout::IRQ_KEYBOARD)]),
+        // The mouse shares the controller's ports, which are the keyboard's to list.
+        fixed("MOU_", "PNP0F13", [irq(layout::IRQ_MOUSE)]),
     ]
 }
 
@@ -258,7 +262,11 @@ fn firmware_config(config: &AcpiConfig) -> Option<Code> {
     config.has_fw_cfg.then(|| {
         device(
             "FWCF",
-            [name("_HID", "QEMU0002"), name("_STA", 0x0b_u8), resources("_CRS", [io(0x510, 12)])],
+            [
+                name("_HID", "QEMU0002"),
+                name("_STA", 0x0b_u8),
+                resources("_CRS", [io(FW_CFG_PORT, FW_CFG_PORT_COUNT as u8)]),
+            ],
         )
     })
 }
@@ -268,8 +276,7 @@ fn board(config: &AcpiConfig) -> Code {
     let (pm, pm_ports) = (layout::PM_BASE, layout::PM_BYTES as u8);
     let mut taken = vec![
         io(pm, pm_ports),
-        // APM_CNT and APM_STS, which the FADT calls SMI_CMD.
-        io(0xb2, 2),
+        io(SMI_CMD_PORT, 2),
         memory32(layout::IOAPIC_BASE, memory::PAGE_SIZE),
         memory32(layout::LAPIC_BASE, layout::LAPIC_BYTES),
     ];

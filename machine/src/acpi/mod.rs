@@ -10,15 +10,6 @@ mod tables;
 
 use crate::layout::{self, Form, RamPlan};
 
-/// SLP_TYP of \_S3.
-const SLP_TYP_S3: u8 = 1;
-/// SLP_TYP of \_S5.
-const SLP_TYP_S5: u8 = 0;
-const SMI_CMD_PORT: u16 = 0xb2;
-const ACPI_ENABLE: u8 = 2;
-const ACPI_DISABLE: u8 = 3;
-const HPET_ID: u32 = 0x8086_a201;
-
 /// What the tables say of the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct AcpiConfig {

@@ -8,6 +8,8 @@ use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 
 use super::AcpiConfig;
+use crate::acpi_pm::{ACPI_DISABLE, ACPI_ENABLE, SMI_CMD_PORT};
+use crate::hpet::HPET_ID;
 use crate::layout;
 
 const OEM_ID: [u8; 6] = *b"VOLVEL";
@@ -116,8 +118,8 @@ pub(super) fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
     fadt.dsdt = (dsdt as u32).into();
     fadt.x_dsdt = dsdt.into();
     fadt.sci_int = (layout::IRQ_SCI as u16).into();
-    fadt.smi_cmd = u32::from(super::SMI_CMD_PORT).into();
-    (fadt.acpi_enable, fadt.acpi_disable) = (super::ACPI_ENABLE, super::ACPI_DISABLE);
+    fadt.smi_cmd = u32::from(SMI_CMD_PORT).into();
+    (fadt.acpi_enable, fadt.acpi_disable) = (ACPI_ENABLE, ACPI_DISABLE);
     (fadt.pm1a_evt_blk, fadt.pm1a_cnt_blk) = (event.into(), control.into());
     (fadt.pm_tmr_blk, fadt.gpe0_blk) = (timer.into(), gpe0.into());
     (fadt.pm1_evt_len, fadt.pm1_cnt_len, fadt.pm_tmr_len) = (4, 2, 4);
@@ -180,7 +182,7 @@ pub(super) fn hpet() -> Vec<u8> {
     const MIN_TICK: u16 = 100;
     let address =
         GAS::new(AddressSpace::SystemMemory, 64, 0, AccessSize::Undefined, layout::HPET_BASE);
-    let mut body = super::HPET_ID.to_le_bytes().to_vec();
+    let mut body = HPET_ID.to_le_bytes().to_vec();
     address.to_aml_bytes(&mut body);
     body.push(0);
     body.extend(MIN_TICK.to_le_bytes());
