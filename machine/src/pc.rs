@@ -43,6 +43,7 @@ use crate::pci::host_bridge::HostBridge;
 use crate::pci::isa_bridge::{self, IsaBridge, Piix4Pm};
 use crate::pci::mechanism1::{self, Mechanism1};
 use crate::pci::pirq::{PIRQ_COUNT, PirqRouter};
+use crate::pci::testdev::pci_testdev;
 use crate::pci::{self, DevFn};
 use crate::pic8259::{PicPair, PicPorts};
 use crate::pit8254::Pit8254;
@@ -56,6 +57,9 @@ pub use config::{DebugExitPorts, PcConfig, PcError};
 
 /// Number of interrupt lines of the board: 16 of ISA, 8 PIRQs.
 const LINE_COUNT: u32 = layout::IOAPIC_PINS;
+
+/// Where pci-testdev is: the first slot that both forms have free.
+const PCI_TESTDEV: DevFn = DevFn::new(4, 0);
 
 /// What the board is put into.
 #[derive(Clone)]
@@ -229,6 +233,9 @@ impl Pc {
             has_firmware: AtomicBool::new(false),
             config,
         };
+        if this.config.has_pci_testdev {
+            this.pci.insert(PCI_TESTDEV, pci_testdev(this.pci_wiring(PCI_TESTDEV, 0)));
+        }
         handover::describe_to_firmware(&this);
         Ok(this)
     }

@@ -46,6 +46,8 @@ pub struct PcConfig {
     pub debug_exit: Option<DebugExitPorts>,
     /// pc-testdev, and what its page flush calls.
     pub pc_testdev: Option<Option<FlushHook>>,
+    /// pci-testdev.
+    pub has_pci_testdev: bool,
 }
 
 impl PcConfig {
@@ -64,6 +66,7 @@ impl PcConfig {
             debugcon: None,
             debug_exit: None,
             pc_testdev: None,
+            has_pci_testdev: false,
         }
     }
 

@@ -9,6 +9,7 @@ use crate::e820::E820Kind;
 use crate::fw_cfg::key;
 use crate::layout;
 use crate::loader::{BootState, FlatRegisters, LoadError};
+use crate::pci::assign::assign_bars;
 use crate::rtc::Rtc;
 use crate::smbios::{self, SmbiosConfig};
 
@@ -72,6 +73,7 @@ pub(super) fn set_up(pc: &Pc) {
     for (port, value) in PIC_SET_UP {
         pc.ports.write(port, Width::Byte, value.into());
     }
+    assign_bars(&pc.pci);
     pc.apics.apics().iter().for_each(|apic| apic.set_virtual_wire());
 }
 

@@ -130,6 +130,7 @@ fn chips_have_different_names_and_survive_reset_and_saving() {
 fn test_devices_fit_beside_each_other() {
     let bench = bench_with(|config| {
         config.pc_testdev = Some(None);
+        config.has_pci_testdev = true;
         config.debugcon = Some((0xe9, Arc::new(Unplugged)));
         config.debug_exit = Some(DebugExitPorts { first: 0xf4, count: 4 });
     });
@@ -138,6 +139,10 @@ fn test_devices_fit_beside_each_other() {
     bench.pc.ports().write(0xe0, Width::Dword, 0x1234_5678);
     assert_eq!(bench.pc.ports().read(0xe0, Width::Dword), 0x1234_5678);
     assert_eq!(bench.port(0xe9), 0xe9);
+    bench.pc.load(&kernel()).unwrap();
+    bench.pc.ports().write(0xcf8, Width::Dword, 0x8000_2000);
+    assert_eq!(bench.pc.ports().read(0xcfc, Width::Dword), 0x0005_1b36);
+    assert_eq!(bench.read(layout::PCI_WINDOW_BASE + 1, Width::Byte), 1);
     // Test line 4 is the serial port's, as the 8259A sees it.
     bench.pc.ports().write(0x20, Width::Byte, 0x0a);
     bench.pc.ports().write(0x2004, Width::Byte, 1);

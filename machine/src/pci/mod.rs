@@ -11,6 +11,7 @@
 //!
 //! Known departures: one bus, no bridges to others; no hot plug, no power management capability.
 
+pub mod assign;
 pub mod bar;
 pub mod bus;
 pub mod config_space;
@@ -23,6 +24,7 @@ pub mod msi;
 pub mod msix;
 pub mod pam;
 pub mod pirq;
+pub mod testdev;
 
 use memory::Width;
 

@@ -202,6 +202,18 @@ fn mechanism_1_and_ecam_reach_the_same_registers() {
 }
 
 #[test]
+fn firmware_gives_every_bar_a_place_of_its_own() {
+    let bench = bench();
+    super::assign::assign_bars(&bench.bus);
+    assert_eq!(bench.endpoint.bar(0), Some(0xc000));
+    assert_eq!(bench.endpoint.bar(1), Some(0xc000_0000));
+    assert_eq!(bench.endpoint.bar(2), Some(0xc040_0000));
+    assert_eq!(bench.endpoint.bar(4), Some(0xc080_0000));
+    assert_eq!(bench.read(4) & 7, 7);
+    assert_eq!(bench.byte(0xc040_0000), 0xa2);
+}
+
+#[test]
 fn intx_follows_command_and_message_modes() {
     let bench = bench();
     bench.endpoint.set_intx(true);
