@@ -1,10 +1,10 @@
 //! The board: every chip of the PC, where it is, and what it is wired to.
 //!
 //! [`Pc::new`] is the list: it makes the chips in the order of their wiring and maps them where
-//! [`crate::layout`] says. [`Pc::load`] puts a guest into memory and says in what state CPU 0 starts;
-//! what firmware would have left behind is in [`handover`]. Neighbours: the program that owns the
-//! vCPUs gives the clock's timers and takes signals and power events; it reaches memory and ports
-//! through [`Pc::space`] and [`Pc::ports`], and interrupts through [`Pc::apics`].
+//! [`crate::layout`] says. [`Pc::load`] puts a guest into memory and says in what state CPU 0
+//! starts; what firmware would have left behind is in [`handover`]. Neighbours: the program that
+//! owns the vCPUs gives the clock's timers and takes signals and power events; it reaches memory
+//! and ports through [`Pc::space`] and [`Pc::ports`], and interrupts through [`Pc::apics`].
 //!
 //! Interrupt wires: every interrupt of the board is an OR of its drivers ([`SharedLine`]) into
 //! [`IsaRouting`], so that a PCI interrupt that software routes onto a chip's cannot hide it.

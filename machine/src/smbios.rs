@@ -1,8 +1,8 @@
 //! SMBIOS: what the machine is made of, for inventory tools and the kernel's boot log.
 //!
-//! Source: DMTF DSP0134, System Management BIOS Reference Specification 3.0, "SMBIOS structure table
-//! entry point" and "Structure definitions". Both entry points are there, of 2.8 for old readers and
-//! of 3.0; they share one structure table, right behind them.
+//! Source: DMTF DSP0134, System Management BIOS Reference Specification 3.0, "SMBIOS structure
+//! table entry point" and "Structure definitions". Both entry points are there, of 2.8 for old
+//! readers and of 3.0; they share one structure table, right behind them.
 
 use crate::layout::{self, RamPlan};
 

@@ -1,7 +1,8 @@
 //! AML as owned pieces of byte code, so that definitions nest as they do in ASL.
 //!
-//! The encoding is `acpi_tables`'s; added are the resource descriptors it lacks (ACPI 6.5, "Resource
-//! Data Types for ACPI"). Names and values are constants of this crate, never the guest's.
+//! The encoding is `acpi_tables`'s; added are the resource descriptors it lacks (ACPI 6.5,
+//! "Resource Data Types for ACPI"). Names and values are constants of this crate, never the
+//! guest's.
 
 use acpi_tables::aml::{self, Path};
 use acpi_tables::{Aml, AmlSink};

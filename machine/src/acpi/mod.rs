@@ -1,8 +1,8 @@
 //! The ACPI tables of the board, as firmware would leave them in memory.
 //!
 //! [`build`] makes all of them with their addresses. Operating systems find the RSDP in the BIOS
-//! area or by what the loader tells them; it leads to the RSDT and XSDT, those to the rest. The FACS
-//! lies in a page of its own, which the operating system writes its waking vector to.
+//! area or by what the loader tells them; it leads to the RSDT and XSDT, those to the rest. The
+//! FACS lies in a page of its own, which the operating system writes its waking vector to.
 
 mod aml;
 mod dsdt;

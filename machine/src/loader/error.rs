@@ -34,7 +34,10 @@ pub enum LoadError {
         value: u64,
     },
     /// A bzImage with a boot protocol older than is supported.
-    #[error("Linux boot protocol {}.{:02} is too old, 2.02 is the least", version >> 8, version & 0xff)]
+    #[error(
+        "Linux boot protocol {}.{:02} is too old, 2.02 is the least",
+        version >> 8, version & 0xff
+    )]
     OldProtocol {
         /// Version field of the setup header.
         version: u16,

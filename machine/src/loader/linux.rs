@@ -31,8 +31,8 @@ pub(super) fn write_gdt(target: &Target<'_>, size: CodeSize) -> Result<TableRegi
 }
 
 /// Writes page tables that map the first 4 GiB to themselves with 2 MiB pages, which every
-/// processor with long mode has; returns CR3. The kernel, `boot_params` and the command line all lie
-/// below 4 GiB; the kernel maps more for itself.
+/// processor with long mode has; returns CR3. The kernel, `boot_params` and the command line all
+/// lie below 4 GiB; the kernel maps more for itself.
 pub(super) fn write_identity_map(target: &Target<'_>) -> Result<u64, LoadError> {
     const DIRECTORIES: u64 = 4;
     let pdpt = boot::PAGE_TABLES + PAGE_BYTES;

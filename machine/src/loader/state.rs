@@ -43,8 +43,8 @@ pub enum BootState {
         entry: u32,
         /// Registers; only their low 32 bits count.
         registers: FlatRegisters,
-        /// GDTR, where the entry's protocol promises one. Selectors are then [`Self::CODE_SELECTOR`]
-        /// and [`Self::DATA_SELECTOR`].
+        /// GDTR, where the entry's protocol promises one. Selectors are then
+        /// [`Self::CODE_SELECTOR`] and [`Self::DATA_SELECTOR`].
         gdt: Option<TableRegister>,
     },
     /// 64-bit mode at CPL 0: CR0.PE=PG=1, CR4.PAE=1, EFER.LME=LMA=1, flat segments, CS.L=1.

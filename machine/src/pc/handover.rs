@@ -26,8 +26,8 @@ const CMOS_CPUS: u8 = 0x5f;
 const FACS_WAKING_VECTOR: u64 = 12;
 const FACS_X_WAKING_VECTOR: u64 = 24;
 
-/// The 8259A pair as BIOSes initialise it: vectors 08h and 70h, all masked; PCI's interrupts and the
-/// SCI are level-triggered.
+/// The 8259A pair as BIOSes initialise it: vectors 08h and 70h, all masked; PCI's interrupts and
+/// the SCI are level-triggered.
 const PIC_SET_UP: [(u16, u8); 12] = [
     (0x20, 0x11),
     (0xa0, 0x11),
@@ -116,8 +116,8 @@ pub(super) fn note_resume_for_firmware(rtc: &Rtc) {
     rtc.set_cmos(CMOS_SHUTDOWN_STATUS, SHUTDOWN_RESUME);
 }
 
-/// Where the operating system asked to be resumed (ACPI 6.5, "Firmware ACPI Control Structure"): the
-/// 64-bit vector in protected mode, else the 32-bit one in real mode.
+/// Where the operating system asked to be resumed (ACPI 6.5, "Firmware ACPI Control Structure"):
+/// the 64-bit vector in protected mode, else the 32-bit one in real mode.
 pub(super) fn waking_vector(pc: &Pc) -> Option<BootState> {
     let facs = pc.plan.facs();
     let real_mode = pc.space.read(GuestPhysical(facs + FACS_WAKING_VECTOR), Width::Dword);

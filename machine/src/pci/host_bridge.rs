@@ -1,8 +1,8 @@
 //! The host bridge, function 00.0: Q35's memory controller hub, or the i440FX.
 //!
 //! Sources: Intel 3 Series Express Chipset Family datasheet, "DRAM Controller Registers (D0:F0)";
-//! Intel 440FX (82441FX) datasheet, "PCI Configuration Space". Both have PAM registers, at different
-//! offsets; the Q35 also has PCIEXBAR, which says where ECAM is.
+//! Intel 440FX (82441FX) datasheet, "PCI Configuration Space". Both have PAM registers, at
+//! different offsets; the Q35 also has PCIEXBAR, which says where ECAM is.
 //!
 //! Known departures: SMRAM is kept, without effect (there is no SMM); the DRAM population registers
 //! are not there, as memory size comes to firmware by CMOS and fw_cfg; graphics and DMI are absent.

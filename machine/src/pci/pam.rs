@@ -1,9 +1,9 @@
 //! PAM: what answers from C0000h to FFFFFh, ROM or the RAM behind it.
 //!
 //! Sources: Intel 440FX (82441FX) datasheet, "PAM - Programmable Attribute Map Registers"; Intel 3
-//! Series Express Chipset datasheet, "PAM0". Thirteen segments, each with a read enable (RAM answers
-//! reads) and a write enable (RAM takes writes); what is not enabled goes to the ROM, of which only
-//! E0000h to FFFFFh is there.
+//! Series Express Chipset datasheet, "PAM0". Thirteen segments, each with a read enable (RAM
+//! answers reads) and a write enable (RAM takes writes); what is not enabled goes to the ROM, of
+//! which only E0000h to FFFFFh is there.
 //!
 //! Known departure: changing a segment leaves a moment in which nothing answers; firmware does it
 //! with one processor running from elsewhere.

@@ -1,12 +1,12 @@
 //! PIRQ: the chipset's interrupt request inputs for PCI, and where the ISA bridge routes them.
 //!
-//! Sources: Intel ICH9 datasheet, "PIRQ[n]_ROUT" and "Interrupt mapping"; 82371SB (PIIX3) datasheet,
-//! "PIRQRC[A:D] - PIRQx Route Control Registers"; PCI-to-PCI Bridge Specification, "Interrupt
-//! Support" for the rotation of pins by device number.
+//! Sources: Intel ICH9 datasheet, "PIRQ[n]_ROUT" and "Interrupt mapping"; 82371SB (PIIX3)
+//! datasheet, "PIRQRC[A:D] - PIRQx Route Control Registers"; PCI-to-PCI Bridge Specification,
+//! "Interrupt Support" for the rotation of pins by device number.
 //!
-//! Every device has four pins; several share one PIRQ, whose level is the OR of them. A PIRQ goes to
-//! the ISA interrupt its route register names (again an OR), and on q35 also to I/O APIC pin 16 + n,
-//! which is not inverted here: high is asserted everywhere in this crate.
+//! Every device has four pins; several share one PIRQ, whose level is the OR of them. A PIRQ goes
+//! to the ISA interrupt its route register names (again an OR), and on q35 also to I/O APIC pin 16
+//! + n, which is not inverted here: high is asserted everywhere in this crate.
 
 use std::sync::{Arc, Mutex};
 

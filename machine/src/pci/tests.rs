@@ -341,7 +341,8 @@ proptest! {
         bench.space.map(GuestPhysical(1 << 20), 1 << 20, RegionKind::Ram(1 << 20)).unwrap();
         for (function, offset, value, width) in writes {
             let at = DevFn::new(3 * function, 0);
-            let (width, align) = [(Width::Byte, !0), (Width::Word, !1), (Width::Dword, !3)][width as usize];
+            let widths = [(Width::Byte, !0), (Width::Word, !1), (Width::Dword, !3)];
+            let (width, align) = widths[usize::from(width)];
             bench.bus.write(0, at, offset & align, width, value);
             let read = bench.bus.read(0, at, offset & align, width);
             prop_assert_eq!(u64::from(read) & !width.mask(), 0);
