@@ -18,6 +18,8 @@ mod code_memory;
 mod gather;
 mod masked;
 mod operand;
+#[cfg(any(test, feature = "testing"))]
+pub mod reference;
 mod signal;
 mod thunk;
 mod x87;

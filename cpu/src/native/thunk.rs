@@ -3,15 +3,16 @@
 //! A thunk is a System V function of one argument, the frame of `code_memory.rs` in RDI. Vector and
 //! mask registers go into the host registers of the same number; general registers that are not
 //! caller-saved (or taken: RDI frame, R10 temporary, R11 memory operand) are renamed. The memory
-//! operand becomes \[R11\]. Everything that the instruction names is loaded, also what it only
-//! writes: merging, partial writes and conditional writes then need no case of their own.
+//! operand becomes \[R11\]. Every register that the instruction names is loaded, also one that it only
+//! writes: merging, partial writes and conditional writes then need no case of their own. Only those
+//! that it may write are stored, as a VEX form stores more of a register than it loads.
 //!
 //! What it keeps for Rust: RBX, RBP, RSP, R12 to R15 are never touched, MXCSR is set back, the x87
 //! unit is initialised again, DF stays clear, and no upper half stays dirty (VZEROUPPER).
 
 use iced_x86::{
     Code, Encoder, EncodingKind, IcedError, Instruction, InstructionInfoFactory, MemoryOperand,
-    OpKind, Register,
+    OpAccess, OpKind, Register,
 };
 
 use super::HostUnits;
@@ -54,9 +55,26 @@ pub(super) struct Renamed {
     /// Guest and host number of each general register it names.
     gprs: Vec<(u8, u8)>,
     /// The vector registers it names.
-    vectors: Vec<u8>,
+    vectors: Vec<Used>,
     /// The mask registers it names.
-    opmasks: Vec<u8>,
+    opmasks: Vec<Used>,
+}
+
+/// A register that an instruction names, and whether it may write it.
+#[derive(Clone, Copy)]
+struct Used {
+    number: u8,
+    is_written: bool,
+}
+
+/// Adds a register to the list of those used.
+fn note(list: &mut Vec<Used>, number: u8, access: OpAccess) {
+    use OpAccess as A;
+    let is_written = matches!(access, A::Write | A::CondWrite | A::ReadWrite | A::ReadCondWrite);
+    match list.iter_mut().find(|used| used.number == number) {
+        Some(used) => used.is_written |= is_written,
+        None => list.push(Used { number, is_written }),
+    }
 }
 
 /// RAX, RCX, RDX, RSI, R8, R9: caller-saved and not otherwise taken.
@@ -78,17 +96,12 @@ impl Renamed {
         for used in info.info(&instruction).used_registers() {
             let register = used.register();
             let number = register.full_register().number() as u8;
-            let list = match register {
-                _ if register.is_vector_register() => &mut renamed.vectors,
-                _ if register.is_k() => &mut renamed.opmasks,
-                _ if register.is_gpr() => {
-                    renamed.gprs.push((number, number));
-                    continue;
-                }
-                _ => continue,
-            };
-            if !list.contains(&number) {
-                list.push(number);
+            if register.is_vector_register() {
+                note(&mut renamed.vectors, number, used.access());
+            } else if register.is_k() {
+                note(&mut renamed.opmasks, number, used.access());
+            } else if register.is_gpr() {
+                renamed.gprs.push((number, number));
             }
         }
         renamed.rename_gprs();
@@ -202,12 +215,12 @@ impl Generator {
             self.emit(Instruction::with1(Code::Fxrstor64_m512byte, at(TEMPORARY, 0))?)?;
         }
         self.load_pointer(TEMPORARY, offset::FPU)?;
-        for &number in &renamed.vectors {
+        for Used { number, .. } in renamed.vectors.iter().copied() {
             let (code, first) = self.vector_load();
             let memory = at(TEMPORARY, offset::ZMM + 64 * i32::from(number));
             self.emit(Instruction::with2(code, first + u32::from(number), memory)?)?;
         }
-        for &number in &renamed.opmasks {
+        for Used { number, .. } in renamed.opmasks.iter().copied() {
             let code = if self.host.has_wide_opmasks {
                 Code::VEX_Kmovq_kr_km64
             } else {
@@ -245,12 +258,12 @@ impl Generator {
             self.emit(Instruction::with2(Code::Mov_rm64_r64, memory, register)?)?;
         }
         self.load_pointer(TEMPORARY, offset::FPU)?;
-        for &number in &renamed.vectors {
+        for Used { number, .. } in renamed.vectors.iter().copied().filter(|used| used.is_written) {
             let (code, first) = self.vector_store();
             let memory = at(TEMPORARY, offset::ZMM + 64 * i32::from(number));
             self.emit(Instruction::with2(code, memory, first + u32::from(number))?)?;
         }
-        for &number in &renamed.opmasks {
+        for Used { number, .. } in renamed.opmasks.iter().copied().filter(|used| used.is_written) {
             let code = if self.host.has_wide_opmasks {
                 Code::VEX_Kmovq_m64_kr
             } else {
