@@ -54,7 +54,7 @@ impl Cpu {
 
     /// Notes the I/O breakpoints that an access to `port` meets (CR4.DE).
     pub(crate) fn check_io_breakpoints(&mut self, port: u16, bytes: u64) {
-        if self.state.cr4 & crate::state::cr4::DE == 0 || !has_data_breakpoints(self.state.dr[7]) {
+        if self.state.cr4 & crate::state::cr4::DE == 0 || self.state.dr[7] & 0xff == 0 {
             return;
         }
         let hits = self.matching(u64::from(port), bytes, &[IO]);

@@ -96,11 +96,16 @@ fn popf<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     if cpu.state.cpl == 0 {
         loaded |= rflags::IOPL;
     }
+    let before = cpu.state.rflags;
     cpu.set_flags(loaded & T::MASK, value);
     if T::BYTES > 2 {
         cpu.set_flags(rflags::RF, 0);
     }
-    cpu.mode_changed();
+    // IF and TF count from the next boundary on.
+    cpu.break_block = true;
+    if (before ^ cpu.state.rflags) & (rflags::IOPL | rflags::AC) != 0 {
+        cpu.mode_changed();
+    }
     Ok(())
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use decoder::Vendor;
+
 use crate::Cpu;
 use crate::debug::DR6_BS;
 use crate::engine::{Vcpu, VmExit};
@@ -144,6 +146,12 @@ impl Cpu {
         }
     }
 
+    /// True if instruction breakpoints count behind `shadow`: AMD processors take them behind MOV SS
+    /// too (SDM Vol. 3A, "Masking Exceptions and Interrupts When Switching Stacks").
+    fn takes_breakpoints_behind(&self, shadow: InterruptShadow) -> bool {
+        shadow != InterruptShadow::MovSs || self.env.cpuid.vendor() == Vendor::Amd
+    }
+
     /// Executes at most `count` instructions of the block at RIP.
     #[inline]
     fn execute(&mut self, count: u64) {
@@ -181,7 +189,7 @@ impl Cpu {
     fn run_single(&mut self, shadow: InterruptShadow) {
         let is_resumed = self.state.rflags & rflags::RF != 0;
         let is_stepped = self.state.rflags & rflags::TF != 0;
-        if !is_resumed && shadow != InterruptShadow::MovSs {
+        if !is_resumed && self.takes_breakpoints_behind(shadow) {
             let hits = self.instruction_breakpoints(self.linear_ip());
             if hits != 0 {
                 self.pending_dr6 |= hits;
@@ -189,22 +197,26 @@ impl Cpu {
             }
         }
         self.state.rflags &= !rflags::RF;
+        self.suppress_step = false;
         let before = self.retired;
         self.execute(1);
         let is_complete = self.retired != before;
         // A REP string instruction under TF does one iteration at a time and so traps after each.
-        if is_complete && is_stepped && !std::mem::take(&mut self.suppress_step) {
+        // MOV SS loses its own single-step trap: the one of the instruction behind it comes.
+        let is_shadowing = self.state.shadow == InterruptShadow::MovSs;
+        if is_complete && is_stepped && !is_shadowing && !self.suppress_step {
             self.pending_dr6 |= DR6_BS;
         }
-        // A trap held back by MOV SS waits in `pending_dr6` for the next boundary.
-        if self.pending_dr6 != 0 && self.state.shadow != InterruptShadow::MovSs {
+        if self.pending_dr6 != 0 {
             self.debug_trap();
         }
     }
 
-    /// Delivers #DB as a trap for what waits in `pending_dr6`.
+    /// Delivers #DB as a trap for what waits in `pending_dr6`; behind MOV SS it goes on waiting.
     #[cold]
     fn debug_trap(&mut self) {
-        self.deliver_exception(Exception::DB);
+        if self.state.shadow != InterruptShadow::MovSs {
+            self.deliver_exception(Exception::DB);
+        }
     }
 }

@@ -14,6 +14,7 @@ use decoder::Vendor;
 use iced_x86::Code;
 
 use crate::Cpu;
+use crate::debug::DR6_BS;
 use crate::exception::{Exception, Exec};
 use crate::interp::dispatch::Table;
 use crate::interp::insn::Insn;
@@ -102,6 +103,11 @@ fn sysret<const LONG: bool>(cpu: &mut Cpu, _: &Insn) -> Exec {
         cpu.state.rflags |= rflags::IF;
     }
     cpu.enter(&Target { cs, cpl: 3, rip });
+    // The trap behind SYSRET goes by the flags behind it, too.
+    cpu.suppress_step = true;
+    if cpu.flag(rflags::TF) {
+        cpu.pending_dr6 |= DR6_BS;
+    }
     Ok(())
 }
 

@@ -115,7 +115,7 @@ impl Mmu {
     #[inline(always)]
     fn lookup(&self, table: usize, linear: u64) -> Option<u64> {
         let entry = &self.tables[table % TABLES][(linear >> 12) as usize % ENTRIES];
-        (entry.tag == (linear & !0xfff | self.epoch)).then(|| entry.page | linear & 0xfff)
+        (entry.tag == (linear & !0xfff | self.epoch)).then_some(entry.page | linear & 0xfff)
     }
 
     /// Remembers that `view` may do `access` to the page of `linear`, which is at `ram_page`.

@@ -203,7 +203,10 @@ impl Cpu {
             OperatingMode::Real => self.real_interrupt(event),
             OperatingMode::Virtual8086 | OperatingMode::Protected => self.legacy_gate(event),
             OperatingMode::Compatibility | OperatingMode::Long64 => self.long_gate(event),
-        }
+        }?;
+        // A single-step trap behind HLT ends the halt as an interrupt does.
+        self.state.activity = Activity::Active;
+        Ok(())
     }
 
     /// The IDT descriptor's address for `event`, whose descriptors have `bytes` bytes.
