@@ -29,6 +29,7 @@ pub mod pv;
 pub mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod timing;
 pub mod transfer;
 pub mod xstate;
 

@@ -49,8 +49,12 @@ pub trait Lapic: Send + Sync {
     fn acknowledge(&self) -> Option<u8>;
     /// Ends the interrupt in service of highest priority, as a write to EOI does.
     fn eoi(&self);
-    /// The vector in service of highest priority, if its EOI needs no broadcast (for PV EOI).
+    /// The vector in service of highest priority, if its EOI needs no broadcast and nothing else is
+    /// in service or requested (for PV EOI).
     fn silent_eoi_vector(&self) -> Option<u8>;
+    /// While armed, every request posts [`crate::events::Events::INTERRUPT`], deliverable or not:
+    /// the CPU then looks whether the guest has ended its interrupt (PV EOI).
+    fn set_pv_eoi_armed(&self, armed: bool);
     /// IA32_TSC_DEADLINE.
     fn tsc_deadline(&self) -> u64;
     /// Writes IA32_TSC_DEADLINE.
@@ -59,6 +63,7 @@ pub trait Lapic: Send + Sync {
     fn set_tsc_offset(&self, offset: u64);
     /// Resets the chip for INIT.
     fn init(&self);
-    /// Sends a fixed or NMI IPI in ICR format (for PV IPI).
+    /// Sends a fixed or NMI IPI in ICR format, the APIC ID of the destination in bits 63 to 32
+    /// whatever the mode (for PV IPI).
     fn send_icr(&self, icr: u64);
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use memory::{GuestPhysical, PhysicalSpace, PortSpace, Ram, RegionKind, Width};
 
 use crate::cpu::{Cpu, Environment};
-use crate::cpuid::CpuidPolicy;
+use crate::cpuid::{CpuModelError, CpuidMachine, CpuidPolicy};
 use crate::events::Events;
 use crate::exception::Exec;
 use crate::fpu::FpuState;
@@ -104,6 +104,10 @@ pub struct FakeLapic {
     pub deadline: AtomicU64,
     /// EOIs so far.
     pub eois: AtomicU64,
+    /// What [`Lapic::silent_eoi_vector`] gives; 0 for none.
+    pub silent: AtomicU8,
+    /// PV EOI is armed.
+    pub is_pv_eoi_armed: AtomicBool,
     /// ICR values sent.
     pub icrs: Mutex<Vec<u64>>,
 }
@@ -142,7 +146,10 @@ impl Lapic for FakeLapic {
         self.eois.fetch_add(1, Ordering::SeqCst);
     }
     fn silent_eoi_vector(&self) -> Option<u8> {
-        None
+        Some(self.silent.load(Ordering::SeqCst)).filter(|&vector| vector != 0)
+    }
+    fn set_pv_eoi_armed(&self, armed: bool) {
+        self.is_pv_eoi_armed.store(armed, Ordering::SeqCst);
     }
     fn tsc_deadline(&self) -> u64 {
         self.deadline.load(Ordering::SeqCst)
@@ -155,6 +162,11 @@ impl Lapic for FakeLapic {
     fn send_icr(&self, icr: u64) {
         self.icrs.lock().unwrap_or_else(PoisonError::into_inner).push(icr);
     }
+}
+
+/// The policy of `cpu` on a machine with one CPU, whose TSC counts nanoseconds.
+pub fn policy(cpu: &str) -> Result<CpuidPolicy, CpuModelError> {
+    CpuidPolicy::new(cpu, CpuidMachine { cpus: 1, tsc_hz: 1_000_000_000, apic_hz: 1_000_000_000 })
 }
 
 /// A CPU and what it is connected to.
@@ -174,9 +186,20 @@ impl Default for Bench {
 }
 
 impl Bench {
-    /// A CPU after RESET, with RAM and everything CPUID can offer.
-    #[expect(clippy::expect_used, reason = "tests have the memory for a few MiB or fail")]
+    /// A CPU after RESET, with RAM and everything that CPUID can offer but LA57.
+    #[expect(clippy::expect_used, reason = "the model exists on every host")]
     pub fn new() -> Self {
+        let everything = if policy("max").is_ok_and(|max| max.vendor() == decoder::Vendor::Amd) {
+            "max,+monitor,+mwaitx,+rdpru"
+        } else {
+            "max,+monitor"
+        };
+        Self::with_cpu(everything).expect("a model")
+    }
+
+    /// A CPU after RESET, of the model `cpu` as `--cpu` has it.
+    #[expect(clippy::expect_used, reason = "tests have the memory for a few MiB or fail")]
+    pub fn with_cpu(cpu: &str) -> Result<Self, CpuModelError> {
         let ram = Arc::new(Ram::new(RAM_BYTES).expect("memory for the bench"));
         let space = Arc::new(PhysicalSpace::new(ram));
         space.map(GuestPhysical(0), RAM_BYTES, RegionKind::Ram(0)).expect("an empty space");
@@ -191,9 +214,9 @@ impl Bench {
             lapic: lapic.clone(),
             all_events: Arc::new([Arc::clone(&events)]),
             events,
-            cpuid: Arc::new(CpuidPolicy {}),
+            cpuid: Arc::new(policy(cpu)?),
         };
-        Self { cpu: Cpu::new(environment), platform, lapic }
+        Ok(Self { cpu: Cpu::new(environment), platform, lapic })
     }
 
     /// 64-bit mode at CPL 0, paging on, all units on (OSFXSR, OSXSAVE, XCR0 with AVX-512), x87 as

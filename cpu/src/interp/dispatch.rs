@@ -48,10 +48,12 @@ static TABLE: LazyLock<Vec<Forms>> = LazyLock::new(|| {
     super::bit::register(&mut table);
     super::branch::register(&mut table);
     super::condition::register(&mut table);
+    super::cpuid::register(&mut table);
     super::exchange::register(&mut table);
     super::io::register(&mut table);
     super::misc::register(&mut table);
     super::mov::register(&mut table);
+    super::msr::register(&mut table);
     super::muldiv::register(&mut table);
     super::shift::register(&mut table);
     super::stack::register(&mut table);
@@ -67,6 +69,7 @@ static TABLE: LazyLock<Vec<Forms>> = LazyLock::new(|| {
     super::state_image::register(&mut table);
     super::x87_environment::register(&mut table);
     super::xsave::register(&mut table);
+    super::time::register(&mut table);
     table.0
 });
 

@@ -14,15 +14,18 @@ use crate::state::{Activity, InterruptShadow, State, rflags};
 impl Vcpu for Cpu {
     fn run(&mut self, budget: u64) -> VmExit {
         let end = self.retired.saturating_add(budget);
-        loop {
+        self.enter_guest();
+        let exit = loop {
             if let Some(exit) = self.boundary() {
-                return exit;
+                break exit;
             }
             if self.retired >= end {
-                return VmExit::Budget;
+                break VmExit::Budget;
             }
             self.run_block(end - self.retired);
-        }
+        };
+        self.leave_guest();
+        exit
     }
 
     fn retired(&self) -> u64 {
@@ -77,7 +80,10 @@ impl Cpu {
         if events.take(Events::NMI) != 0 {
             self.state.nmi_pending = true;
         }
-        if events.take(Events::KICK) != 0 && self.state.activity == Activity::Halted {
+        if events.take(Events::KICK) != 0 {
+            self.kicked();
+        }
+        if self.state.activity == Activity::Halted && self.take_kick() {
             self.state.activity = Activity::Active;
         }
         self.take_interrupts();
@@ -122,6 +128,7 @@ impl Cpu {
         if self.env.events.take(Events::INTERRUPT) == 0 {
             return;
         }
+        self.sync_pv_eoi();
         if let Some(vector) = self.env.lapic.acknowledge() {
             self.env.events.post(Events::INTERRUPT);
             self.state.activity = Activity::Active;

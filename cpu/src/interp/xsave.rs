@@ -95,7 +95,7 @@ impl Cpu {
         if self.state.cr4 & cr4::OSXSAVE == 0 { Err(Exception::UD) } else { Ok(()) }
     }
 
-    fn edx_eax(&self) -> u64 {
+    pub(crate) fn edx_eax(&self) -> u64 {
         let high = u64::from(self.reg::<u32>(gpr::RDX as u8));
         high << 32 | u64::from(self.reg::<u32>(gpr::RAX as u8))
     }

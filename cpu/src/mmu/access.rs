@@ -356,7 +356,10 @@ impl Cpu {
         match place {
             Place::Ram(at) => self.ram.load(at),
             Place::Space(at) => T::from_u64(self.env.space.read(at, width)),
-            Place::Lapic(offset) => T::from_u64(self.env.lapic.mmio_read(offset, width)),
+            Place::Lapic(offset) => {
+                self.sync_pv_eoi();
+                T::from_u64(self.env.lapic.mmio_read(offset, width))
+            }
         }
     }
 
@@ -365,7 +368,10 @@ impl Cpu {
         match place {
             Place::Ram(at) => self.break_block |= self.ram.store(at, value),
             Place::Space(at) => self.env.space.write(at, width, value.to_u64()),
-            Place::Lapic(offset) => self.env.lapic.mmio_write(offset, width, value.to_u64()),
+            Place::Lapic(offset) => {
+                self.sync_pv_eoi();
+                self.env.lapic.mmio_write(offset, width, value.to_u64());
+            }
         }
     }
 

@@ -1,0 +1,69 @@
+//! The time-stamp counter and what reads it: RDTSC, RDTSCP, RDPRU; RDPID beside them.
+
+use iced_x86::Code;
+
+use crate::Cpu;
+use crate::exception::Exec;
+use crate::interp::dispatch::Table;
+use crate::interp::insn::Insn;
+use crate::state::gpr::{RAX, RCX, RDX};
+use crate::timing::ns_to_ticks;
+
+impl Cpu {
+    /// The time-stamp counter now.
+    pub fn tsc(&self) -> u64 {
+        self.machine_tsc().wrapping_add(self.state.msrs.tsc_offset)
+    }
+
+    /// The machine's time stamp, before this CPU's offset.
+    pub(crate) fn machine_tsc(&self) -> u64 {
+        let now_ns = self.env.platform.now_ns(self.retired);
+        ns_to_ticks(now_ns, self.env.cpuid.tsc_hz())
+    }
+
+    /// Puts `value` into EDX:EAX.
+    pub(crate) fn set_edx_eax(&mut self, value: u64) {
+        self.state.gpr[RAX] = value & 0xffff_ffff;
+        self.state.gpr[RDX] = value >> 32;
+    }
+}
+
+fn rdtsc(cpu: &mut Cpu, _: &Insn) -> Exec {
+    let tsc = cpu.tsc();
+    cpu.set_edx_eax(tsc);
+    Ok(())
+}
+
+fn rdtscp(cpu: &mut Cpu, _: &Insn) -> Exec {
+    let tsc = cpu.tsc();
+    cpu.set_edx_eax(tsc);
+    cpu.state.gpr[RCX] = cpu.state.msrs.tsc_aux & 0xffff_ffff;
+    Ok(())
+}
+
+/// RDPRU: both registers that it knows run at the rate of the time stamp here; all others read as
+/// zero (APM Vol. 3, "RDPRU").
+fn rdpru(cpu: &mut Cpu, _: &Insn) -> Exec {
+    let value = if cpu.state.gpr[RCX] as u32 <= 1 { cpu.tsc() } else { 0 };
+    cpu.set_edx_eax(value);
+    Ok(())
+}
+
+fn rdpid32(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.set_reg(insn.dst, cpu.state.msrs.tsc_aux as u32);
+    Ok(())
+}
+
+fn rdpid64(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.set_reg(insn.dst, cpu.state.msrs.tsc_aux & 0xffff_ffff);
+    Ok(())
+}
+
+/// Adds the family's rows.
+pub(crate) fn register(table: &mut Table) {
+    table.both(Code::Rdtsc, rdtsc);
+    table.both(Code::Rdtscp, rdtscp);
+    table.both(Code::Rdpru, rdpru);
+    table.both(Code::Rdpid_r32, rdpid32);
+    table.both(Code::Rdpid_r64, rdpid64);
+}
