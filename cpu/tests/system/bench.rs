@@ -1,8 +1,14 @@
 //! What the tables share: descriptors, gates and a TSS on the bench.
 
 use cpu::engine::Vcpu;
+use cpu::exception::Exec;
 use cpu::state::{Segment, attr};
 use cpu::testing::{Bench, GDT, IDT};
+
+/// Makes a bench.
+pub type Make = fn() -> Bench;
+/// An outcome that depends on a selector.
+pub type Outcome = fn(u16) -> Exec;
 
 /// Where handlers are; each is a HLT.
 pub const HANDLER: u64 = 0x18_0000;

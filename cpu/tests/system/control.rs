@@ -8,6 +8,8 @@ use cpu::mode::OperatingMode;
 use cpu::state::{attr, cr0, cr4, efer, gpr, seg};
 use cpu::testing::{Bench, DATA};
 
+use crate::bench::Make;
+
 const MOV_CR0_RAX: [u8; 3] = [0x0f, 0x22, 0xc0];
 const MOV_CR3_RAX: [u8; 3] = [0x0f, 0x22, 0xd8];
 const MOV_CR4_RAX: [u8; 3] = [0x0f, 0x22, 0xe0];
@@ -22,7 +24,7 @@ fn write(bench: &mut Bench, code: &[u8], value: u64) -> Exec {
 fn cr0_refuses_what_the_manual_forbids() {
     const GP: Exec = Err(Exception::GP0);
     let kept = cr0::PE | cr0::ET | cr0::NE | cr0::MP;
-    let rows: [(fn() -> Bench, u64, Exec); 8] = [
+    let rows: [(Make, u64, Exec); 8] = [
         (Bench::protected32, kept | cr0::WP, Ok(())),
         (Bench::protected32, cr0::PG | cr0::ET, GP),
         (Bench::protected32, kept | cr0::NW, GP),
@@ -74,7 +76,7 @@ fn long_mode_does_not_start_without_pae_or_from_a_long_segment_or_with_a_narrow_
 #[test]
 fn cr4_refuses_what_the_manual_forbids() {
     const GP: Exec = Err(Exception::GP0);
-    let rows: [(fn() -> Bench, u64, u64, Exec); 8] = [
+    let rows: [(Make, u64, u64, Exec); 8] = [
         // CR4 value to toggle from the bench's, CR3 before
         (Bench::long64, cr4::PGE, 0x1000, Ok(())),
         (Bench::long64, cr4::PAE, 0x1000, GP),

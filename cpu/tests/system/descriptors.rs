@@ -14,7 +14,7 @@ const LTR_AX: [u8; 3] = [0x0f, 0x00, 0xd8];
 fn lgdt_loads_by_operand_size_and_refuses_what_is_not_canonical() {
     let image = [0x34, 0x12, 0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x00, 0x00];
     // bench, code, base
-    let rows: [(fn() -> Bench, &[u8], u64); 3] = [
+    let rows: [(Make, &[u8], u64); 3] = [
         (Bench::long64, &LGDT_RBX, 0x5040_3020_1000),
         (Bench::protected32, &LGDT_RBX, 0x3020_1000),
         (Bench::protected32, &[0x66, 0x0f, 0x01, 0x13], 0x20_1000),
@@ -34,7 +34,7 @@ fn lgdt_loads_by_operand_size_and_refuses_what_is_not_canonical() {
 
 #[test]
 fn sgdt_stores_ten_bytes_in_64_bit_mode_and_six_elsewhere() {
-    for (make, length) in [(Bench::long64 as fn() -> Bench, 10), (Bench::protected32, 6)] {
+    for (make, length) in [(Bench::long64 as Make, 10), (Bench::protected32, 6)] {
         let mut bench = make();
         bench.poke(DATA, &[0xee; 12]);
         bench.cpu.state.gdtr = TableRegister { base: 0x1122_3344, limit: 0x5566 };
@@ -59,7 +59,7 @@ fn ltr_takes_an_available_tss_and_marks_it_busy() {
         (0x89, FREE | 4, Err(Exception::gp(FREE | 4))),
     ];
     for (access, selector, outcome) in rows {
-        for make in [Bench::long64 as fn() -> Bench, Bench::protected32] {
+        for make in [Bench::long64 as Make, Bench::protected32] {
             let mut bench = make();
             set_gdt(&mut bench, FREE + 8, 0);
             set_gdt(&mut bench, FREE, access << 40 | 0x67 | 0x1234 << 16);

@@ -21,7 +21,7 @@ fn long_mode_pushes_ss_rsp_flags_cs_rip_on_an_aligned_stack() {
     run(&mut bench, &UD2);
     let cpu = &bench.cpu;
     assert_eq!(cpu.state.rip, HANDLER + 1);
-    let rsp = (STACK - 5 & !0xf) - 40;
+    let rsp = ((STACK - 5) & !0xf) - 40;
     assert_eq!(cpu.state.gpr[gpr::RSP], rsp);
     // A fault saves RF.
     let flags = rflags::FIXED | rflags::IF | rflags::CF | rflags::RF;

@@ -4,7 +4,7 @@ use cpu::exception::{Exception, Exec};
 use cpu::state::{InterruptShadow, attr, cr4, gpr, seg};
 use cpu::testing::{Bench, STACK, selector};
 
-use crate::bench::{FREE, flat, gdt, set_gdt};
+use crate::bench::{FREE, Outcome, flat, gdt, set_gdt};
 
 const MOV_DS_AX: [u8; 2] = [0x8e, 0xd8];
 const MOV_SS_AX: [u8; 2] = [0x8e, 0xd0];
@@ -19,7 +19,7 @@ fn load(bench: &mut Bench, code: &[u8], selector: u16) -> Exec {
 fn data_segments_load_or_fault_by_type_privilege_and_presence() {
     let ok: Exec = Ok(());
     // access byte, CPL, RPL, outcome for DS
-    let rows: [(u64, u8, u16, fn(u16) -> Exec); 12] = [
+    let rows: [(u64, u8, u16, Outcome); 12] = [
         (0x93, 0, 0, |_| Ok(())),                // data
         (0x90, 0, 0, |_| Ok(())),                // read-only data
         (0x9b, 0, 0, |_| Ok(())),                // readable code

@@ -21,7 +21,7 @@ const CALL: u8 = 0x9a;
 #[test]
 fn far_jumps_check_type_privilege_and_presence() {
     // access byte, CPL, RPL, outcome
-    let rows: [(u64, u8, u16, fn(u16) -> Exec); 10] = [
+    let rows: [(u64, u8, u16, Outcome); 10] = [
         (0x9a, 0, 0, |_| Ok(())),
         (0x9a, 0, 3, |s| Err(Exception::gp(s))),
         (0xfa, 0, 0, |s| Err(Exception::gp(s))),
