@@ -1,7 +1,7 @@
 //! FLDENV, FNSTENV, FNSAVE and FRSTOR: the x87 environment in its 14- and 28-byte formats.
 //!
-//! Source: SDM Vol. 1, "Saving the x87 FPU's State with FSTENV/FNSTENV and FSAVE/FNSAVE": the format
-//! goes by operand size and by protected or real-address mode (virtual-8086 mode included).
+//! Source: SDM Vol. 1, "Saving the x87 FPU's State with FSTENV/FNSTENV and FSAVE/FNSAVE": the
+//! format goes by operand size and by protected or real-address mode (virtual-8086 mode included).
 
 use iced_x86::Code;
 

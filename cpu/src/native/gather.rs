@@ -1,4 +1,4 @@
-//! Gathers and scatters: element by element in Rust, because each element has an address of its own.
+//! Gathers and scatters: element by element in Rust, because each has an address of its own.
 //!
 //! Elements complete in order, lowest first, and each clears its bit of the mask. A fault leaves
 //! those before it complete, so the instruction can be restarted (SDM Vol. 2, "VPGATHERDD",

@@ -103,8 +103,8 @@ impl Drop for Reference {
     }
 }
 
-/// Points the memory operand of `instruction`, if it has one, at [`HostState::memory`]. A vector index
-/// stays: the caller keeps it inside.
+/// Points the memory operand of `instruction`, if it has one, at [`HostState::memory`]. A vector
+/// index stays: the caller keeps it inside.
 pub fn at_memory(instruction: &mut Instruction) {
     let has_memory = (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory);
     if has_memory {

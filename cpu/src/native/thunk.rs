@@ -1,11 +1,12 @@
 //! Generates the thunk of an instruction: load what it reads, run it, store what it writes.
 //!
-//! A thunk is a System V function of one argument, the frame of `code_memory.rs` in RDI. Vector and
-//! mask registers go into the host registers of the same number; general registers that are not
-//! caller-saved (or taken: RDI frame, R10 temporary, R11 memory operand) are renamed. The memory
-//! operand becomes \[R11\]. Every register that the instruction names is loaded, also one that it only
-//! writes: merging, partial writes and conditional writes then need no case of their own. Only those
-//! that it may write are stored, as a VEX form stores more of a register than it loads.
+//! A thunk is a System V function of one argument, the frame of `code_memory.rs` in RDI. Vector
+//! and mask registers go into the host registers of the same number; general registers that are
+//! not caller-saved (or taken: RDI frame, R10 temporary, R11 memory operand) are renamed. The
+//! memory operand becomes \[R11\]. Every register that the instruction names is loaded, also one
+//! that it only writes: merging, partial writes and conditional writes then need no case of their
+//! own. Only those that it may write are stored, as a VEX form stores more of a register than it
+//! loads.
 //!
 //! What it keeps for Rust: RBX, RBP, RSP, R12 to R15 are never touched, MXCSR is set back, the x87
 //! unit is initialised again, DF stays clear, and no upper half stays dirty (VZEROUPPER).

@@ -1,8 +1,8 @@
 //! x87 and MMX: the image around the instruction, pending exceptions, and the pointers.
 //!
-//! An unmasked x87 exception is recorded by the instruction that meets it (FSW.ES) and raised by the
-//! next waiting one (SDM Vol. 1, "x87 FPU Exception Synchronization"). The host never gets to raise
-//! it: pending ones are looked for before a waiting instruction runs.
+//! An unmasked x87 exception is recorded by the instruction that meets it (FSW.ES) and raised by
+//! the next waiting one (SDM Vol. 1, "x87 FPU Exception Synchronization"). The host never gets to
+//! raise it: pending ones are looked for before a waiting instruction runs.
 
 use decoder::{MemoryShape, Row, Unit};
 use iced_x86::Mnemonic;

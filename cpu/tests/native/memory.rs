@@ -1,29 +1,19 @@
 //! What thunks add to the host's instruction: memory through the guest's MMU, page ends, faults,
 //! masks, gathers, and many thunks.
 
-mod forms;
-mod random;
-
-use cpu::exception::{Exception, Exec, Vector};
+use crate::forms::{Place, encode, host_has};
+use crate::random::Random;
+use crate::run;
+use cpu::exception::{Exception, Vector};
 use cpu::native::reference::{HostState, Reference, at_memory};
 use cpu::state::State;
 use cpu::testing::{Bench, CODE, DATA, STACK, page};
 use decoder::{MemoryShape, Row};
-use forms::{Place, encode, host_has};
 use iced_x86::code_asm::*;
 use iced_x86::{Instruction, Register};
-use random::Random;
 
 const NEXT_PAGE: u64 = DATA + 0x1000;
 const OPEN: u64 = page::PRESENT | page::WRITABLE | page::USER;
-
-fn run(bench: &mut Bench, build: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Exec {
-    let mut assembler = CodeAssembler::new(64).unwrap();
-    build(&mut assembler).unwrap();
-    bench.execute(&assembler.assemble(CODE).unwrap())
-}
-
-use iced_x86::IcedError;
 
 /// Registers, for "nothing has changed".
 fn visible(state: &State) -> (cpu::fpu::FpuState, [u64; 16], u64, u64) {
@@ -45,7 +35,7 @@ fn prepare(bench: &mut Bench, random: &mut Random, address: u64) {
     bench.cpu.state.fpu = random.fpu(true);
     bench.cpu.state.fpu.fcw |= 0x3f;
     bench.cpu.state.fpu.mxcsr = 0x1f80;
-    bench.cpu.state.gpr = std::array::from_fn(|_| random.next());
+    bench.cpu.state.gpr = std::array::from_fn(|_| random.next_u64());
     (bench.cpu.state.gpr[4], bench.cpu.state.gpr[15]) = (STACK, address);
     bench.poke(address, &random.operand());
 }
@@ -169,7 +159,8 @@ fn gathers_and_scatters_equal_the_host() {
     let is_indexed =
         |row: &&Row| matches!(row.memory.shape, MemoryShape::Gather | MemoryShape::Scatter);
     let mut forms = 0;
-    for row in decoder::rows().filter(is_indexed).filter(|row| forms::host_has_features(row)) {
+    for row in decoder::rows().filter(is_indexed).filter(|row| crate::forms::host_has_features(row))
+    {
         for _ in 0..1000 {
             let Some(instruction) = encode::random_indexed(row, &mut random) else { break };
             let reference = Reference::new(&instruction).unwrap();

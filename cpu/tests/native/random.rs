@@ -39,14 +39,14 @@ impl Random {
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
-    pub fn next(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
     pub fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 32) % limit
+        (self.next_u64() >> 32) % limit
     }
     /// Eight bytes of vector: two singles, a double, integers, or anything.
     fn lane(&mut self) -> u64 {
@@ -55,7 +55,7 @@ impl Random {
             1 => DOUBLES[self.below(12) as usize],
             2 => (self.below(0x3000) as f64 - 6000.5).to_bits(),
             3 => self.below(256) * 0x0101_0101_0101_0101,
-            _ => self.next(),
+            _ => self.next_u64(),
         }
     }
     fn single(&mut self) -> u32 {
@@ -80,35 +80,36 @@ impl Random {
         let significand = match self.below(4) {
             0 => 0,
             1 => 1 << 63,
-            2 => self.next() | 1 << 63,
-            _ => self.next(),
+            2 => self.next_u64() | 1 << 63,
+            _ => self.next_u64(),
         };
         let exponent = match self.below(3) {
             0 => EXPONENTS[self.below(8) as usize],
             1 => 0x3fe0 + self.below(64) as u16,
-            _ => self.next() as u16,
+            _ => self.next_u64() as u16,
         };
         let mut register = [0; 16];
         register[..8].copy_from_slice(&significand.to_le_bytes());
         register[8..10].copy_from_slice(&exponent.to_le_bytes());
         register
     }
-    /// Vector, mask and x87 registers. Half of the control words mask every exception; `is_x87`
+    /// Vector, mask and x87 registers. Half of the control words and three
+    /// quarters of the MXCSRs mask every exception; `is_x87`
     /// fills the x87 stack more.
     pub fn fpu(&mut self, is_x87: bool) -> FpuState {
         let mut fpu = FpuState::default();
         for register in &mut fpu.zmm {
             *register = self.operand();
         }
-        fpu.opmask = std::array::from_fn(|_| self.next());
+        fpu.opmask = std::array::from_fn(|_| self.next_u64());
         fpu.x87 = std::array::from_fn(|_| self.extended());
-        fpu.ftw = if is_x87 && self.below(4) != 0 { 0xff } else { self.next() as u8 };
-        fpu.fsw = self.next() as u16 & 0x7f40;
-        fpu.fcw = self.next() as u16 & 0x0f00 | 0x40;
-        fpu.fcw |= if self.below(2) == 0 { 0x3f } else { self.next() as u16 & 0x3f };
-        fpu.mxcsr = self.next() as u32 & 0xe07f | 0x1f80;
-        if self.below(2) == 0 {
-            fpu.mxcsr &= !0x1f80 | self.next() as u32;
+        fpu.ftw = if is_x87 && self.below(4) != 0 { 0xff } else { self.next_u64() as u8 };
+        fpu.fsw = self.next_u64() as u16 & 0x7f40;
+        fpu.fcw = self.next_u64() as u16 & 0x0f00 | 0x40;
+        fpu.fcw |= if self.below(2) == 0 { 0x3f } else { self.next_u64() as u16 & 0x3f };
+        fpu.mxcsr = self.next_u64() as u32 & 0xe07f | 0x1f80;
+        if self.below(4) == 0 {
+            fpu.mxcsr &= !0x1f80 | self.next_u64() as u32;
         }
         fpu
     }

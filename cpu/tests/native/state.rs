@@ -1,30 +1,15 @@
 //! State images (FXSAVE, XSAVE, the x87 environment), XCR0, and the gates in front of the units.
 
-mod random;
-
 use std::sync::atomic::Ordering;
 
+use crate::random::Random;
+use crate::{run, run_in};
 use cpu::exception::{Exception, Exec};
 use cpu::fpu::FpuState;
 use cpu::state::{Activity, State, cr0, cr4};
 use cpu::testing::{Bench, CODE, DATA};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use random::Random;
-
-fn run_in(
-    bench: &mut Bench,
-    bits: u32,
-    build: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
-) -> Exec {
-    let mut assembler = CodeAssembler::new(bits).unwrap();
-    build(&mut assembler).unwrap();
-    bench.execute(&assembler.assemble(CODE).unwrap())
-}
-
-fn run(bench: &mut Bench, build: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Exec {
-    run_in(bench, 64, build)
-}
 
 /// A bench with random registers, RBX at [`DATA`], and EDX:EAX all ones.
 fn filled(seed: u64) -> Bench {

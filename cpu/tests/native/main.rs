@@ -1,0 +1,31 @@
+//! SIMD, x87 and state images: the thunks against the bare host, and the tables that no host
+//! instruction decides.
+#![expect(clippy::unwrap_used, reason = "a failure in here is a failed test")]
+
+mod differential;
+mod forms;
+mod memory;
+mod random;
+mod state;
+mod units;
+
+use cpu::exception::Exec;
+use cpu::testing::{Bench, CODE};
+use iced_x86::IcedError;
+use iced_x86::code_asm::CodeAssembler;
+
+/// Executes the one instruction that `build` assembles for code of `bits` bits.
+fn run_in(
+    bench: &mut Bench,
+    bits: u32,
+    build: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Exec {
+    let mut assembler = CodeAssembler::new(bits).unwrap();
+    build(&mut assembler).unwrap();
+    bench.execute(&assembler.assemble(CODE).unwrap())
+}
+
+/// Executes the one 64-bit instruction that `build` assembles.
+fn run(bench: &mut Bench, build: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Exec {
+    run_in(bench, 64, build)
+}
