@@ -1,12 +1,13 @@
 //! MOV CRn: every #GP rule, and what a change entails (SDM Vol. 2B, "MOV to/from Control
 //! Registers").
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cpu::exception::{Exception, Exec};
 use cpu::mode::OperatingMode;
 use cpu::state::{attr, cr0, cr4, efer, gpr, seg};
-use cpu::testing::{Bench, DATA};
+use cpu::testing::{Bench, DATA, policy};
 
 use crate::bench::Make;
 
@@ -89,6 +90,7 @@ fn cr4_refuses_what_the_manual_forbids() {
     ];
     for (index, (make, toggled, cr3, outcome)) in rows.into_iter().enumerate() {
         let mut bench = make();
+        bench.cpu.env.cpuid = Arc::new(policy("max,+la57").unwrap());
         bench.cpu.state.cr3 = cr3;
         let value = bench.cpu.state.cr4 ^ toggled;
         assert_eq!(write(&mut bench, &MOV_CR4_RAX, value), outcome, "row {index}");
