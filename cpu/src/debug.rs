@@ -12,6 +12,8 @@ pub const DR6_BS: u64 = 1 << 14;
 pub const DR6_BD: u64 = 1 << 13;
 /// DR6.BT: task switch.
 pub const DR6_BT: u64 = 1 << 15;
+/// DR7.GD: MOV to or from a debug register is #DB.
+pub const DR7_GD: u64 = 1 << 13;
 
 /// What a breakpoint watches: DR7's R/W fields.
 const EXECUTE: u64 = 0;

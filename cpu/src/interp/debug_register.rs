@@ -5,15 +5,13 @@
 use iced_x86::Code;
 
 use crate::Cpu;
-use crate::debug::DR6_BD;
+use crate::debug::{DR6_BD, DR7_GD};
 use crate::exception::{Exception, Exec};
 use crate::flags::Word;
 use crate::interp::dispatch::Table;
 use crate::interp::insn::Insn;
 use crate::state::cr4;
 
-/// General detect enable: MOV to or from a debug register is #DB.
-const DR7_GD: u64 = 1 << 13;
 /// The bits of DR6 that can be written, and those that always read as one.
 const DR6_WRITABLE: u64 = 0xe00f;
 const DR6_ONES: u64 = 0xffff_0ff0;

@@ -4,6 +4,7 @@
 //! Fault Exception (#DF)"; RF: "Instruction-Breakpoint Exception Condition".
 
 use crate::Cpu;
+use crate::debug::{DR6_BD, DR7_GD};
 use crate::descriptor::Selector;
 use crate::exception::{Exception, Exec, Vector};
 use crate::mode::OperatingMode;
@@ -13,8 +14,6 @@ use crate::state::{Activity, rflags};
 const EXT: u16 = 1;
 /// The bit of an error code that says: a gate of the IDT.
 const IDT: u16 = 2;
-/// Bit 13 of DR7: general detect enable.
-const DR7_GD: u64 = 1 << 13;
 /// The longest chain of faults in delivering faults is #AC, #PF, #GP, #DF, shutdown; more cannot be.
 const MAX_NESTING: u32 = 8;
 
@@ -194,7 +193,7 @@ impl Cpu {
             self.mode_changed();
         }
         // Of the debug faults, general detect pushes RF = 1 and instruction breakpoints do not.
-        if pending & crate::debug::DR6_BD != 0 { rflags::RF } else { 0 }
+        if pending & DR6_BD != 0 { rflags::RF } else { 0 }
     }
 
     /// Takes `event` through its gate. On a fault no register has changed.

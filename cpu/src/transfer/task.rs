@@ -189,7 +189,7 @@ impl Cpu {
     /// up to step 8 find the old task's registers untouched, later ones belong to the new task.
     fn switch_task(&mut self, new: &Entry, reason: Reason, rip: u64, flags: u64) -> Exec<Size> {
         let image = self.read_task(new)?;
-        self.check_task_writes(new)?;
+        self.check_task_writes(new, reason)?;
         let old = self.state.tr;
         let old_descriptor = self.task_descriptor_address(old.selector);
         if !reason.nests() {
@@ -224,13 +224,17 @@ impl Cpu {
     }
 
     /// Step 5: everything that the switch writes can be written.
-    fn check_task_writes(&mut self, new: &Entry) -> Exec {
+    fn check_task_writes(&mut self, new: &Entry, reason: Reason) -> Exec {
         let old = self.state.tr;
         let layout = Layout::of(old.attributes);
         let saved = layout.ldt - layout.ip;
         self.check_system_write(old.base.wrapping_add(layout.ip as u64), saved as u64)?;
-        self.check_system_write(new.descriptor.base, 2)?;
-        self.check_system_write(new.address, 8)?;
+        if reason.nests() {
+            self.check_system_write(new.descriptor.base, 2)?;
+        }
+        if reason != Reason::Return {
+            self.check_system_write(new.address, 8)?;
+        }
         self.check_system_write(self.task_descriptor_address(old.selector), 8)
     }
 
@@ -353,7 +357,7 @@ impl Cpu {
         Ok(Segment { base, ..entry.descriptor.segment(selector) })
     }
 
-    /// SS, then CS, then the data segments (SDM's order of checks).
+    /// CS, then SS, whose privilege CS decides, then the data segments.
     fn load_task_segments(&mut self, image: &Image) -> Exec {
         let cpl = self.state.cpl;
         let ss = image.selector(seg::SS);
