@@ -89,6 +89,8 @@ impl PointerRules {
 pub(crate) struct Native {
     /// Mapped when the first thunk is made.
     code: Option<CodeMemory>,
+    /// The host gave no executable memory; it is not asked again.
+    is_refused: bool,
     thunks: Vec<Thunk>,
     by_key: HashMap<Key, u32>,
     generation: u32,
@@ -102,6 +104,7 @@ impl Native {
     pub(crate) fn new() -> Self {
         Self {
             code: None,
+            is_refused: false,
             thunks: Vec::new(),
             by_key: HashMap::new(),
             generation: 1,
@@ -179,10 +182,13 @@ impl Native {
     }
 
     fn memory(&mut self) -> Option<&mut CodeMemory> {
-        if self.code.is_none() {
+        if self.code.is_none() && !self.is_refused {
             match CodeMemory::new() {
                 Ok(code) => self.code = Some(code),
-                Err(error) => log::warn!("no executable memory, SIMD and x87 raise #UD: {error}"),
+                Err(error) => {
+                    self.is_refused = true;
+                    log::warn!("no executable memory, SIMD and x87 raise #UD: {error}");
+                }
             }
         }
         self.code.as_mut()

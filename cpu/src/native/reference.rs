@@ -172,14 +172,7 @@ fn generate(instruction: &Instruction) -> Result<(Vec<u8>, usize), iced_x86::Ice
         e.store(Code::Mov_rm64_r64, GPR + 8 * number, Register::RAX + number as u32)?;
     }
     e.memory(Code::Stmxcsr_m32, MXCSR)?;
-    for number in 0..32 {
-        let at = FPU + offset_of!(FpuState, zmm) + 64 * number;
-        e.store(Code::EVEX_Vmovdqu64_zmmm512_k1z_zmm, at, Register::ZMM0 + number as u32)?;
-    }
-    for number in 0..8 {
-        let at = FPU + offset_of!(FpuState, opmask) + 8 * number;
-        e.store(Code::VEX_Kmovq_m64_kr, at, Register::K0 + number as u32)?;
-    }
+    store_vectors(e)?;
     e.memory(Code::Fxsave64_m512byte, offset_of!(HostState, image))?;
     leave(e)?;
     let exit = e.at;
@@ -193,14 +186,7 @@ fn generate(instruction: &Instruction) -> Result<(Vec<u8>, usize), iced_x86::Ice
 
 fn load_all(e: &mut Emitter) -> Emit {
     e.memory(Code::Fxrstor64_m512byte, offset_of!(HostState, image))?;
-    for number in 0..32 {
-        let at = FPU + offset_of!(FpuState, zmm) + 64 * number;
-        e.load(Code::EVEX_Vmovdqu64_zmm_k1z_zmmm512, Register::ZMM0 + number as u32, at)?;
-    }
-    for number in 0..8 {
-        let at = FPU + offset_of!(FpuState, opmask) + 8 * number;
-        e.load(Code::VEX_Kmovq_kr_km64, Register::K0 + number as u32, at)?;
-    }
+    load_vectors(e)?;
     e.memory(Code::Push_rm64, offset_of!(HostState, rflags))?;
     e.emit(Instruction::with(Code::Popfq))?;
     e.memory(Code::Ldmxcsr_m32, MXCSR)?;
@@ -209,6 +195,49 @@ fn load_all(e: &mut Emitter) -> Emit {
     }
     e.load(Code::Mov_r64_rm64, BASE, offset_of!(HostState, memory_address))?;
     e.load(Code::Mov_r64_rm64, Register::RDI, GPR + 8 * 7)
+}
+
+/// AVX-512 with KMOVQ; without it the reference has sixteen YMM registers.
+fn has_avx512() -> bool {
+    std::arch::is_x86_feature_detected!("avx512bw")
+}
+
+fn zmm_at(number: u32) -> usize {
+    FPU + offset_of!(FpuState, zmm) + 64 * number as usize
+}
+
+fn opmask_at(number: u32) -> usize {
+    FPU + offset_of!(FpuState, opmask) + 8 * number as usize
+}
+
+fn load_vectors(e: &mut Emitter) -> Emit {
+    if !has_avx512() {
+        return (0..16).try_for_each(|number| {
+            e.load(Code::VEX_Vmovdqu_ymm_ymmm256, Register::YMM0 + number, zmm_at(number))
+        });
+    }
+    for number in 0..32 {
+        let code = Code::EVEX_Vmovdqu64_zmm_k1z_zmmm512;
+        e.load(code, Register::ZMM0 + number, zmm_at(number))?;
+    }
+    (0..8).try_for_each(|number| {
+        e.load(Code::VEX_Kmovq_kr_km64, Register::K0 + number, opmask_at(number))
+    })
+}
+
+fn store_vectors(e: &mut Emitter) -> Emit {
+    if !has_avx512() {
+        return (0..16).try_for_each(|number| {
+            e.store(Code::VEX_Vmovdqu_ymmm256_ymm, zmm_at(number), Register::YMM0 + number)
+        });
+    }
+    for number in 0..32 {
+        let code = Code::EVEX_Vmovdqu64_zmmm512_k1z_zmm;
+        e.store(code, zmm_at(number), Register::ZMM0 + number)?;
+    }
+    (0..8).try_for_each(|number| {
+        e.store(Code::VEX_Kmovq_m64_kr, opmask_at(number), Register::K0 + number)
+    })
 }
 
 fn leave(e: &mut Emitter) -> Emit {

@@ -14,6 +14,21 @@ use cpu::testing::{Bench, CODE};
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
 
+/// True on hosts with the AVX-512 that the tests name registers and forms of; else says so.
+fn host_has_avx512() -> bool {
+    let has = std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512vl");
+    if !has {
+        println!("SKIPPED: this host has no AVX-512");
+    }
+    has
+}
+
+/// How many forms a test must meet at least: `count` with AVX-512, a quarter of it without.
+fn least(count: usize) -> usize {
+    if host_has_avx512() { count } else { count / 4 }
+}
+
 /// Executes the one instruction that `build` assembles for code of `bits` bits.
 fn run_in(
     bench: &mut Bench,

@@ -30,6 +30,9 @@ fn filled(seed: u64) -> Bench {
 
 #[test]
 fn units_are_gated_by_control_registers() {
+    if !crate::host_has_avx512() {
+        return;
+    }
     type Build = fn(&mut CodeAssembler) -> Result<(), IcedError>;
     type Change = fn(&mut State);
     let x87: Build = |a| a.fld1();
@@ -125,6 +128,9 @@ fn fxrstor_refuses_misaligned_images_and_reserved_mxcsr_bits() {
 
 #[test]
 fn xsave_and_xsavec_come_back_by_xrstor() {
+    if !crate::host_has_avx512() {
+        return;
+    }
     type Build = fn(&mut CodeAssembler) -> Result<(), IcedError>;
     let forms: [Build; 3] =
         [|a| a.xsave64(ptr(rbx)), |a| a.xsaveopt64(ptr(rbx)), |a| a.xsavec64(ptr(rbx))];
@@ -143,6 +149,9 @@ fn xsave_and_xsavec_come_back_by_xrstor() {
 
 #[test]
 fn xsavec_packs_the_requested_components() {
+    if !crate::host_has_avx512() {
+        return;
+    }
     let mut bench = filled(9);
     // Opmask and ZMM_Hi256: without AVX before them they start right behind the header.
     bench.cpu.state.gpr[0] = 0x60;
@@ -155,6 +164,9 @@ fn xsavec_packs_the_requested_components() {
 
 #[test]
 fn what_is_initial_is_not_saved_and_comes_back_initial() {
+    if !crate::host_has_avx512() {
+        return;
+    }
     let mut bench = filled(10);
     for register in &mut bench.cpu.state.fpu.zmm[..16] {
         register[16..32].fill(0);
@@ -195,6 +207,9 @@ fn xrstor_checks_the_header() {
 
 #[test]
 fn xsetbv_keeps_the_rules_between_bits() {
+    if !crate::host_has_avx512() {
+        return;
+    }
     #[rustfmt::skip]
     let rows = [
         (0x1, Ok(())), (0x3, Ok(())), (0x7, Ok(())), (0xe7, Ok(())),
