@@ -66,6 +66,8 @@ pub struct FakePlatform {
     pub entropy: AtomicU64,
     /// The FERR# output.
     pub ferr: AtomicBool,
+    /// The IGNNE# input.
+    pub ignne: AtomicBool,
     /// CPUs kicked, in order.
     pub kicked: Mutex<Vec<u32>>,
 }
@@ -88,6 +90,9 @@ impl Platform for FakePlatform {
     }
     fn ferr(&self, level: bool) {
         self.ferr.store(level, Ordering::SeqCst);
+    }
+    fn ignne(&self) -> bool {
+        self.ignne.load(Ordering::SeqCst)
     }
 }
 

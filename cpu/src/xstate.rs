@@ -4,7 +4,7 @@
 //! those of Intel's processors; software must take them from CPUID (SDM Vol. 1, "Standard Format of
 //! XSAVE Area").
 
-use decoder::{Feature, FeatureSet};
+use decoder::Feature;
 
 use crate::fpu::{FpuState, get, put};
 use crate::state::State;
@@ -166,9 +166,4 @@ impl FpuState {
         let x87 = if is_x87_initial { 0 } else { xcr0::X87 };
         x87 | if has_xmm { xcr0::SSE } else { 0 }
     }
-}
-
-/// What of leaf 0xD a guest with `features` has, for the CPUID policy: the components of XCR0.
-pub fn components(features: FeatureSet) -> impl Iterator<Item = &'static XsaveComponent> {
-    XsaveComponent::EXTENDED.iter().filter(move |component| features.contains(component.feature))
 }

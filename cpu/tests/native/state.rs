@@ -269,6 +269,37 @@ fn without_ne_a_pending_exception_raises_ferr_and_stops() {
 }
 
 #[test]
+fn with_ignne_a_pending_exception_is_passed_over_and_kept() {
+    let mut bench = with_pending_exception();
+    bench.cpu.state.cr0 &= !cr0::NE;
+    bench.cpu.mode_changed();
+    bench.platform.ignne.store(true, Ordering::SeqCst);
+    let top = bench.cpu.state.fpu.top();
+    run(&mut bench, |a| a.fld1()).unwrap();
+    assert_eq!(bench.cpu.state.activity, Activity::Active);
+    assert_eq!(bench.cpu.state.fpu.top(), (top + 7) & 7);
+    assert_eq!(bench.cpu.state.fpu.fsw & 0x8084, 0x8084, "still pending");
+}
+
+#[test]
+fn xsaves_comes_back_by_xrstors_at_cpl_0_only() {
+    if !crate::host_has_avx512() {
+        return;
+    }
+    let mut bench = filled(30);
+    (bench.cpu.state.fpu.fcs, bench.cpu.state.fpu.fds) = (0, 0);
+    let fpu = bench.cpu.state.fpu.clone();
+    run(&mut bench, |a| a.xsaves64(ptr(rbx))).unwrap();
+    assert_eq!(u64::from_le_bytes(bench.peek(DATA + 520)), 1 << 63 | 0xe7, "XCOMP_BV");
+    bench.cpu.state.fpu = FpuState::default();
+    run(&mut bench, |a| a.xrstors64(ptr(rbx))).unwrap();
+    assert_eq!(bench.cpu.state.fpu, fpu);
+    bench.set_cpl(3);
+    assert_eq!(run(&mut bench, |a| a.xsaves64(ptr(rbx))), Err(Exception::GP0));
+    assert_eq!(run(&mut bench, |a| a.xrstors64(ptr(rbx))), Err(Exception::GP0));
+}
+
+#[test]
 fn unmasked_stores_leave_memory_alone() {
     let mut bench = Bench::long64();
     bench.cpu.state.gpr[3] = DATA;
