@@ -191,13 +191,13 @@ impl Default for Bench {
 }
 
 impl Bench {
-    /// A CPU after RESET, with RAM and everything that CPUID can offer but LA57.
+    /// A CPU after RESET, with RAM and everything that CPUID can offer.
     #[expect(clippy::expect_used, reason = "the model exists on every host")]
     pub fn new() -> Self {
         let everything = if policy("max").is_ok_and(|max| max.vendor() == decoder::Vendor::Amd) {
-            "max,+monitor,+mwaitx,+rdpru"
+            "max,+la57,+monitor,+mwaitx,+rdpru"
         } else {
-            "max,+monitor"
+            "max,+la57,+monitor"
         };
         Self::with_cpu(everything).expect("a model")
     }
@@ -227,14 +227,19 @@ impl Bench {
     /// 64-bit mode at CPL 0, paging on, all units on (OSFXSR, OSXSAVE, XCR0 with AVX-512), x87 as
     /// after FNINIT.
     pub fn long64() -> Self {
-        let mut bench = Self::new();
-        bench.build_tables();
-        let state = &mut bench.cpu.state;
+        Self::new().in_long64()
+    }
+
+    /// The bench put into the state of [`Bench::long64`].
+    #[must_use]
+    pub fn in_long64(mut self) -> Self {
+        self.build_tables();
+        let state = &mut self.cpu.state;
         state.cr3 = PML4;
         state.cr4 = cr4::PAE;
         state.msrs.efer = efer::LME | efer::LMA | efer::NXE | efer::SCE;
-        bench.enter(selector::CODE64, cr0::PG, attr::L);
-        bench
+        self.enter(selector::CODE64, cr0::PG, attr::L);
+        self
     }
 
     /// Flat 32-bit protected mode at CPL 0 without paging, all units on.

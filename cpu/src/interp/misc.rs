@@ -14,7 +14,7 @@ use crate::state::gpr::RAX;
 use crate::state::rflags::{CF, DF, STATUS};
 use crate::state::seg;
 
-/// NOP, PAUSE, ENDBR, prefetches, fences: the interpreter keeps program order, and locked
+/// NOP, PAUSE, ENDBR, RDSSP without shadow stacks, prefetches, fences: the interpreter keeps program order, and locked
 /// accesses are the host's own.
 fn nop(_: &mut Cpu, _: &Insn) -> Exec {
     Ok(())
@@ -137,6 +137,8 @@ pub(crate) fn register(table: &mut Table) {
             | Mnemonic::Prefetchit0
             | Mnemonic::Prefetchit1
             | Mnemonic::Cldemote
+            | Mnemonic::Rdsspd
+            | Mnemonic::Rdsspq
             | Mnemonic::Lfence => nop,
             Mnemonic::Mfence | Mnemonic::Sfence => fence,
             Mnemonic::Pause => pause,
