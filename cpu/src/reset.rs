@@ -95,6 +95,7 @@ impl Cpu {
 
     /// RESET: everything, as at power-up. The machine resets the local APIC by itself.
     pub fn reset(&mut self) {
+        self.sync_pv_eoi();
         self.state = State::at_reset(self.env.cpuid.signature());
         if self.env.index != 0 {
             self.state.activity = Activity::WaitForSipi;
@@ -119,6 +120,7 @@ impl Cpu {
             activity: if self.env.index == 0 { Activity::Active } else { Activity::WaitForSipi },
             ..fresh
         };
+        self.sync_pv_eoi();
         self.env.lapic.init();
         self.all_changed();
     }
@@ -137,12 +139,13 @@ impl Cpu {
         self.all_changed();
     }
 
-    fn all_changed(&mut self) {
+    pub(crate) fn all_changed(&mut self) {
         self.pending_dr6 = 0;
         self.flush_translations();
         self.blocks.clear();
         self.mode_changed();
         self.lapic_base_changed();
+        self.env.lapic.set_tsc_offset(self.state.msrs.tsc_offset);
     }
 
     /// Drops all translations, as MOV CR3 and its like ask for.

@@ -2,9 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
+use cpu::engine::{Vcpu, VmExit};
+use cpu::events::Events;
 use cpu::exception::Exception;
 use cpu::pv::clock::Scale;
-use cpu::testing::{Bench, DATA};
+use cpu::state::rflags;
+use cpu::testing::{Bench, CODE, DATA, IDT, selector};
 use cpu::timing::ns_to_ticks;
 use proptest::prelude::*;
 
@@ -59,7 +62,7 @@ fn the_clock_is_exact_at_one_gigahertz_and_survives_a_moved_tsc() {
     bench.cpu.write_msr(SYSTEM_TIME, DATA | 1).unwrap();
     assert_eq!(clock(&bench), 123_456_789_012);
     let version = dword(&bench, DATA);
-    assert!(version != 0 && version % 2 == 0);
+    assert!(version != 0 && version.is_multiple_of(2));
     assert_eq!(bench.peek::<1>(DATA + 29)[0], 1, "TSC_STABLE");
     bench.cpu.write_msr(0x10, 77).unwrap();
     assert_eq!(clock(&bench), 123_456_789_012);
@@ -126,5 +129,98 @@ fn pv_msrs_refuse_reserved_bits() {
     let mut bench = Bench::long64();
     for (msr, value) in [(STEAL_TIME, DATA | 3), (PV_EOI, DATA | 3), (0x4b56_4d05, 2)] {
         assert_eq!(bench.cpu.write_msr(msr, value), Err(Exception::GP0), "{msr:#x}");
+    }
+}
+
+/// A CPU in a handler of vector 40H at its next instruction, which is `handler`'s first.
+fn interrupted(silent: u8, handler: &[u8]) -> Bench {
+    const HANDLER: u64 = CODE + 0x800;
+    let mut bench = Bench::long64();
+    let offset = HANDLER & 0xffff | (HANDLER >> 16) << 48;
+    let gate = offset | u64::from(selector::CODE64) << 16 | 0x8e00 << 32;
+    bench.poke(IDT + 16 * 0x40, &gate.to_le_bytes());
+    bench.poke(HANDLER, handler);
+    bench.put_code_at(CODE, &[0x90; 16]);
+    assert_eq!(bench.cpu.write_msr(PV_EOI, DATA | 1), Ok(()));
+    bench.cpu.state.rflags |= rflags::IF;
+    bench.lapic.silent.store(silent, Ordering::SeqCst);
+    bench.lapic.vector.store(0x40, Ordering::SeqCst);
+    bench.cpu.env.events.post(Events::INTERRUPT);
+    bench
+}
+
+/// MOV AL, [DATA].
+const LOAD_BIT: [u8; 7] = [0x8a, 0x04, 0x25, 0, 0, 0x20, 0];
+/// MOV BYTE [DATA], 0.
+const CLEAR_BIT: [u8; 8] = [0xc6, 0x04, 0x25, 0, 0, 0x20, 0, 0];
+
+#[test]
+fn a_cleared_bit_ends_the_interrupt_and_a_set_one_is_taken_back() {
+    for (clears, eois) in [(true, 1), (false, 0)] {
+        let mut code = LOAD_BIT.to_vec();
+        code.extend(if clears { &CLEAR_BIT[..] } else { &[0x90] });
+        let mut bench = interrupted(0x40, &code);
+        assert_eq!(bench.cpu.run(2), VmExit::Budget);
+        assert_eq!(bench.cpu.state.gpr[0] & 0xff, 1, "the handler finds its bit");
+        assert_eq!(bench.lapic.eois.load(Ordering::SeqCst), eois);
+        assert_eq!(bench.peek::<1>(DATA), [0]);
+        assert!(!bench.lapic.is_pv_eoi_armed.load(Ordering::SeqCst));
+    }
+}
+
+#[test]
+fn an_interrupt_with_others_behind_it_is_ended_by_the_register() {
+    let mut bench = interrupted(0, &LOAD_BIT);
+    assert_eq!(bench.cpu.run(1), VmExit::Budget);
+    assert_eq!(bench.cpu.state.gpr[0] & 0xff, 0);
+    assert_eq!(bench.lapic.eois.load(Ordering::SeqCst), 0);
+    assert!(!bench.lapic.is_pv_eoi_armed.load(Ordering::SeqCst));
+}
+
+#[test]
+fn a_new_request_looks_whether_the_last_interrupt_was_ended() {
+    let mut code = CLEAR_BIT.to_vec();
+    code.extend([0xfb, 0x90, 0x90]);
+    let mut bench = interrupted(0x40, &code);
+    let lapic = std::sync::Arc::clone(&bench.lapic);
+    // The handler clears its bit and opens IF; a request waits by then.
+    assert_eq!(bench.cpu.run(1), VmExit::Budget);
+    assert_eq!(lapic.eois.load(Ordering::SeqCst), 1);
+    lapic.vector.store(0x40, Ordering::SeqCst);
+    bench.cpu.env.events.post(Events::INTERRUPT);
+    assert_eq!(bench.cpu.run(4), VmExit::Budget);
+    assert_eq!(lapic.eois.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn a_cpu_that_does_not_run_says_so_and_flushes_when_asked_to() {
+    const PAGE: u64 = DATA + 0x1000;
+    const PAGE_TABLE_ENTRY: u64 = 0x4000 + 8 * (PAGE >> 12);
+    const PREEMPTED: u64 = DATA + 16;
+    for (flags, exit) in [(1u8, VmExit::Budget), (3, VmExit::Shutdown)] {
+        let mut bench = Bench::long64();
+        bench.cpu.write_msr(STEAL_TIME, DATA | 1).unwrap();
+        // MOV AL, [PAGE], twice.
+        let load = [0x8a, 0x04, 0x25, 0, 0x10, 0x20, 0];
+        bench.put_code_at(CODE, &[load, load].concat());
+        assert_eq!(bench.cpu.run(1), VmExit::Budget);
+        assert_eq!(bench.peek::<1>(PREEMPTED), [1]);
+        // The page goes; only the flush makes this CPU notice.
+        bench.poke(PAGE_TABLE_ENTRY, &[0; 8]);
+        bench.poke(PREEMPTED, &[flags]);
+        assert_eq!(bench.cpu.run(1), exit, "{flags}");
+    }
+}
+
+#[test]
+fn a_kick_that_comes_before_hlt_is_not_lost() {
+    for (kick, exit) in [(true, true), (false, false)] {
+        let mut bench = Bench::long64();
+        bench.put_code_at(CODE, &[0x90, 0xf4, 0x90, 0x90]);
+        if kick {
+            bench.cpu.env.events.post(Events::KICK);
+        }
+        assert_eq!(bench.cpu.run(1), VmExit::Budget);
+        assert_eq!(bench.cpu.run(2) == VmExit::Budget, exit);
     }
 }

@@ -37,11 +37,9 @@ impl Vcpu for Cpu {
     }
 
     fn set_state(&mut self, state: State) {
+        self.sync_pv_eoi();
         self.state = state;
-        self.flush_translations();
-        self.blocks.clear();
-        self.mode_changed();
-        self.lapic_base_changed();
+        self.all_changed();
     }
 
     fn events(&self) -> &Arc<Events> {

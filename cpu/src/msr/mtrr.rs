@@ -83,3 +83,35 @@ pub(super) fn are_memory_types(value: u64) -> bool {
 pub(super) fn are_pat_types(value: u64) -> bool {
     value.to_le_bytes().iter().all(|&kind| kind == 7 || is_memory_type(kind.into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The type of the physical address `at`, as the SDM's "MTRR Precedences" has it.
+    fn type_of(mtrrs: &Mtrrs, at: u64) -> u64 {
+        let hit = mtrrs
+            .variable
+            .chunks_exact(2)
+            .find(|range| range[1] & MASK_VALID != 0 && (at ^ range[0]) & range[1] & !0xfff == 0);
+        hit.map_or(mtrrs.def_type & 0xff, |range| range[0] & 0xff)
+    }
+
+    #[test]
+    fn firmware_leaves_the_hole_uncacheable_and_nothing_else() {
+        for hole in [0x8000_0000u32, 0xb000_0000, 0xc000_0000, 0xe000_0000, 0xfec0_0000] {
+            let mtrrs = Mtrrs::as_firmware_leaves(hole, 40);
+            let start = u64::from(hole);
+            for (at, kind) in [
+                (0x10_0000, WRITE_BACK),
+                (start - 1, WRITE_BACK),
+                (start, UNCACHEABLE),
+                (0xffff_ffff, UNCACHEABLE),
+                (1 << 32, WRITE_BACK),
+            ] {
+                assert_eq!(type_of(&mtrrs, at), kind, "{at:#x}, hole at {hole:#x}");
+            }
+            assert!(mtrrs.fixed.iter().all(|&value| are_memory_types(value)));
+        }
+    }
+}
