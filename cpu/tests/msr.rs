@@ -9,6 +9,7 @@ use cpu::testing::Bench;
 
 const GP: Exception = Exception::GP0;
 
+#[expect(clippy::unwrap_used, reason = "the tests' models exist on every host")]
 fn with(spec: &str) -> Bench {
     Bench::with_cpu(spec).unwrap()
 }
