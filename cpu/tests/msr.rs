@@ -91,7 +91,8 @@ fn values_are_checked_as_the_manual_says() {
     #[rustfmt::skip]
     let rows: [(u32, u64, Result<(), Exception>); 26] = [
         (0x174, 0x1234, OK), (0x175, 0x1234_5678_9abc, OK), (0x176, HOLE, Err(GP)),
-        (0xc000_0082, HOLE, Err(GP)), (0xc000_0100, 0x1234_5678_9abc, OK), (0xc000_0102, HOLE, Err(GP)),
+        (0xc000_0082, HOLE, Err(GP)), (0xc000_0100, 0x1234_5678_9abc, OK),
+        (0xc000_0102, HOLE, Err(GP)),
         (0x277, 0x0707_0707, OK), (0x277, 2, Err(GP)), (0x277, 3 << 56, Err(GP)),
         (0x2ff, 0xc06, OK), (0x2ff, 0xc02, Err(GP)),
         (0x250, 0x0606_0606_0606_0606, OK), (0x26f, 0x0606_0607_0606_0606, Err(GP)),

@@ -48,7 +48,11 @@ proptest! {
     }
 
     #[test]
-    fn the_clock_never_goes_back(hz in 1_000_000u64..10_000_000_000, ns in 0u64..1 << 53, step in 0u64..9999) {
+    fn the_clock_never_goes_back(
+        hz in 1_000_000u64..10_000_000_000,
+        ns in 0u64..1 << 53,
+        step in 0u64..9999,
+    ) {
         let scale = Scale::of(hz);
         let at = |ns| scale.nanoseconds(ns_to_ticks(ns, hz));
         prop_assert!(at(ns) <= at(ns + step));

@@ -99,16 +99,27 @@ const MODERN: SystemFeatures = PC.union(SystemFeatures::of(&[
 const IVY_BRIDGE_SYSTEM: SystemFeatures =
     MODERN.union(SystemFeatures::of(&[S::Pcid, S::Smep, S::Erms]));
 
-#[rustfmt::skip]
 pub(super) const MODELS: &[Model] = &[
     model("max", "all that works on this host (default)", Features::Everything),
-    model("qemu64", "the baseline of x86-64, with CX16 and SSE3", Features::Levels(&[BASE, QEMU64], PC)),
+    model(
+        "qemu64",
+        "the baseline of x86-64, with CX16 and SSE3",
+        Features::Levels(&[BASE, QEMU64], PC),
+    ),
     model("x86-64-v1", "the psABI's baseline", Features::Levels(&[BASE], MODERN)),
     model("x86-64-v2", "up to SSE4.2", Features::Levels(&[BASE, V2], MODERN)),
     model("x86-64-v3", "up to AVX2, BMI2 and FMA", Features::Levels(&[BASE, V2, V3], MODERN)),
-    model("x86-64-v4", "up to AVX-512 F, BW, CD, DQ, VL", Features::Levels(&[BASE, V2, V3, V4], MODERN)),
+    model(
+        "x86-64-v4",
+        "up to AVX-512 F, BW, CD, DQ, VL",
+        Features::Levels(&[BASE, V2, V3, V4], MODERN),
+    ),
     model("Opteron_G1", "the first Opteron", Features::Levels(&[BASE], PC)),
-    model("IvyBridge", "a 2012 Xeon's features", Features::Levels(&[BASE, V2, IVY_BRIDGE], IVY_BRIDGE_SYSTEM)),
+    model(
+        "IvyBridge",
+        "a 2012 Xeon's features",
+        Features::Levels(&[BASE, V2, IVY_BRIDGE], IVY_BRIDGE_SYSTEM),
+    ),
 ];
 
 const fn model(name: &'static str, summary: &'static str, features: Features) -> Model {

@@ -162,67 +162,140 @@ const DEBUGCTL_BTF: u64 = 1 << 1;
 const DE_CFG_LFENCE: u64 = 1 << 1;
 
 /// Every register there is, by number.
-#[rustfmt::skip]
 pub static MSRS: &[Row] = &[
-    fixed  (0x0000_0000, "IA32_P5_MC_ADDR",      s::zero).many(2),
-    special(0x0000_0010, "IA32_TIME_STAMP_COUNTER", s::read_tsc, s::write_tsc).with(Gate::Instructions(I::Tsc)),
-    stored (0x0000_0011, "KVM_WALL_CLOCK",       |st, _| Some(&mut st.msrs.kvm.wall_clock)).after(pv::wall_clock_written).with(Gate::System(S::KvmClock)),
-    stored (0x0000_0012, "KVM_SYSTEM_TIME",      |st, _| Some(&mut st.msrs.kvm.system_time)).after(pv::system_time_written).with(Gate::System(S::KvmClock)),
-    fixed  (0x0000_0017, "IA32_PLATFORM_ID",     s::zero).with(INTEL),
-    special(0x0000_001b, "IA32_APIC_BASE",       s::read_apic_base, s::write_apic_base).with(Gate::System(S::Apic)),
-    fixed  (0x0000_002a, "MSR_EBL_CR_POWERON",   s::zero).with(INTEL),
-    special(0x0000_003b, "IA32_TSC_ADJUST",      s::read_tsc_adjust, s::write_tsc_adjust).with(Gate::System(S::TscAdjust)),
-    special(0x0000_0079, "IA32_BIOS_UPDT_TRIG",  s::zero, s::ignore).with(INTEL),
-    special(0x0000_008b, "IA32_BIOS_SIGN_ID",    s::microcode_revision, s::ignore),
-    fixed  (0x0000_00ce, "MSR_PLATFORM_INFO",    s::platform_info).with(INTEL),
-    fixed  (0x0000_00fe, "IA32_MTRRCAP",         s::mtrr_cap).with(Gate::System(S::Mtrr)),
-    stored (0x0000_0174, "IA32_SYSENTER_CS",     |st, _| Some(&mut st.msrs.sysenter_cs)).with(Gate::Instructions(I::Sep)),
-    stored (0x0000_0175, "IA32_SYSENTER_ESP",    |st, _| Some(&mut st.msrs.sysenter_esp)).accepts(s::is_canonical).with(Gate::Instructions(I::Sep)),
-    stored (0x0000_0176, "IA32_SYSENTER_EIP",    |st, _| Some(&mut st.msrs.sysenter_eip)).accepts(s::is_canonical).with(Gate::Instructions(I::Sep)),
-    fixed  (0x0000_0179, "IA32_MCG_CAP",         s::mcg_cap).with(Gate::System(S::Mca)),
-    stored (0x0000_017a, "IA32_MCG_STATUS",      |st, _| Some(&mut st.msrs.mcg_status)).reserved(!7).with(Gate::System(S::Mca)),
-    stored (0x0000_017b, "IA32_MCG_CTL",         |st, _| Some(&mut st.msrs.mcg_ctl)).accepts(s::is_all_or_nothing).with(Gate::System(S::Mca)),
-    stored (0x0000_01a0, "IA32_MISC_ENABLE",     |st, _| Some(&mut st.msrs.misc_enable)).reserved(!MISC_ENABLE_BITS).ignored(MISC_ENABLE_READ_ONLY),
-    stored (0x0000_01d9, "IA32_DEBUGCTL",        |st, _| Some(&mut st.msrs.debugctl)).reserved(!DEBUGCTL_BTF),
-    stored (0x0000_0200, "IA32_MTRR_PHYSBASE0",  mtrr_variable).many(2 * mtrr::VARIABLE_RANGES as u32).accepts(s::is_mtrr_variable).with(Gate::System(S::Mtrr)),
-    stored (0x0000_0250, "IA32_MTRR_FIX64K_00000", mtrr_fixed).accepts(s::is_mtrr_fixed).with(Gate::System(S::Mtrr)),
-    stored (0x0000_0258, "IA32_MTRR_FIX16K_80000", mtrr_fixed).many(2).accepts(s::is_mtrr_fixed).with(Gate::System(S::Mtrr)),
-    stored (0x0000_0268, "IA32_MTRR_FIX4K_C0000", mtrr_fixed).many(8).accepts(s::is_mtrr_fixed).with(Gate::System(S::Mtrr)),
-    stored (0x0000_0277, "IA32_PAT",             |st, _| Some(&mut st.msrs.pat)).accepts(s::is_pat).with(Gate::System(S::Pat)),
-    stored (0x0000_02ff, "IA32_MTRR_DEF_TYPE",   |st, _| Some(&mut st.msrs.mtrrs.def_type)).reserved(!0xcff).accepts(s::is_mtrr_default).with(Gate::System(S::Mtrr)),
-    stored (0x0000_0400, "IA32_MC0_CTL",         mc_bank).many(4 * MC_BANKS as u32).accepts(s::is_mc_bank).with(Gate::System(S::Mca)),
-    special(0x0000_06e0, "IA32_TSC_DEADLINE",    s::read_tsc_deadline, s::write_tsc_deadline).with(Gate::System(S::TscDeadline)),
-    stored (0x0000_06e1, "IA32_PKRS",            |st, _| Some(&mut st.msrs.pkrs)).reserved(HIGH_HALF).after(s::translations_changed).with(Gate::System(S::Pks)),
-    Row::new(0x0000_0800, "IA32_X2APIC",         Kind::X2apic).many(0x100).with(Gate::System(S::X2apic)),
-    stored (0x0000_0da0, "IA32_XSS",             |st, _| Some(&mut st.msrs.xss)).reserved(!0).with(Gate::Instructions(I::Xsaves)),
-    stored (0x4b56_4d00, "KVM_WALL_CLOCK_NEW",   |st, _| Some(&mut st.msrs.kvm.wall_clock)).after(pv::wall_clock_written).with(Gate::System(S::KvmClock2)),
-    stored (0x4b56_4d01, "KVM_SYSTEM_TIME_NEW",  |st, _| Some(&mut st.msrs.kvm.system_time)).after(pv::system_time_written).with(Gate::System(S::KvmClock2)),
-    stored (0x4b56_4d03, "KVM_STEAL_TIME",       |st, _| Some(&mut st.msrs.kvm.steal_time)).reserved(0x3e).after(pv::steal_time_written).with(Gate::System(S::KvmStealTime)),
-    special(0x4b56_4d04, "KVM_EOI_EN",           |cpu, _| cpu.state.msrs.kvm.pv_eoi, pv::write_eoi_enable).with(Gate::System(S::KvmPvEoi)),
-    stored (0x4b56_4d05, "KVM_POLL_CONTROL",     |st, _| Some(&mut st.msrs.kvm.poll_control)).reserved(!1).with(Gate::System(S::KvmPollControl)),
-    special(0xc000_0080, "IA32_EFER",            |cpu, _| cpu.state.msrs.efer, efer::write),
-    stored (0xc000_0081, "IA32_STAR",            |st, _| Some(&mut st.msrs.star)).with(Gate::Instructions(I::Syscall)),
-    stored (0xc000_0082, "IA32_LSTAR",           |st, _| Some(&mut st.msrs.lstar)).accepts(s::is_canonical).with(LONG),
-    stored (0xc000_0083, "IA32_CSTAR",           |st, _| Some(&mut st.msrs.cstar)).accepts(s::is_canonical).with(LONG),
-    stored (0xc000_0084, "IA32_FMASK",           |st, _| Some(&mut st.msrs.sfmask)).reserved(HIGH_HALF).with(LONG),
-    stored (0xc000_0100, "IA32_FS_BASE",         |st, _| Some(&mut st.segments[seg::FS].base)).accepts(s::is_canonical).with(LONG),
-    stored (0xc000_0101, "IA32_GS_BASE",         |st, _| Some(&mut st.segments[seg::GS].base)).accepts(s::is_canonical).with(LONG),
-    stored (0xc000_0102, "IA32_KERNEL_GS_BASE",  |st, _| Some(&mut st.msrs.kernel_gs_base)).accepts(s::is_canonical).with(LONG),
-    stored (0xc000_0103, "IA32_TSC_AUX",         |st, _| Some(&mut st.msrs.tsc_aux)).reserved(HIGH_HALF).with(Gate::Either(I::Rdtscp, I::Rdpid)),
-    special(0xc001_0010, "SYSCFG",               s::zero, s::ignore).with(AMD),
-    stored (0xc001_0015, "HWCR",                 |st, _| Some(&mut st.msrs.hwcr)).reserved(!(HWCR_WITHOUT_EFFECT | HWCR_TSC_FREQ_SEL)).ignored(HWCR_WITHOUT_EFFECT).with(AMD),
-    special(0xc001_0016, "IORR_BASE0",           s::zero, s::ignore).many(4).with(AMD),
-    special(0xc001_001a, "TOP_MEM",              s::zero, s::ignore).with(AMD),
-    special(0xc001_001d, "TOP_MEM2",             s::zero, s::ignore).with(AMD),
-    special(0xc001_001f, "NB_CFG",               s::zero, s::ignore).with(AMD),
-    special(0xc001_0020, "PATCH_LOADER",         s::zero, s::ignore).with(AMD),
-    special(0xc001_0055, "INT_PENDING",          s::zero, s::ignore).with(AMD),
+    fixed(0x0000_0000, "IA32_P5_MC_ADDR", s::zero).many(2),
+    special(0x0000_0010, "IA32_TIME_STAMP_COUNTER", s::read_tsc, s::write_tsc)
+        .with(Gate::Instructions(I::Tsc)),
+    stored(0x0000_0011, "KVM_WALL_CLOCK", |st, _| Some(&mut st.msrs.kvm.wall_clock))
+        .after(pv::wall_clock_written)
+        .with(Gate::System(S::KvmClock)),
+    stored(0x0000_0012, "KVM_SYSTEM_TIME", |st, _| Some(&mut st.msrs.kvm.system_time))
+        .after(pv::system_time_written)
+        .with(Gate::System(S::KvmClock)),
+    fixed(0x0000_0017, "IA32_PLATFORM_ID", s::zero).with(INTEL),
+    special(0x0000_001b, "IA32_APIC_BASE", s::read_apic_base, s::write_apic_base)
+        .with(Gate::System(S::Apic)),
+    fixed(0x0000_002a, "MSR_EBL_CR_POWERON", s::zero).with(INTEL),
+    special(0x0000_003b, "IA32_TSC_ADJUST", s::read_tsc_adjust, s::write_tsc_adjust)
+        .with(Gate::System(S::TscAdjust)),
+    special(0x0000_0079, "IA32_BIOS_UPDT_TRIG", s::zero, s::ignore).with(INTEL),
+    special(0x0000_008b, "IA32_BIOS_SIGN_ID", s::microcode_revision, s::ignore),
+    fixed(0x0000_00ce, "MSR_PLATFORM_INFO", s::platform_info).with(INTEL),
+    fixed(0x0000_00fe, "IA32_MTRRCAP", s::mtrr_cap).with(Gate::System(S::Mtrr)),
+    stored(0x0000_0174, "IA32_SYSENTER_CS", |st, _| Some(&mut st.msrs.sysenter_cs))
+        .with(Gate::Instructions(I::Sep)),
+    stored(0x0000_0175, "IA32_SYSENTER_ESP", |st, _| Some(&mut st.msrs.sysenter_esp))
+        .accepts(s::is_canonical)
+        .with(Gate::Instructions(I::Sep)),
+    stored(0x0000_0176, "IA32_SYSENTER_EIP", |st, _| Some(&mut st.msrs.sysenter_eip))
+        .accepts(s::is_canonical)
+        .with(Gate::Instructions(I::Sep)),
+    fixed(0x0000_0179, "IA32_MCG_CAP", s::mcg_cap).with(Gate::System(S::Mca)),
+    stored(0x0000_017a, "IA32_MCG_STATUS", |st, _| Some(&mut st.msrs.mcg_status))
+        .reserved(!7)
+        .with(Gate::System(S::Mca)),
+    stored(0x0000_017b, "IA32_MCG_CTL", |st, _| Some(&mut st.msrs.mcg_ctl))
+        .accepts(s::is_all_or_nothing)
+        .with(Gate::System(S::Mca)),
+    stored(0x0000_01a0, "IA32_MISC_ENABLE", |st, _| Some(&mut st.msrs.misc_enable))
+        .reserved(!MISC_ENABLE_BITS)
+        .ignored(MISC_ENABLE_READ_ONLY),
+    stored(0x0000_01d9, "IA32_DEBUGCTL", |st, _| Some(&mut st.msrs.debugctl))
+        .reserved(!DEBUGCTL_BTF),
+    stored(0x0000_0200, "IA32_MTRR_PHYSBASE0", mtrr_variable)
+        .many(2 * mtrr::VARIABLE_RANGES as u32)
+        .accepts(s::is_mtrr_variable)
+        .with(Gate::System(S::Mtrr)),
+    stored(0x0000_0250, "IA32_MTRR_FIX64K_00000", mtrr_fixed)
+        .accepts(s::is_mtrr_fixed)
+        .with(Gate::System(S::Mtrr)),
+    stored(0x0000_0258, "IA32_MTRR_FIX16K_80000", mtrr_fixed)
+        .many(2)
+        .accepts(s::is_mtrr_fixed)
+        .with(Gate::System(S::Mtrr)),
+    stored(0x0000_0268, "IA32_MTRR_FIX4K_C0000", mtrr_fixed)
+        .many(8)
+        .accepts(s::is_mtrr_fixed)
+        .with(Gate::System(S::Mtrr)),
+    stored(0x0000_0277, "IA32_PAT", |st, _| Some(&mut st.msrs.pat))
+        .accepts(s::is_pat)
+        .with(Gate::System(S::Pat)),
+    stored(0x0000_02ff, "IA32_MTRR_DEF_TYPE", |st, _| Some(&mut st.msrs.mtrrs.def_type))
+        .reserved(!0xcff)
+        .accepts(s::is_mtrr_default)
+        .with(Gate::System(S::Mtrr)),
+    stored(0x0000_0400, "IA32_MC0_CTL", mc_bank)
+        .many(4 * MC_BANKS as u32)
+        .accepts(s::is_mc_bank)
+        .with(Gate::System(S::Mca)),
+    special(0x0000_06e0, "IA32_TSC_DEADLINE", s::read_tsc_deadline, s::write_tsc_deadline)
+        .with(Gate::System(S::TscDeadline)),
+    stored(0x0000_06e1, "IA32_PKRS", |st, _| Some(&mut st.msrs.pkrs))
+        .reserved(HIGH_HALF)
+        .after(s::translations_changed)
+        .with(Gate::System(S::Pks)),
+    Row::new(0x0000_0800, "IA32_X2APIC", Kind::X2apic).many(0x100).with(Gate::System(S::X2apic)),
+    stored(0x0000_0da0, "IA32_XSS", |st, _| Some(&mut st.msrs.xss))
+        .reserved(!0)
+        .with(Gate::Instructions(I::Xsaves)),
+    stored(0x4b56_4d00, "KVM_WALL_CLOCK_NEW", |st, _| Some(&mut st.msrs.kvm.wall_clock))
+        .after(pv::wall_clock_written)
+        .with(Gate::System(S::KvmClock2)),
+    stored(0x4b56_4d01, "KVM_SYSTEM_TIME_NEW", |st, _| Some(&mut st.msrs.kvm.system_time))
+        .after(pv::system_time_written)
+        .with(Gate::System(S::KvmClock2)),
+    stored(0x4b56_4d03, "KVM_STEAL_TIME", |st, _| Some(&mut st.msrs.kvm.steal_time))
+        .reserved(0x3e)
+        .after(pv::steal_time_written)
+        .with(Gate::System(S::KvmStealTime)),
+    special(0x4b56_4d04, "KVM_EOI_EN", |cpu, _| cpu.state.msrs.kvm.pv_eoi, pv::write_eoi_enable)
+        .with(Gate::System(S::KvmPvEoi)),
+    stored(0x4b56_4d05, "KVM_POLL_CONTROL", |st, _| Some(&mut st.msrs.kvm.poll_control))
+        .reserved(!1)
+        .with(Gate::System(S::KvmPollControl)),
+    special(0xc000_0080, "IA32_EFER", |cpu, _| cpu.state.msrs.efer, efer::write),
+    stored(0xc000_0081, "IA32_STAR", |st, _| Some(&mut st.msrs.star))
+        .with(Gate::Instructions(I::Syscall)),
+    stored(0xc000_0082, "IA32_LSTAR", |st, _| Some(&mut st.msrs.lstar))
+        .accepts(s::is_canonical)
+        .with(LONG),
+    stored(0xc000_0083, "IA32_CSTAR", |st, _| Some(&mut st.msrs.cstar))
+        .accepts(s::is_canonical)
+        .with(LONG),
+    stored(0xc000_0084, "IA32_FMASK", |st, _| Some(&mut st.msrs.sfmask))
+        .reserved(HIGH_HALF)
+        .with(LONG),
+    stored(0xc000_0100, "IA32_FS_BASE", |st, _| Some(&mut st.segments[seg::FS].base))
+        .accepts(s::is_canonical)
+        .with(LONG),
+    stored(0xc000_0101, "IA32_GS_BASE", |st, _| Some(&mut st.segments[seg::GS].base))
+        .accepts(s::is_canonical)
+        .with(LONG),
+    stored(0xc000_0102, "IA32_KERNEL_GS_BASE", |st, _| Some(&mut st.msrs.kernel_gs_base))
+        .accepts(s::is_canonical)
+        .with(LONG),
+    stored(0xc000_0103, "IA32_TSC_AUX", |st, _| Some(&mut st.msrs.tsc_aux))
+        .reserved(HIGH_HALF)
+        .with(Gate::Either(I::Rdtscp, I::Rdpid)),
+    special(0xc001_0010, "SYSCFG", s::zero, s::ignore).with(AMD),
+    stored(0xc001_0015, "HWCR", |st, _| Some(&mut st.msrs.hwcr))
+        .reserved(!(HWCR_WITHOUT_EFFECT | HWCR_TSC_FREQ_SEL))
+        .ignored(HWCR_WITHOUT_EFFECT)
+        .with(AMD),
+    special(0xc001_0016, "IORR_BASE0", s::zero, s::ignore).many(4).with(AMD),
+    special(0xc001_001a, "TOP_MEM", s::zero, s::ignore).with(AMD),
+    special(0xc001_001d, "TOP_MEM2", s::zero, s::ignore).with(AMD),
+    special(0xc001_001f, "NB_CFG", s::zero, s::ignore).with(AMD),
+    special(0xc001_0020, "PATCH_LOADER", s::zero, s::ignore).with(AMD),
+    special(0xc001_0055, "INT_PENDING", s::zero, s::ignore).with(AMD),
     special(0xc001_0058, "MMIO_CONFIGURATION_BASE", s::zero, s::ignore).with(AMD),
-    special(0xc001_0112, "SMM_ADDR",             s::zero, s::ignore).many(2).with(AMD),
-    special(0xc001_1022, "DC_CFG",               s::zero, s::ignore).with(AMD),
-    special(0xc001_1023, "BU_CFG",               s::zero, s::ignore).with(AMD),
-    stored (0xc001_1029, "DE_CFG",               |st, _| Some(&mut st.msrs.de_cfg)).reserved(!DE_CFG_LFENCE).with(AMD),
-    special(0xc001_102a, "BU_CFG2",              s::zero, s::ignore).with(AMD),
+    special(0xc001_0112, "SMM_ADDR", s::zero, s::ignore).many(2).with(AMD),
+    special(0xc001_1022, "DC_CFG", s::zero, s::ignore).with(AMD),
+    special(0xc001_1023, "BU_CFG", s::zero, s::ignore).with(AMD),
+    stored(0xc001_1029, "DE_CFG", |st, _| Some(&mut st.msrs.de_cfg))
+        .reserved(!DE_CFG_LFENCE)
+        .with(AMD),
+    special(0xc001_102a, "BU_CFG2", s::zero, s::ignore).with(AMD),
 ];
 
 fn mtrr_variable(state: &mut State, number: u32) -> Option<&mut u64> {
