@@ -1,0 +1,130 @@
+//! Output without system calls on the guest's path.
+
+use std::io::Write;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use machine::serial_backend::SerialBackend;
+
+/// Bytes that may wait. A guest that sends more waits for the reader.
+const CAPACITY: usize = 256 << 10;
+/// How long [`OutputQueue::flush`] waits for a reader that does not read.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+#[derive(Default)]
+struct Shared {
+    waiting: Vec<u8>,
+    /// The writer thread is writing what it took out of `waiting`.
+    is_writing: bool,
+    /// The other end is gone, or the program ends: output is dropped.
+    is_closed: bool,
+    is_over: bool,
+}
+
+/// A bounded queue with a thread that writes it out.
+pub(crate) struct OutputQueue {
+    shared: Arc<(Mutex<Shared>, Condvar)>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+fn lock(shared: &(Mutex<Shared>, Condvar)) -> MutexGuard<'_, Shared> {
+    shared.0.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl OutputQueue {
+    /// Starts a queue into `writer`. When writing fails, `on_close` is told once and output is
+    /// dropped from then on.
+    pub(crate) fn start(
+        name: &str,
+        mut writer: impl Write + Send + 'static,
+        on_close: impl FnOnce(std::io::Error) + Send + 'static,
+    ) -> std::io::Result<Arc<Self>> {
+        let shared: Arc<(Mutex<Shared>, Condvar)> = Arc::default();
+        let state = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+            if let Err(error) = drain(&state, &mut writer) {
+                let mut shared = lock(&state);
+                shared.is_closed = true;
+                shared.is_writing = false;
+                shared.waiting = Vec::new();
+                drop(shared);
+                state.1.notify_all();
+                on_close(error);
+            }
+        })?;
+        Ok(Arc::new(Self { shared, thread: Mutex::new(Some(thread)) }))
+    }
+
+    /// Waits until everything is written, or the other end is gone or does not read.
+    pub(crate) fn flush(&self) {
+        let end = Instant::now() + FLUSH_TIMEOUT;
+        let mut shared = lock(&self.shared);
+        while !shared.is_closed && (shared.is_writing || !shared.waiting.is_empty()) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            shared = self
+                .shared
+                .1
+                .wait_timeout(shared, left)
+                .map_or_else(|error| error.into_inner().0, |(shared, _)| shared);
+        }
+    }
+}
+
+fn drain(state: &(Mutex<Shared>, Condvar), writer: &mut impl Write) -> std::io::Result<()> {
+    let mut taken = Vec::new();
+    loop {
+        let mut shared = lock(state);
+        shared.is_writing = false;
+        state.1.notify_all();
+        while shared.waiting.is_empty() {
+            if shared.is_over {
+                return Ok(());
+            }
+            shared = state.1.wait(shared).unwrap_or_else(PoisonError::into_inner);
+        }
+        std::mem::swap(&mut taken, &mut shared.waiting);
+        shared.is_writing = true;
+        drop(shared);
+        state.1.notify_all();
+        writer.write_all(&taken)?;
+        writer.flush()?;
+        taken.clear();
+    }
+}
+
+impl SerialBackend for OutputQueue {
+    fn write(&self, bytes: &[u8]) {
+        let mut shared = lock(&self.shared);
+        while shared.waiting.len() >= CAPACITY && !shared.is_closed && !shared.is_over {
+            shared = self.shared.1.wait(shared).unwrap_or_else(PoisonError::into_inner);
+        }
+        if shared.is_closed {
+            return;
+        }
+        let was_empty = shared.waiting.is_empty();
+        shared.waiting.extend_from_slice(bytes);
+        drop(shared);
+        if was_empty {
+            self.shared.1.notify_all();
+        }
+    }
+}
+
+impl Drop for OutputQueue {
+    fn drop(&mut self) {
+        self.flush();
+        lock(&self.shared).is_over = true;
+        self.shared.1.notify_all();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // A writer that hangs in a reader that does not read is left to the end of the process.
+        if let Some(thread) = thread.filter(|thread| thread.is_finished())
+            && thread.join().is_err()
+        {
+            log::error!("an output thread died");
+        }
+    }
+}

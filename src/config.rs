@@ -1,0 +1,171 @@
+//! What machine to make and how to run it: plain data, built by both command lines.
+//!
+//! A machine is a tree of devices ([`DeviceConfig`]) and the back-ends they are connected to
+//! ([`BackendConfig`]). Nothing here opens a file or asks the host; [`crate::vm`] does.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Which engine executes guest code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Accel {
+    /// The best one that works here.
+    Auto,
+    /// The host's KVM.
+    Kvm,
+    /// The translator.
+    Jit,
+    /// The interpreter.
+    Interp,
+}
+
+/// How vCPUs share the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scheduler {
+    /// One host thread each.
+    Parallel,
+    /// All on one thread in fixed slices of instructions.
+    Serial,
+}
+
+/// What guest time is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TimeBase {
+    /// The host's monotonic time, less the time the machine was stopped.
+    Host,
+    /// A function of retired instructions; the wall clock starts at a fixed date.
+    Counted {
+        /// Guest nanoseconds an instruction takes.
+        ns_per_instruction: u64,
+    },
+}
+
+/// The chip set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Q35: PCI Express with ECAM, ICH9 LPC.
+    Q35,
+    /// i440FX: PCI, PIIX3.
+    Pc,
+}
+
+/// A file for the guest beside its kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ModuleFile {
+    /// The file.
+    pub(crate) path: PathBuf,
+    /// Its command line, which Multiboot guests see.
+    pub(crate) arguments: String,
+}
+
+/// What the machine boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Boot {
+    /// A kernel, loaded straight into memory.
+    Kernel {
+        /// The kernel file.
+        kernel: PathBuf,
+        /// The initrd, or Multiboot modules.
+        modules: Vec<ModuleFile>,
+        /// The kernel command line.
+        append: String,
+    },
+    /// A ROM image at the reset vector.
+    Rom(PathBuf),
+    /// The guest in the program itself.
+    BuiltIn,
+}
+
+/// Where a character device's bytes go to and come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// Nowhere.
+    Null,
+    /// This process's standard input and output.
+    Stdio,
+    /// Output to a file.
+    File(PathBuf),
+    /// A listening Unix socket, one client at a time.
+    Unix(PathBuf),
+    /// A listening TCP socket (`HOST:PORT`), one client at a time.
+    Tcp(String),
+}
+
+/// A back-end with the name devices refer to it by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BackendConfig {
+    /// The name, unique among back-ends.
+    pub(crate) id: String,
+    /// What it is.
+    pub(crate) backend: Backend,
+}
+
+/// A device of the machine beyond what every PC has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceConfig {
+    /// The name, if the user gave one.
+    pub(crate) id: Option<String>,
+    /// The kind: `isa-serial`, `isa-debug-exit`, `isa-debugcon`, `pc-testdev`, `pci-testdev`.
+    pub(crate) driver: String,
+    /// The bus, if the user gave one.
+    pub(crate) bus: Option<String>,
+    /// The address on the bus, if the user gave one.
+    pub(crate) address: Option<String>,
+    /// Everything else: `chardev=`, `iobase=` and their like.
+    pub(crate) properties: BTreeMap<String, String>,
+}
+
+/// A machine and how to run it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// A name for people.
+    pub(crate) name: Option<String>,
+    /// The engine.
+    pub(crate) accel: Accel,
+    /// The number of CPUs.
+    pub(crate) cpus: u32,
+    /// RAM in bytes, a multiple of 4096.
+    pub(crate) memory_bytes: u64,
+    /// CPU model and features: `MODEL[,+feat,-feat]`.
+    pub(crate) cpu_model: String,
+    /// The chip set.
+    pub(crate) form: Form,
+    /// What to boot.
+    pub(crate) boot: Boot,
+    /// Devices beyond what every PC has.
+    pub(crate) devices: Vec<DeviceConfig>,
+    /// Back-ends of character devices.
+    pub(crate) backends: Vec<BackendConfig>,
+    /// A guest reset ends the program.
+    pub(crate) no_reboot: bool,
+    /// A guest power-off stops the machine and leaves the program running.
+    pub(crate) no_shutdown: bool,
+    /// How vCPUs share the host.
+    pub(crate) scheduler: Scheduler,
+    /// What guest time is.
+    pub(crate) time: TimeBase,
+    /// Print figures about the run at its end.
+    pub(crate) stats: bool,
+}
+
+impl Default for Config {
+    /// The machine of `volvelle run` without options: the built-in guest on a q35.
+    fn default() -> Self {
+        Self {
+            name: None,
+            accel: Accel::Auto,
+            cpus: 1,
+            memory_bytes: 512 << 20,
+            cpu_model: "max".into(),
+            form: Form::Q35,
+            boot: Boot::BuiltIn,
+            devices: Vec::new(),
+            backends: Vec::new(),
+            no_reboot: false,
+            no_shutdown: false,
+            scheduler: Scheduler::Parallel,
+            time: TimeBase::Host,
+            stats: false,
+        }
+    }
+}

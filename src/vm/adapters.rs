@@ -1,0 +1,134 @@
+//! What the CPUs ask of the machine, answered by its chips: `cpu` and `machine` do not know each
+//! other, and meet here.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cpu::events::Events;
+use cpu::platform::{Lapic, Platform};
+use machine::clock::Clock;
+use machine::lapic::{LocalApic, ResetKind};
+use machine::line::InterruptLine;
+use memory::Width;
+
+use super::entropy::Entropy;
+use super::mailboxes::Mailboxes;
+
+/// Guest time for CPUs while time is a function of retired instructions: the clock shows the start
+/// of the running slice, and the CPU's own count says how far into it it is.
+#[derive(Default)]
+pub(crate) struct Slice {
+    /// The running CPU's retired count at the start of its slice.
+    pub(crate) retired_at_start: AtomicU64,
+    /// Nanoseconds an instruction takes; 0 where the host's clock is used.
+    pub(crate) ns_per_instruction: AtomicU64,
+}
+
+/// The platform of all CPUs of a machine.
+pub(crate) struct MachinePlatform {
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) slice: Arc<Slice>,
+    pub(crate) entropy: Entropy,
+    pub(crate) mailboxes: Arc<Mailboxes>,
+    pub(crate) ferr: InterruptLine,
+}
+
+impl Platform for MachinePlatform {
+    fn now_ns(&self, retired: u64) -> u64 {
+        let now = self.clock.now_ns();
+        match self.slice.ns_per_instruction.load(Ordering::Relaxed) {
+            0 => now,
+            ns => {
+                let start = self.slice.retired_at_start.load(Ordering::Relaxed);
+                now.wrapping_add(retired.wrapping_sub(start).wrapping_mul(ns))
+            }
+        }
+    }
+
+    fn epoch_unix_ns(&self) -> i64 {
+        self.clock.unix_ns().saturating_sub_unsigned(self.clock.now_ns())
+    }
+
+    fn entropy(&self) -> u64 {
+        self.entropy.next()
+    }
+
+    /// What the host's scheduler says of the calling thread, which serves CPU `cpu`.
+    fn steal_ns(&self, _cpu: u32) -> u64 {
+        if self.clock.is_counted() { 0 } else { run_delay_ns().unwrap_or(0) }
+    }
+
+    fn kick(&self, cpu: u32) {
+        self.mailboxes.post(cpu, Events::KICK);
+    }
+
+    fn ferr(&self, level: bool) {
+        self.ferr.set(level);
+    }
+}
+
+/// The second number of /proc/thread-self/schedstat: nanoseconds spent waiting for a host CPU.
+fn run_delay_ns() -> Option<u64> {
+    let mut text = [0; 96];
+    let length = File::open("/proc/thread-self/schedstat").ok()?.read_at(&mut text, 0).ok()?;
+    std::str::from_utf8(text.get(..length)?).ok()?.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// A local APIC chip as its CPU sees it.
+pub(crate) struct ChipLapic(pub(crate) Arc<LocalApic>);
+
+impl Lapic for ChipLapic {
+    fn mmio_read(&self, offset: u64, width: Width) -> u64 {
+        self.0.mmio_read(offset, width)
+    }
+    fn mmio_write(&self, offset: u64, width: Width, value: u64) {
+        self.0.mmio_write(offset, width, value);
+    }
+    fn msr_read(&self, msr: u32) -> Option<u64> {
+        self.0.msr_read(msr)
+    }
+    fn msr_write(&self, msr: u32, value: u64) -> bool {
+        self.0.msr_write(msr, value).is_ok()
+    }
+    fn base(&self) -> u64 {
+        self.0.apic_base()
+    }
+    fn set_base(&self, value: u64) -> bool {
+        self.0.set_apic_base(value).is_ok()
+    }
+    fn cr8(&self) -> u8 {
+        self.0.tpr() >> 4
+    }
+    fn set_cr8(&self, value: u8) {
+        self.0.set_tpr(value << 4);
+    }
+    fn has_interrupt(&self) -> bool {
+        self.0.has_interrupt()
+    }
+    fn acknowledge(&self) -> Option<u8> {
+        self.0.acknowledge()
+    }
+    fn eoi(&self) {
+        self.0.eoi();
+    }
+    fn silent_eoi_vector(&self) -> Option<u8> {
+        self.0.skippable_eoi()
+    }
+    fn tsc_deadline(&self) -> u64 {
+        self.0.tsc_deadline()
+    }
+    fn set_tsc_deadline(&self, value: u64) {
+        self.0.set_tsc_deadline(value);
+    }
+    fn set_tsc_offset(&self, offset: u64) {
+        self.0.set_tsc_offset(offset);
+    }
+    fn init(&self) {
+        self.0.reset(ResetKind::Init);
+    }
+    fn send_icr(&self, icr: u64) {
+        self.0.send_icr(icr);
+    }
+}

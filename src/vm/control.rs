@@ -1,0 +1,126 @@
+//! Who may run: the requests that stop the machine, and the parking of the vCPU threads.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use cpu::events::Events;
+use machine::signals::{PowerEvent, PowerSink};
+
+use super::mailboxes::Mailboxes;
+
+/// Why the machine's owner has to act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// The guest asked for it through a chip.
+    Power(PowerEvent),
+    /// A CPU shut down by a triple fault.
+    TripleFault,
+    /// The user or a signal asked the machine to end.
+    Quit(Quit),
+}
+
+/// Why the user's side ends the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Quit {
+    /// The terminal escape, or the monitor.
+    User,
+    /// This signal.
+    Signal(i32),
+    /// A thread of ours died: a bug, reported on its way.
+    Internal,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// The first request that was not taken yet; later ones are dropped, for the machine stops.
+    request: Option<Request>,
+    /// vCPU threads leave their CPU and wait.
+    is_stopping: bool,
+    /// vCPU threads end.
+    is_over: bool,
+    /// How many vCPU threads wait.
+    parked: u32,
+}
+
+/// The switchboard between vCPU threads, chips and the machine's owner.
+pub(crate) struct Control {
+    mailboxes: Arc<Mailboxes>,
+    shared: Mutex<Shared>,
+    changed: Condvar,
+}
+
+impl Control {
+    pub(crate) fn new(mailboxes: Arc<Mailboxes>) -> Arc<Self> {
+        Arc::new(Self { mailboxes, shared: Mutex::default(), changed: Condvar::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, shared: MutexGuard<'a, Shared>) -> MutexGuard<'a, Shared> {
+        self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the owner to act; every CPU leaves the guest as soon as it can.
+    pub(crate) fn request(&self, request: Request) {
+        let mut shared = self.lock();
+        // What the user wants goes before what the guest wants.
+        if shared.request.is_none() || matches!(request, Request::Quit(_)) {
+            shared.request = Some(request);
+        }
+        shared.is_stopping = true;
+        drop(shared);
+        self.changed.notify_all();
+        self.mailboxes.post_all(Events::EXIT);
+    }
+
+    /// Takes the request that waits, if one does.
+    pub(crate) fn take_request(&self) -> Option<Request> {
+        self.lock().request.take()
+    }
+
+    /// Waits for a request, and then until all `cpus` vCPU threads are parked.
+    pub(crate) fn wait_for_request(&self, cpus: u32) -> Request {
+        let mut shared = self.lock();
+        loop {
+            if let Some(request) = shared.request
+                && shared.parked == cpus
+            {
+                shared.request = None;
+                return request;
+            }
+            shared = self.wait(shared);
+        }
+    }
+
+    /// Lets the parked vCPU threads go on.
+    pub(crate) fn resume(&self) {
+        self.lock().is_stopping = false;
+        self.changed.notify_all();
+    }
+
+    /// Ends the parked vCPU threads.
+    pub(crate) fn finish(&self) {
+        self.lock().is_over = true;
+        self.changed.notify_all();
+    }
+
+    /// A vCPU thread's pause: returns at once unless the machine stops, else when it goes on.
+    /// False if the thread is to end.
+    pub(crate) fn park(&self) -> bool {
+        let mut shared = self.lock();
+        shared.parked += 1;
+        self.changed.notify_all();
+        while shared.is_stopping && !shared.is_over {
+            shared = self.wait(shared);
+        }
+        shared.parked -= 1;
+        !shared.is_over
+    }
+}
+
+impl PowerSink for Control {
+    fn power(&self, event: PowerEvent) {
+        self.request(Request::Power(event));
+    }
+}

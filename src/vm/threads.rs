@@ -1,0 +1,88 @@
+//! The parallel scheduler: one host thread a vCPU.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use cpu::Cpu;
+use cpu::engine::{Vcpu, VmExit};
+use cpu::events::Events;
+
+use super::control::{Control, Quit, Request};
+use super::mailboxes::Mailboxes;
+
+/// A CPU that its thread holds while it runs and the machine's owner while all are parked.
+pub(crate) type SharedCpu = Arc<Mutex<Cpu>>;
+
+/// Locks a CPU. A thread that died holding it has asked for the machine's end already.
+pub(crate) fn lock(cpu: &SharedCpu) -> MutexGuard<'_, Cpu> {
+    cpu.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts one thread for each CPU.
+pub(crate) fn start(
+    cpus: &[SharedCpu],
+    control: &Arc<Control>,
+    mailboxes: &Arc<Mailboxes>,
+) -> std::io::Result<Vec<JoinHandle<()>>> {
+    (0u32..)
+        .zip(cpus)
+        .map(|(index, cpu)| {
+            let worker = Worker {
+                index,
+                cpu: Arc::clone(cpu),
+                control: Arc::clone(control),
+                mailboxes: Arc::clone(mailboxes),
+            };
+            std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || worker.serve())
+        })
+        .collect()
+}
+
+struct Worker {
+    index: u32,
+    cpu: SharedCpu,
+    control: Arc<Control>,
+    mailboxes: Arc<Mailboxes>,
+}
+
+/// Ends the machine if its thread unwinds: a machine with a dead CPU must not look alive.
+struct Alarm<'a>(&'a Control);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.request(Request::Quit(Quit::Internal));
+            while self.0.park() {}
+        }
+    }
+}
+
+impl Worker {
+    fn serve(&self) {
+        let _alarm = Alarm(&self.control);
+        self.mailboxes.serve_from_here(self.index);
+        while self.control.park() {
+            self.run_until_stopped();
+        }
+    }
+
+    /// Runs the CPU until the machine stops.
+    fn run_until_stopped(&self) {
+        let mut cpu = lock(&self.cpu);
+        loop {
+            match cpu.run(u64::MAX) {
+                VmExit::Requested => return,
+                VmExit::Budget | VmExit::Debug => {}
+                VmExit::Halt { wake } => self.mailboxes.sleep(self.index, wake),
+                VmExit::WaitForSipi => {
+                    let bits = Events::SIPI | Events::INIT | Events::EXIT;
+                    self.mailboxes.sleep(self.index, bits);
+                }
+                VmExit::Shutdown => {
+                    self.control.request(Request::TripleFault);
+                    self.mailboxes.sleep(self.index, Events::EXIT | Events::INIT);
+                }
+            }
+        }
+    }
+}
