@@ -16,6 +16,12 @@ use memory::Width;
 use super::entropy::Entropy;
 use super::mailboxes::Mailboxes;
 
+/// The x2APIC's interrupt command register.
+const X2APIC_ICR: u32 = 0x830;
+/// The xAPIC's interrupt command register, by its two offsets.
+const ICR_LOW: u64 = 0x300;
+const ICR_HIGH: u64 = 0x310;
+
 /// Guest time for CPUs while time is a function of retired instructions: the clock shows the start
 /// of the running slice, and the CPU's own count says how far into it it is.
 #[derive(Default)]
@@ -129,6 +135,9 @@ impl Lapic for ChipLapic {
         self.0.reset(ResetKind::Init);
     }
     fn send_icr(&self, icr: u64) {
-        self.0.send_icr(icr);
+        if self.0.msr_write(X2APIC_ICR, icr).is_err() {
+            self.0.mmio_write(ICR_HIGH, Width::Dword, icr >> 32 << 24);
+            self.0.mmio_write(ICR_LOW, Width::Dword, icr & 0xffff_ffff);
+        }
     }
 }

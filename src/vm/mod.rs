@@ -1,10 +1,324 @@
 //! The machine as a running thing: its CPUs and chips put together, scheduled, stopped and reset.
+//!
+//! [`Vm::new`] opens what the configuration names, makes the board and the CPUs and loads the
+//! guest; [`Vm::run`] schedules the CPUs and acts on what stops them until the machine ends, and
+//! says how ([`Outcome`]).
 
 mod adapters;
+mod backends;
 mod boot;
 mod control;
 mod entropy;
+mod guest_files;
 mod mailboxes;
 mod serial_scheduler;
+mod signals;
+mod statistics;
 mod threads;
 mod timer_thread;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use cpu::cpuid::CpuidPolicy;
+use cpu::{Cpu, Environment};
+use machine::clock::Clock;
+use machine::layout;
+use machine::loader::BootState;
+use machine::pc::{Pc, PcConfig, Surroundings};
+use machine::signals::PowerEvent;
+use machine::timers::Timers;
+
+use crate::config::{Config, Form, Scheduler, TimeBase};
+use adapters::{ChipLapic, MachinePlatform, Slice};
+use backends::Backends;
+use control::{Control, Request};
+use entropy::Entropy;
+use guest_files::GuestFiles;
+use mailboxes::Mailboxes;
+use serial_scheduler::SerialScheduler;
+use threads::{SharedCpu, lock};
+use timer_thread::TimerThread;
+
+pub(crate) use control::Quit;
+
+/// Ticks of the guest's TSC a second: a tick is a nanosecond of guest time.
+const TSC_HZ: u64 = 1_000_000_000;
+/// Ticks of the local APIC timers' clock a second.
+const LAPIC_TIMER_HZ: u64 = 1_000_000_000;
+/// Wall time at the start of a machine whose time is counted: 2026-01-01 00:00:00 UTC.
+const COUNTED_EPOCH_UNIX_NS: i64 = 1_767_225_600_000_000_000;
+/// Where the random numbers of a machine whose time is counted start.
+const COUNTED_SEED: u64 = 0x566f_6c76_656c_6c65;
+
+/// How a machine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest asked for a reset, and `--no-reboot` says that ends it.
+    Reset,
+    /// A triple fault, and `--no-reboot` says that ends it.
+    TripleFault,
+    /// isa-debug-exit was written.
+    DebugExit(u32),
+    /// The guest told the panic device that it panicked.
+    Panicked,
+    /// The user's side ended it.
+    Quit(Quit),
+}
+
+/// A machine ready to run.
+pub(crate) struct Vm {
+    config: Config,
+    files: GuestFiles,
+    backends: Backends,
+    clock: Arc<Clock>,
+    timers: Arc<Timers>,
+    slice: Arc<Slice>,
+    mailboxes: Arc<Mailboxes>,
+    control: Arc<Control>,
+    pc: Pc,
+    cpus: Vec<SharedCpu>,
+}
+
+impl Vm {
+    /// Makes the machine that `config` describes and loads its guest.
+    pub(crate) fn new(config: &Config) -> Result<Self> {
+        let files = GuestFiles::open(&config.boot)?;
+        let mailboxes = Mailboxes::new(config.cpus);
+        let control = Control::new(Arc::clone(&mailboxes));
+        let clock = Arc::new(match config.time {
+            TimeBase::Host => Clock::host(),
+            TimeBase::Counted { .. } => Clock::counted(COUNTED_EPOCH_UNIX_NS),
+        });
+        let timers = Timers::new(Arc::clone(&clock));
+        let policy = Arc::new(cpu_policy(config)?);
+        let backends = Backends::open(config, &control)?;
+        let around = Surroundings {
+            timers: Arc::clone(&timers),
+            signals: Arc::clone(&mailboxes) as _,
+            power: Arc::clone(&control) as _,
+        };
+        let pc = Pc::new(board(config, &files, &backends, &policy), around)?;
+        backends.connect(&pc);
+        let slice = Arc::new(Slice::default());
+        if let TimeBase::Counted { ns_per_instruction } = config.time {
+            slice.ns_per_instruction.store(ns_per_instruction, Ordering::Relaxed);
+        }
+        let platform = Arc::new(MachinePlatform {
+            clock: Arc::clone(&clock),
+            slice: Arc::clone(&slice),
+            entropy: if clock.is_counted() { Entropy::seeded(COUNTED_SEED) } else { Entropy::Host },
+            mailboxes: Arc::clone(&mailboxes),
+            ferr: pc.interrupt_line(layout::IRQ_FERR),
+        });
+        let cpus = (0u32..)
+            .zip(pc.apics().apics())
+            .map(|(index, lapic)| {
+                let environment = Environment {
+                    index,
+                    cpu_count: config.cpus,
+                    space: Arc::clone(pc.space()),
+                    ports: Arc::clone(pc.ports()),
+                    platform: Arc::clone(&platform) as _,
+                    lapic: Arc::new(ChipLapic(Arc::clone(lapic))),
+                    events: Arc::clone(&mailboxes.all()[index as usize]),
+                    cpuid: Arc::clone(&policy),
+                    all_events: Arc::clone(mailboxes.all()),
+                };
+                Arc::new(std::sync::Mutex::new(Cpu::new(environment)))
+            })
+            .collect();
+        let vm = Self {
+            config: config.clone(),
+            files,
+            backends,
+            clock,
+            timers,
+            slice,
+            mailboxes,
+            control,
+            pc,
+            cpus,
+        };
+        vm.load()?;
+        Ok(vm)
+    }
+
+    /// Loads the guest into a machine whose chips and CPUs are as after reset.
+    fn load(&self) -> Result<()> {
+        let source = self.files.read()?;
+        let state = self.pc.load(&source).map_err(|error| self.files.explain(error.into()))?;
+        self.enter(&state);
+        Ok(())
+    }
+
+    fn enter(&self, state: &BootState) {
+        if let Some(cpu) = self.cpus.first() {
+            boot::enter(&mut lock(cpu), state);
+        }
+    }
+
+    /// Runs the machine until it ends.
+    pub(crate) fn run(self) -> Result<Outcome> {
+        let started = Instant::now();
+        signals::watch(&self.control)?;
+        let outcome = match self.config.scheduler {
+            Scheduler::Parallel => self.run_parallel(),
+            Scheduler::Serial => self.run_serial(),
+        }?;
+        self.backends.flush();
+        if self.config.stats {
+            statistics::print(&self.cpus, started.elapsed());
+        }
+        Ok(outcome)
+    }
+
+    fn run_parallel(&self) -> Result<Outcome> {
+        let _timers = TimerThread::start(Arc::clone(&self.timers))
+            .context("cannot start the timer thread")?;
+        let threads = threads::start(&self.cpus, &self.control, &self.mailboxes)
+            .context("cannot start a vCPU thread")?;
+        let cpu_count = self.config.cpus;
+        let outcome = loop {
+            let request = self.control.wait_for_request(cpu_count);
+            match self.act(request) {
+                Ok(Some(outcome)) => break Ok(outcome),
+                Ok(None) => self.control.resume(),
+                Err(error) => break Err(error),
+            }
+        };
+        self.control.finish();
+        for thread in threads {
+            if thread.join().is_err() {
+                log::error!("a vCPU thread died");
+            }
+        }
+        outcome
+    }
+
+    fn run_serial(&self) -> Result<Outcome> {
+        for cpu in 0..self.config.cpus {
+            self.mailboxes.serve_from_here(cpu);
+        }
+        let scheduler = SerialScheduler {
+            cpus: &self.cpus,
+            clock: &self.clock,
+            timers: &self.timers,
+            slice: &self.slice,
+            control: &self.control,
+        };
+        loop {
+            if let Some(outcome) = self.act(scheduler.run())? {
+                return Ok(outcome);
+            }
+            self.control.resume();
+        }
+    }
+
+    /// Does what stopped the machine; `None` if it goes on. All vCPUs are stopped.
+    fn act(&self, request: Request) -> Result<Option<Outcome>> {
+        let outcome = match request {
+            Request::Quit(quit) => Outcome::Quit(quit),
+            Request::Power(PowerEvent::PowerOff) if self.config.no_shutdown => {
+                return Ok(Some(self.wait_for_quit()));
+            }
+            Request::Power(PowerEvent::PowerOff) => Outcome::PoweredOff,
+            Request::Power(PowerEvent::DebugExit(value)) => Outcome::DebugExit(value),
+            Request::Power(PowerEvent::Panicked) => Outcome::Panicked,
+            Request::Power(PowerEvent::Reset) if self.config.no_reboot => Outcome::Reset,
+            Request::TripleFault if self.config.no_reboot => Outcome::TripleFault,
+            Request::Power(PowerEvent::Reset) | Request::TripleFault => {
+                self.reset()?;
+                return Ok(None);
+            }
+            Request::Power(PowerEvent::Suspend) => return self.suspend(),
+            Request::Power(PowerEvent::Wake) => return Ok(None),
+        };
+        Ok(Some(outcome))
+    }
+
+    /// The next request while no CPU runs.
+    fn next_request(&self) -> Request {
+        match self.config.scheduler {
+            Scheduler::Parallel => self.control.wait_for_request(self.config.cpus),
+            Scheduler::Serial => loop {
+                self.timers.run_expired();
+                if let Some(request) = self.control.take_request() {
+                    return request;
+                }
+                serial_scheduler::pass_time(&self.clock, &self.timers);
+            },
+        }
+    }
+
+    fn wait_for_quit(&self) -> Outcome {
+        loop {
+            if let Request::Quit(quit) = self.next_request() {
+                return Outcome::Quit(quit);
+            }
+        }
+    }
+
+    /// Suspended to RAM: nothing runs until something wakes the machine.
+    fn suspend(&self) -> Result<Option<Outcome>> {
+        log::info!("the guest is suspended to RAM");
+        loop {
+            match self.next_request() {
+                Request::Power(PowerEvent::Wake) => break,
+                request @ Request::Quit(_) => return self.act(request),
+                _ => {}
+            }
+        }
+        self.reset_cpus();
+        match self.pc.resume() {
+            Some(state) => self.enter(&state),
+            None => self.reset()?,
+        }
+        Ok(None)
+    }
+
+    fn reset(&self) -> Result<()> {
+        log::info!("the guest resets");
+        self.pc.reset();
+        self.reset_cpus();
+        self.load()
+    }
+
+    fn reset_cpus(&self) {
+        for cpu in &self.cpus {
+            let mut cpu = lock(cpu);
+            cpu.reset();
+        }
+    }
+}
+
+fn cpu_policy(config: &Config) -> Result<CpuidPolicy> {
+    CpuidPolicy::new(&config.cpu_model, config.cpus, TSC_HZ).map_err(Into::into)
+}
+
+fn board(
+    config: &Config,
+    files: &GuestFiles,
+    backends: &Backends,
+    policy: &CpuidPolicy,
+) -> PcConfig {
+    PcConfig {
+        form: match config.form {
+            Form::Q35 => layout::Form::Q35,
+            Form::Pc => layout::Form::Pc,
+        },
+        rom_bytes: files.rom_bytes(),
+        tsc_hz: TSC_HZ,
+        lapic_timer_hz: LAPIC_TIMER_HZ,
+        physical_address_bits: policy.physical_bits() as u8,
+        serial: backends.serial_outputs(),
+        debugcon: backends.debugcon(),
+        debug_exit: backends.debug_exit(),
+        pc_testdev: config.devices.iter().any(|device| device.driver == "pc-testdev").then_some(None),
+        ..PcConfig::new(config.memory_bytes, config.cpus)
+    }
+}

@@ -44,7 +44,7 @@ impl SerialScheduler<'_> {
                 is_any_awake |= self.turn(cpu);
             }
             if !is_any_awake {
-                self.idle();
+                pass_time(self.clock, self.timers);
             }
         }
     }
@@ -86,17 +86,16 @@ impl SerialScheduler<'_> {
             _ => SLICE,
         }
     }
+}
 
-    /// Every CPU sleeps: counted time jumps to the next deadline, host time is waited for.
-    fn idle(&self) {
-        let now_ns = self.clock.now_ns();
-        match self.timers.next_deadline_ns() {
-            Some(deadline_ns) if self.clock.is_counted() => self.clock.advance_to(deadline_ns),
-            Some(deadline_ns) => {
-                let pause = Duration::from_nanos(deadline_ns.saturating_sub(now_ns));
-                std::thread::park_timeout(pause.min(IDLE_POLL));
-            }
-            None => std::thread::park_timeout(IDLE_POLL),
+/// Nothing runs: counted time jumps to the next deadline, host time is waited for.
+pub(crate) fn pass_time(clock: &Clock, timers: &Timers) {
+    match timers.next_deadline_ns() {
+        Some(deadline_ns) if clock.is_counted() => clock.advance_to(deadline_ns),
+        Some(deadline_ns) => {
+            let pause = Duration::from_nanos(deadline_ns.saturating_sub(clock.now_ns()));
+            std::thread::park_timeout(pause.min(IDLE_POLL));
         }
+        None => std::thread::park_timeout(IDLE_POLL),
     }
 }
