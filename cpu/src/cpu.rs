@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use decoder::BlockScanner;
 use memory::{PhysicalSpace, PortSpace, Ram};
 
 use crate::cpuid::CpuidPolicy;
@@ -60,6 +61,10 @@ pub struct Cpu {
     pub(crate) ram: Arc<Ram>,
     /// Decoded code.
     pub(crate) blocks: BlockCache,
+    /// Finds basic blocks as the guest's processor decodes them.
+    pub(crate) scanner: BlockScanner,
+    /// Where every block began, folded into a number.
+    pub(crate) trace_digest: u64,
     /// Instructions retired.
     pub(crate) retired: u64,
     /// Set by a handler: leave the block after this instruction (mode change, code written, event).
@@ -80,6 +85,12 @@ impl Cpu {
         self.mode = Mode::of(&self.state);
         self.mmu.select_view(&self.state);
         self.break_block = true;
+    }
+
+    /// A number made of where every block since the CPU was made began: two runs with the same
+    /// instruction trace have the same one.
+    pub fn trace_digest(&self) -> u64 {
+        self.trace_digest
     }
 
     /// Reads general-purpose register `number` (0 to 15; 16 to 19 are AH to BH when `T` is `u8`).

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use decoder::BlockScanner;
+
 use crate::cpu::{Cpu, Environment};
 use crate::cpuid::Feature;
 use crate::fpu::FpuState;
@@ -78,6 +80,8 @@ impl Cpu {
             mmu_limits: MmuLimits::default(),
             ram: Arc::clone(env.space.ram()),
             blocks: BlockCache::new(),
+            scanner: BlockScanner::new(env.cpuid.vendor(), env.cpuid.features()),
+            trace_digest: 0,
             retired: 0,
             break_block: false,
             suppress_step: false,

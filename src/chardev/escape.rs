@@ -64,10 +64,10 @@ mod tests {
     fn escapes_are_commands_and_everything_else_is_the_guests() {
         assert_eq!(typed(b"ab"), [Typed::Byte(b'a'), Typed::Byte(b'b')]);
         assert_eq!(typed(b"\x01x"), [Typed::Command(Command::Leave)]);
-        assert_eq!(typed(b"\x01h\x01c"), [
-            Typed::Command(Command::Help),
-            Typed::Command(Command::Monitor)
-        ]);
+        assert_eq!(
+            typed(b"\x01h\x01c"),
+            [Typed::Command(Command::Help), Typed::Command(Command::Monitor)]
+        );
         assert_eq!(typed(b"\x01\x01x"), [Typed::Byte(1), Typed::Byte(b'x')]);
         assert_eq!(typed(b"\x01z\x01b"), [Typed::Byte(b'z'), Typed::Command(Command::Break)]);
     }

@@ -21,8 +21,7 @@ pub(crate) fn enter(cpu: &mut Cpu, boot: &BootState) {
         BootState::RealMode { segment, offset } => {
             state.segments = [Segment::real(0); 6];
             let code = Segment::real(segment);
-            state.segments[seg::CS] =
-                Segment { attributes: code.attributes | attr::CODE, ..code };
+            state.segments[seg::CS] = Segment { attributes: code.attributes | attr::CODE, ..code };
             state.rip = u64::from(offset);
             state.cr0 &= !(cr0::CD | cr0::NW);
         }

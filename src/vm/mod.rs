@@ -318,7 +318,11 @@ fn board(
         serial: backends.serial_outputs(),
         debugcon: backends.debugcon(),
         debug_exit: backends.debug_exit(),
-        pc_testdev: config.devices.iter().any(|device| device.driver == "pc-testdev").then_some(None),
+        pc_testdev: config
+            .devices
+            .iter()
+            .any(|device| device.driver == "pc-testdev")
+            .then_some(None),
         ..PcConfig::new(config.memory_bytes, config.cpus)
     }
 }

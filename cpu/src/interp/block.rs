@@ -7,19 +7,19 @@
 //!
 //! The cache is direct-mapped and bounded; nothing a guest does makes it grow.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use decoder::{BlockEnd, MAX_INSTRUCTION_BYTES};
+use iced_x86::Instruction;
 use memory::{PAGE_SIZE, PageFlags};
 
 use crate::Cpu;
 use crate::exception::{Exception, Exec};
-use crate::interp::insn::Insn;
+use crate::interp::dispatch::undefined;
+use crate::interp::insn::{Handler, Insn};
 use crate::mmu::access::Place;
 use crate::state::seg;
 
 /// Slots of the cache.
 const SLOTS: usize = 8192;
-/// The longest instruction.
-const MAX_LENGTH: usize = 15;
 /// Instructions in a block at most.
 const MAX_INSTRUCTIONS: usize = 32;
 
@@ -148,7 +148,7 @@ impl Cpu {
         let count = block.bytes.len().min(now.len());
         if block.straddles {
             let first = (PAGE_SIZE - (at & (PAGE_SIZE - 1))) as usize;
-            self.ram.read_bytes(at, &mut now[..first.min(MAX_LENGTH)]);
+            self.ram.read_bytes(at, &mut now[..first.min(MAX_INSTRUCTION_BYTES)]);
             self.fetch_next_page(linear, first, &mut now[..count])?;
         } else {
             self.ram.read_bytes(at, &mut now[..count]);
@@ -187,7 +187,7 @@ impl Cpu {
     fn decode_block(&mut self, linear: u64, at: u64, generation: u32) -> Exec<Box<Block>> {
         let mut page = [0; PAGE_SIZE as usize];
         let left = (PAGE_SIZE - (at & (PAGE_SIZE - 1))) as usize;
-        let window = left.min(MAX_INSTRUCTIONS * MAX_LENGTH);
+        let window = left.min(MAX_INSTRUCTIONS * MAX_INSTRUCTION_BYTES);
         let bytes = &mut page[..window];
         self.ram.read_bytes(at, bytes);
         let insns = self.decode_run(bytes, window == left)?;
@@ -220,46 +220,42 @@ impl Cpu {
     }
 
     /// Decodes whole instructions from `bytes` until one ends the block. Empty if the first one
-    /// does not fit and `may_continue` says that more bytes follow in the next page.
+    /// does not fit; `may_continue` says that more bytes follow in the next page, else it is #GP.
     fn decode_run(&mut self, bytes: &[u8], may_continue: bool) -> Exec<Vec<Insn>> {
+        let found = self.scanner.scan(bytes, self.state.rip, self.mode.code_bits, MAX_INSTRUCTIONS);
         let limit = u64::from(self.state.segments[seg::CS].limit);
-        let mut decoder = self.decoder(bytes);
-        let mut insns = Vec::new();
-        let mut iced = Instruction::default();
-        while insns.len() < MAX_INSTRUCTIONS {
-            let ip = decoder.ip();
-            decoder.decode_out(&mut iced);
-            if iced.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
-                if insns.is_empty() && !may_continue {
-                    return Err(Exception::GP0);
-                }
-                break;
-            }
-            let last = ip.wrapping_add(iced.len() as u64 - 1);
-            if !self.mode.is_64() && (last > limit || last < ip) {
+        let mut insns = Vec::with_capacity(found.instructions.len());
+        for iced in found.instructions {
+            let last = iced.next_ip().wrapping_sub(1);
+            if !self.mode.is_64() && (last > limit || last < iced.ip()) {
                 // The limit is met inside this instruction: the ones before it still run.
-                if insns.is_empty() {
-                    return Err(Exception::GP0);
-                }
-                break;
+                return if insns.is_empty() { Err(Exception::GP0) } else { Ok(insns) };
             }
-            let (insn, ends_block) = self.prepare(iced, &bytes[(ip - self.state.rip) as usize..]);
+            let start = iced.ip().wrapping_sub(self.state.rip) as usize;
+            let (insn, ends_block) = self.prepare(iced, bytes.get(start..).unwrap_or_default());
             insns.push(insn);
-            if ends_block || !decoder.can_decode() {
-                break;
+            if ends_block {
+                return Ok(insns);
+            }
+        }
+        if insns.is_empty() {
+            match found.end {
+                BlockEnd::Invalid => insns.push(self.invalid(undefined)),
+                BlockEnd::TooLong => return Err(Exception::GP0),
+                BlockEnd::Window if !may_continue => return Err(Exception::GP0),
+                BlockEnd::Window | BlockEnd::Instruction | BlockEnd::Limit => {}
             }
         }
         Ok(insns)
     }
 
-    fn decoder<'a>(&self, bytes: &'a [u8]) -> Decoder<'a> {
-        let options = self.decoder_options();
-        Decoder::with_ip(self.mode.code_bits, bytes, self.state.rip, options)
-    }
-
-    fn decoder_options(&self) -> u32 {
-        // No option: the vendor's differences are in `decoder::decoder_options`.
-        DecoderOptions::NONE
+    /// An undecodable instruction at RIP. It is taken to be one byte long: it never completes, and
+    /// the byte is what its block is compared by.
+    fn invalid(&self, handler: Handler) -> Insn {
+        let mut iced = Instruction::default();
+        iced.set_ip(self.state.rip);
+        iced.set_next_ip(self.state.rip.wrapping_add(1));
+        Insn::new(iced, handler)
     }
 
     /// Decodes the one instruction that starts `left` bytes before the page's end and goes on.
@@ -270,8 +266,8 @@ impl Cpu {
         left: usize,
         generation: u32,
     ) -> Exec<Box<Block>> {
-        let mut bytes = [0; MAX_LENGTH];
-        let first = left.min(MAX_LENGTH);
+        let mut bytes = [0; MAX_INSTRUCTION_BYTES];
+        let first = left.min(MAX_INSTRUCTION_BYTES);
         self.ram.read_bytes(at, &mut bytes[..first]);
         self.fetch_next_page(linear, first, &mut bytes)?;
         let mut insns = self.decode_run(&bytes, false)?;
@@ -281,9 +277,9 @@ impl Cpu {
 
     /// Decodes one instruction from ROM-less, RAM-less space: devices or nothing.
     fn decode_outside_ram(&mut self, linear: u64) -> Exec<Taken> {
-        let mut bytes = [0; MAX_LENGTH];
+        let mut bytes = [0; MAX_INSTRUCTION_BYTES];
         let left = (PAGE_SIZE - (linear & (PAGE_SIZE - 1))) as usize;
-        let first = left.min(MAX_LENGTH);
+        let first = left.min(MAX_INSTRUCTION_BYTES);
         if let Place::Space(at) = self.fetch_place(linear)? {
             for (index, byte) in (0..).zip(&mut bytes[..first]) {
                 *byte = self.env.space.read(at.wrapping_add(index), memory::Width::Byte) as u8;

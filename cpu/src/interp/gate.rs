@@ -3,7 +3,7 @@
 //! Everything asked here is part of [`crate::mode::Mode::key`] or fixed when the machine is made,
 //! so a decoded block never outlives its verdict.
 
-use decoder::{Executor, Modes, Privilege, Row, Unit, row};
+use decoder::{Class, Executor, Modes, Privilege, Row, Unit, row};
 use iced_x86::{Instruction, OpKind};
 
 use crate::Cpu;
@@ -29,11 +29,6 @@ impl Cpu {
     /// The instruction ready to run, and whether it ends its block. `bytes` are its encoding and
     /// what follows.
     pub(crate) fn prepare(&mut self, iced: Instruction, bytes: &[u8]) -> (Insn, bool) {
-        if iced.is_invalid() {
-            let handler =
-                if is_too_long(bytes) { general_protection as Handler } else { undefined };
-            return (Insn::new(iced, handler), true);
-        }
         let row = row(iced.code());
         if let Some(handler) = self.gate(row, &iced) {
             return (Insn::new(iced, handler), true);
@@ -55,7 +50,9 @@ impl Cpu {
 
     /// What the instruction raises instead of executing, if it does.
     fn gate(&self, row: &Row, iced: &Instruction) -> Option<Handler> {
-        let is_lock_legal = row.lock && iced.op0_kind() == OpKind::Memory;
+        // LOCK MOV CR0, which decodes on AMD only, is CR8.
+        let is_lock_legal =
+            row.lock && iced.op0_kind() == OpKind::Memory || row.class == Class::ControlRegister;
         let exists = row.executor != Executor::Undefined
             && self.env.cpuid.features().contains_all(row.features)
             && row.modes.contains(self.current_mode())
@@ -121,12 +118,4 @@ impl Cpu {
         };
         is_denied.then_some(general_protection as Handler)
     }
-}
-
-/// True if an undecodable instruction is one because it has more than 15 bytes: #GP, not #UD.
-fn is_too_long(bytes: &[u8]) -> bool {
-    const LEGACY_PREFIXES: [u8; 11] =
-        [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3];
-    let prefixes = bytes.iter().take_while(|byte| LEGACY_PREFIXES.contains(byte)).count();
-    prefixes >= 14
 }

@@ -165,6 +165,7 @@ impl Cpu {
             Err(exception) => return self.deliver_exception(exception),
         };
         self.break_block = false;
+        self.trace_digest = fold(self.trace_digest, self.state.rip);
         let mut fault = None;
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         for insn in taken.block.insns.iter().take(count) {
@@ -224,4 +225,10 @@ impl Cpu {
             self.deliver_exception(Exception::DB);
         }
     }
+}
+
+/// Folds the start of a block into the trace's digest.
+#[inline]
+fn fold(digest: u64, rip: u64) -> u64 {
+    (digest.rotate_left(5) ^ rip).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
