@@ -124,6 +124,8 @@ pub const IRQ_RTC: u32 = 8;
 pub const IRQ_SCI: u32 = 9;
 /// ISA interrupt of the mouse.
 pub const IRQ_MOUSE: u32 = 12;
+/// Coprocessor error (FERR#), for CR0.NE = 0.
+pub const IRQ_FERR: u32 = 13;
 /// Interrupts that PCI interrupt links may use in PIC mode, as a mask.
 pub const PCI_LINK_IRQS: u16 = 1 << 5 | 1 << 10 | 1 << 11;
 /// First I/O APIC pin of PIRQA..PIRQH, q35 only.

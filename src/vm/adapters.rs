@@ -122,6 +122,9 @@ impl Lapic for ChipLapic {
     fn silent_eoi_vector(&self) -> Option<u8> {
         self.0.skippable_eoi()
     }
+    fn set_pv_eoi_armed(&self, is_armed: bool) {
+        self.0.set_pv_eoi_armed(is_armed);
+    }
     fn tsc_deadline(&self) -> u64 {
         self.0.tsc_deadline()
     }

@@ -89,11 +89,11 @@ impl Backends {
                 self.serial.push(backend);
             }
             "isa-debugcon" => {
-                let port = u16::try_from(number(device, "iobase", DEBUGCON_PORT.into())?)?;
+                let port = u16::try_from(number(device, "iobase", u32::from(DEBUGCON_PORT))?)?;
                 self.debugcon = Some((port, self.chardev(device)?));
             }
             "isa-debug-exit" => {
-                let first = u16::try_from(number(device, "iobase", DEBUG_EXIT_PORT.into())?)?;
+                let first = u16::try_from(number(device, "iobase", u32::from(DEBUG_EXIT_PORT))?)?;
                 let count = number(device, "iosize", DEBUG_EXIT_COUNT)?;
                 self.debug_exit = Some(DebugExitPorts { first, count });
             }
@@ -150,8 +150,8 @@ impl Drop for Backends {
     }
 }
 
-fn number(device: &DeviceConfig, property: &str, default: impl Into<u32>) -> Result<u32> {
-    let Some(text) = device.properties.get(property) else { return Ok(default.into()) };
+fn number(device: &DeviceConfig, property: &str, default: u32) -> Result<u32> {
+    let Some(text) = device.properties.get(property) else { return Ok(default) };
     let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) => u32::from_str_radix(digits, 16),
         None => text.parse(),

@@ -19,8 +19,8 @@ impl GuestFiles {
     pub(super) fn open(boot: &Boot) -> Result<Self> {
         let rom_bytes = match boot {
             Boot::Kernel { .. } => 0,
-            Boot::BuiltIn => rom::needed_bytes(firmware::IMAGE)?,
-            Boot::Rom(path) => rom::needed_bytes(&read("--bios", path)?)
+            Boot::BuiltIn => rom::needed_bytes(firmware::IMAGE.len() as u64)?,
+            Boot::Rom(path) => rom::needed_bytes(read("--bios", path)?.len() as u64)
                 .with_context(|| format!("--bios {}", path.display()))?,
         };
         Ok(Self { boot: boot.clone(), rom_bytes })

@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use cpu::cpuid::CpuidPolicy;
+use cpu::cpuid::{CpuidMachine, CpuidPolicy};
 use cpu::{Cpu, Environment};
 use machine::clock::Clock;
 use machine::layout;
@@ -297,7 +297,9 @@ impl Vm {
 }
 
 fn cpu_policy(config: &Config) -> Result<CpuidPolicy> {
-    CpuidPolicy::new(&config.cpu_model, config.cpus, TSC_HZ).map_err(Into::into)
+    let machine = CpuidMachine { cpus: config.cpus, tsc_hz: TSC_HZ, apic_hz: LAPIC_TIMER_HZ };
+    CpuidPolicy::new(&config.cpu_model, machine)
+        .with_context(|| format!("--cpu {}", config.cpu_model))
 }
 
 fn board(

@@ -62,6 +62,7 @@ pub fn register_number(register: Register) -> u8 {
         Register::AH | Register::CH | Register::DH | Register::BH => {
             16 + (register as u8 - Register::AH as u8)
         }
+        _ if register.is_gpr() => register.full_register().number() as u8,
         _ => register.number() as u8,
     }
 }
