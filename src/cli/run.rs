@@ -1,0 +1,349 @@
+//! `volvelle run`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{Args, ValueEnum};
+
+use super::{Action, Launch, values};
+use crate::config::{
+    Accel, Backend, BackendConfig, Boot, Config, DeviceConfig, Form, ModuleFile, Scheduler,
+    TimeBase,
+};
+use crate::exit::{self, Dialect};
+use crate::logging::{self, LogConfig};
+
+/// Where test suites expect the port that ends the machine.
+const DEBUG_EXIT_PORT: &str = "0xf4";
+/// The port of the debug console, which no option moves.
+const DEBUGCON_PORT: &str = "0xe9";
+
+#[derive(Args)]
+#[command(after_help = exit::help())]
+pub(super) struct RunArguments {
+    /// Linux (bzImage or ELF with a PVH entry), or a Multiboot kernel
+    #[arg(long, value_name = "FILE", help_heading = "Guest")]
+    kernel: Option<PathBuf>,
+    /// Initial RAM disk; Multiboot: a module, and more with each use
+    #[arg(
+        long,
+        value_name = "FILE[ ARGS]",
+        help_heading = "Guest",
+        value_parser = OsStringValueParser::new().map(|text| values::module(&text))
+    )]
+    initrd: Vec<ModuleFile>,
+    /// The kernel's command line
+    #[arg(long, value_name = "WORDS", help_heading = "Guest")]
+    #[arg(allow_hyphen_values = true)]
+    append: Option<String>,
+    /// A ROM image, started at the reset vector
+    #[arg(long, value_name = "FILE", help_heading = "Guest", conflicts_with = "kernel")]
+    bios: Option<PathBuf>,
+
+    /// Chip set
+    #[arg(long, value_enum, default_value_t = Machine::Q35, help_heading = "Machine")]
+    machine: Machine,
+    /// Number of processors, 1 to 255
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Machine")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=255))]
+    cpus: u32,
+    /// Memory, with its unit: K, M, G or T
+    #[arg(long, value_name = "SIZE", default_value = "512M", help_heading = "Machine")]
+    #[arg(value_parser = values::memory)]
+    memory: u64,
+    /// Processor, such as max or x86-64-v3
+    #[arg(long, value_name = "MODEL[,+FEATURE,-FEATURE]", default_value = "max")]
+    #[arg(value_parser = values::cpu_model, help_heading = "Machine")]
+    cpu: String,
+    /// Serial port: stdio, none, file:PATH, unix:PATH or tcp:HOST:PORT
+    #[arg(long, value_name = "WHERE", default_value = "stdio", help_heading = "Machine")]
+    #[arg(value_parser = values::backend)]
+    serial: Backend,
+    /// Debug console at port 0xe9, to where a serial port can go
+    #[arg(long, value_name = "WHERE", help_heading = "Machine", value_parser = values::backend)]
+    debugcon: Option<Backend>,
+    /// A port through which the guest ends the run [default port: 0xf4]
+    #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = DEBUG_EXIT_PORT, value_parser = values::port)]
+    #[arg(help_heading = "Machine")]
+    debug_exit: Option<u16>,
+
+    /// Engine: auto or interp
+    #[arg(long, value_name = "ENGINE", default_value = "auto", help_heading = "Run")]
+    #[arg(value_parser = values::accel)]
+    accel: Accel,
+    /// Processors on host threads of their own, or in turn on one
+    #[arg(long, value_enum, value_name = "HOW", help_heading = "Run")]
+    sched: Option<Sched>,
+    /// Guest time: host, or icount[=NS], NS nanoseconds an instruction
+    #[arg(long, value_name = "TIME", default_value = "host", help_heading = "Run")]
+    #[arg(value_parser = values::clock)]
+    clock: TimeBase,
+    /// End when the guest resets, instead of starting it again
+    #[arg(long, help_heading = "Run")]
+    no_reboot: bool,
+
+    /// What to log: TARGET[=LEVEL] or LEVEL; `help` lists the targets
+    #[arg(long, value_name = "ITEMS", value_delimiter = ',', help_heading = "Diagnostics")]
+    log: Vec<String>,
+    /// Log to a file instead of standard error
+    #[arg(long, value_name = "FILE", help_heading = "Diagnostics")]
+    log_file: Option<PathBuf>,
+    /// Print figures about the run at its end, on standard error
+    #[arg(long, help_heading = "Diagnostics")]
+    stats: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Machine {
+    Q35,
+    Pc,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Sched {
+    Parallel,
+    Serial,
+}
+
+impl RunArguments {
+    /// What these arguments ask for, or the line that says why not.
+    pub(super) fn into_action(self) -> Result<Action, String> {
+        if self.log.iter().any(|item| item == "help") {
+            return Ok(Action::Print(logging::help()));
+        }
+        let log = self.log_config()?;
+        Ok(Action::Run(Box::new(Launch {
+            config: self.into_config()?,
+            log,
+            dialect: Dialect::Native,
+            notes: Vec::new(),
+        })))
+    }
+
+    fn log_config(&self) -> Result<LogConfig, String> {
+        let filters =
+            self.log.iter().map(|item| logging::parse_filter(item)).collect::<Result<_, _>>();
+        let filters = filters.map_err(|error| format!("--log: {error}"))?;
+        Ok(LogConfig { filters, file: self.log_file.clone() })
+    }
+
+    fn into_config(self) -> Result<Config, String> {
+        let scheduler = self.scheduler()?;
+        let (devices, backends) = self.devices()?;
+        let boot = boot(self.kernel, self.initrd, self.append, self.bios)?;
+        Ok(Config {
+            accel: self.accel,
+            cpus: self.cpus,
+            memory_bytes: self.memory,
+            cpu_model: self.cpu,
+            form: match self.machine {
+                Machine::Q35 => Form::Q35,
+                Machine::Pc => Form::Pc,
+            },
+            boot,
+            devices,
+            backends,
+            no_reboot: self.no_reboot,
+            scheduler,
+            time: self.clock,
+            stats: self.stats,
+            ..Config::default()
+        })
+    }
+
+    /// Counted time is a function of one order of instructions, and so of one thread.
+    fn scheduler(&self) -> Result<Scheduler, String> {
+        match (self.sched, self.clock) {
+            (Some(Sched::Parallel), TimeBase::Counted { .. }) => {
+                Err("--clock icount needs --sched serial, for parallel processors have no common \
+                     count"
+                    .into())
+            }
+            (Some(Sched::Serial), _) | (None, TimeBase::Counted { .. }) => Ok(Scheduler::Serial),
+            (Some(Sched::Parallel) | None, TimeBase::Host) => Ok(Scheduler::Parallel),
+        }
+    }
+
+    fn devices(&self) -> Result<(Vec<DeviceConfig>, Vec<BackendConfig>), String> {
+        if self.debugcon == Some(Backend::Stdio) && self.serial == Backend::Stdio {
+            return Err(
+                "--debugcon stdio: --serial has stdio; move it, as with --serial none".into()
+            );
+        }
+        let mut devices = Vec::new();
+        let mut backends = Vec::new();
+        let mut connect = |driver: &str, id: &str, backend: &Backend, port: &[(&str, &str)]| {
+            backends.push(BackendConfig { id: id.to_owned(), backend: backend.clone() });
+            devices.push(device(driver, port.iter().copied().chain([("chardev", id)])));
+        };
+        connect("isa-serial", "serial0", &self.serial, &[]);
+        if let Some(backend) = &self.debugcon {
+            connect("isa-debugcon", "debugcon", backend, &[("iobase", DEBUGCON_PORT)]);
+        }
+        if let Some(port) = self.debug_exit {
+            let port = format!("{port:#x}");
+            devices.push(device("isa-debug-exit", [("iobase", port.as_str()), ("iosize", "4")]));
+        }
+        Ok((devices, backends))
+    }
+}
+
+fn boot(
+    kernel: Option<PathBuf>,
+    modules: Vec<ModuleFile>,
+    append: Option<String>,
+    bios: Option<PathBuf>,
+) -> Result<Boot, String> {
+    match (kernel, bios) {
+        (Some(kernel), _) => {
+            Ok(Boot::Kernel { kernel, modules, append: append.unwrap_or_default() })
+        }
+        _ if !modules.is_empty() => Err("--initrd: there is no --kernel to give it to".into()),
+        _ if append.is_some() => Err("--append: there is no --kernel to give it to".into()),
+        (None, Some(rom)) => Ok(Boot::Rom(rom)),
+        (None, None) => Ok(Boot::BuiltIn),
+    }
+}
+
+fn device<'a>(
+    driver: &str,
+    properties: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> DeviceConfig {
+    let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    DeviceConfig {
+        id: None,
+        driver: driver.to_owned(),
+        bus: None,
+        address: None,
+        properties: properties.into_iter().map(owned).collect::<BTreeMap<_, _>>(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use log::LevelFilter;
+
+    use super::super::tests::launch;
+    use super::*;
+
+    fn config(words: &[&str]) -> Config {
+        launch(words).config
+    }
+
+    #[test]
+    fn without_options_the_built_in_guest_runs_on_the_terminal() {
+        let launch = launch(&[]);
+        let config = launch.config;
+        assert_eq!(config.boot, Boot::BuiltIn);
+        assert_eq!((config.cpus, config.memory_bytes, config.form), (1, 512 << 20, Form::Q35));
+        assert_eq!(
+            config.backends,
+            [BackendConfig { id: "serial0".into(), backend: Backend::Stdio }]
+        );
+        assert_eq!(config.devices, [device("isa-serial", [("chardev", "serial0")])]);
+        assert_eq!(launch.dialect, Dialect::Native);
+        assert_eq!(launch.log, LogConfig::default());
+    }
+
+    #[test]
+    fn a_kernel_takes_its_modules_and_its_words() {
+        let config = config(&[
+            "--kernel",
+            "k",
+            "--initrd",
+            "a one two",
+            "--initrd=b",
+            "--append",
+            "-x console=ttyS0",
+        ]);
+        let module = |path: &str, arguments: &str| ModuleFile {
+            path: path.into(),
+            arguments: arguments.into(),
+        };
+        assert_eq!(
+            config.boot,
+            Boot::Kernel {
+                kernel: "k".into(),
+                modules: vec![module("a", "one two"), module("b", "")],
+                append: "-x console=ttyS0".into(),
+            }
+        );
+    }
+
+    #[test]
+    fn every_option_reaches_the_configuration() {
+        let launch = launch(&[
+            "--bios",
+            "rom",
+            "--machine",
+            "pc",
+            "--cpus",
+            "255",
+            "--memory",
+            "4G",
+            "--cpu",
+            "x86-64-v3,-avx2",
+            "--serial",
+            "unix:s",
+            "--debugcon",
+            "file:d",
+            "--debug-exit",
+            "--accel",
+            "interp",
+            "--sched",
+            "serial",
+            "--clock",
+            "icount=3",
+            "--no-reboot",
+            "--log",
+            "warn,cpu::mmu=trace",
+            "--log-file",
+            "l",
+            "--stats",
+        ]);
+        let config = launch.config;
+        assert_eq!(config.boot, Boot::Rom("rom".into()));
+        assert_eq!((config.form, config.cpus, config.memory_bytes), (Form::Pc, 255, 4 << 30));
+        assert_eq!(config.cpu_model, "x86-64-v3,-avx2");
+        assert_eq!(config.accel, Accel::Interp);
+        assert_eq!(config.scheduler, Scheduler::Serial);
+        assert_eq!(config.time, TimeBase::Counted { ns_per_instruction: 3 });
+        assert!(config.no_reboot && config.stats);
+        let backends = config.backends.iter().map(|b| (b.id.as_str(), &b.backend));
+        assert_eq!(
+            backends.collect::<Vec<_>>(),
+            [("serial0", &Backend::Unix("s".into())), ("debugcon", &Backend::File("d".into())),]
+        );
+        assert_eq!(
+            config.devices.get(1..),
+            Some(
+                &[
+                    device("isa-debugcon", [("iobase", "0xe9"), ("chardev", "debugcon")]),
+                    device("isa-debug-exit", [("iobase", "0xf4"), ("iosize", "4")]),
+                ][..]
+            )
+        );
+        assert_eq!(launch.log.file, Some("l".into()));
+        let levels = launch.log.filters.iter().map(|f| (f.target.as_deref(), f.level));
+        assert_eq!(
+            levels.collect::<Vec<_>>(),
+            [(None, LevelFilter::Warn), (Some("cpu::mmu"), LevelFilter::Trace),]
+        );
+    }
+
+    #[test]
+    fn counted_time_takes_one_thread_unasked() {
+        assert_eq!(config(&["--clock", "icount"]).scheduler, Scheduler::Serial);
+        assert_eq!(config(&["--sched", "serial"]).time, TimeBase::Host);
+    }
+
+    #[test]
+    fn the_debug_exit_port_can_be_moved_and_leaves_the_next_option_alone() {
+        let config = config(&["--debug-exit=0x501", "--no-reboot"]);
+        assert!(config.no_reboot);
+        let port = config.devices.last().and_then(|device| device.properties.get("iobase"));
+        assert_eq!(port.map(String::as_str), Some("0x501"));
+    }
+}

@@ -1,0 +1,204 @@
+//! Values of options: what their text means.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use machine::layout::{MEMORY_MAX, MEMORY_MIN};
+
+use crate::config::{Accel, Backend, ModuleFile, TimeBase};
+
+/// Guest RAM is made of pages.
+const PAGE_BYTES: u64 = 4096;
+/// What an instruction takes with `--clock icount`: about the interpreter's own pace.
+const COUNTED_NS: u64 = 10;
+/// A millisecond an instruction: slower than any clock a guest could believe in.
+const COUNTED_NS_MAX: u64 = 1_000_000;
+
+const BACKENDS: &str = "stdio, none, file:PATH, unix:PATH or tcp:HOST:PORT";
+
+/// A number with a unit, in bytes. None if it is none, or beyond 64 bits.
+///
+/// Units are binary, as everywhere where memory is counted: `K`, `KB` and `KiB` are 1024 bytes.
+pub(crate) fn bytes(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// Checks that a machine can have this much memory.
+pub(crate) fn check_memory(bytes: u64) -> Result<u64, String> {
+    match bytes {
+        ..MEMORY_MIN => Err(format!("a machine needs at least {}M", MEMORY_MIN >> 20)),
+        _ if bytes > MEMORY_MAX => Err(format!("a machine takes at most {}G", MEMORY_MAX >> 30)),
+        _ if bytes % PAGE_BYTES != 0 => Err("memory comes in pages of 4 KiB".into()),
+        _ => Ok(bytes),
+    }
+}
+
+/// `--memory SIZE`.
+pub(super) fn memory(text: &str) -> Result<u64, String> {
+    check_memory(bytes(text).ok_or("give a number with its unit, such as 512M or 4G")?)
+}
+
+/// `--accel`.
+pub(super) fn accel(text: &str) -> Result<Accel, String> {
+    let accel = match text {
+        "auto" => Accel::Auto,
+        "kvm" => Accel::Kvm,
+        "jit" => Accel::Jit,
+        "interp" => Accel::Interp,
+        _ => return Err("take auto or interp".into()),
+    };
+    match accel {
+        Accel::Auto | Accel::Interp => Ok(accel),
+        Accel::Kvm | Accel::Jit => Err("comes in a later version; take auto or interp".into()),
+    }
+}
+
+/// `--cpu MODEL[,+feat,-feat]`. Whether the model exists, and here, is known when it is made.
+pub(super) fn cpu_model(text: &str) -> Result<String, String> {
+    match text.split(',').any(str::is_empty) {
+        true => Err("give MODEL[,+feature][,-feature], such as max,-avx512f".into()),
+        false => Ok(text.to_owned()),
+    }
+}
+
+/// `--serial` and `--debugcon`.
+pub(super) fn backend(text: &str) -> Result<Backend, String> {
+    let (kind, rest) = text.split_once(':').map_or((text, None), |(kind, rest)| (kind, Some(rest)));
+    match (kind, rest.filter(|rest| !rest.is_empty())) {
+        ("stdio", None) if rest.is_none() => Ok(Backend::Stdio),
+        ("none", None) if rest.is_none() => Ok(Backend::Null),
+        ("file", Some(path)) => Ok(Backend::File(path.into())),
+        ("unix", Some(path)) => Ok(Backend::Unix(path.into())),
+        ("tcp", Some(address)) if is_host_and_port(address) => Ok(Backend::Tcp(address.into())),
+        _ => Err(format!("take {BACKENDS}")),
+    }
+}
+
+/// True for `HOST:PORT`; `[::1]:PORT` counts, an empty host does not.
+pub(crate) fn is_host_and_port(address: &str) -> bool {
+    address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+/// A number, decimal or hexadecimal with `0x`.
+pub(crate) fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        // from_str_radix would take a sign.
+        Some(digits) if digits.starts_with('+') => None,
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None if text.starts_with('+') => None,
+        None => text.parse().ok(),
+    }
+}
+
+/// `--debug-exit=PORT`.
+pub(super) fn port(text: &str) -> Result<u16, String> {
+    let port = number(text).and_then(|number| u16::try_from(number).ok());
+    port.ok_or_else(|| "give an I/O port from 0 to 0xffff, such as 0xf4".into())
+}
+
+/// `--clock host|icount[=ns]`.
+pub(super) fn clock(text: &str) -> Result<TimeBase, String> {
+    let counted = |ns_per_instruction| TimeBase::Counted { ns_per_instruction };
+    match text {
+        "host" => return Ok(TimeBase::Host),
+        "icount" => return Ok(counted(COUNTED_NS)),
+        _ => {}
+    }
+    text.strip_prefix("icount=")
+        .and_then(|ns| ns.parse().ok())
+        .filter(|ns| (1..=COUNTED_NS_MAX).contains(ns))
+        .map(counted)
+        .ok_or_else(|| {
+            format!("take host or icount[=NS], NS from 1 to {COUNTED_NS_MAX} an instruction")
+        })
+}
+
+/// `PATH[ ARGUMENTS]`: a file for the guest, and what a Multiboot kernel is told with it.
+pub(crate) fn module(text: &OsStr) -> ModuleFile {
+    let bytes = text.as_bytes();
+    let space = bytes.iter().position(|&byte| byte == b' ').unwrap_or(bytes.len());
+    let (path, arguments) = bytes.split_at(space);
+    let arguments = arguments.get(1..).unwrap_or_default();
+    ModuleFile {
+        path: PathBuf::from(OsStr::from_bytes(path)),
+        arguments: String::from_utf8_lossy(arguments).into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_numbers_with_binary_units() {
+        #[rustfmt::skip]
+        let rows = [
+            ("512M", Some(512 << 20)), ("4g", Some(4 << 30)), ("64KiB", Some(64 << 10)),
+            ("1TB", Some(1 << 40)), ("0M", Some(0)),
+            ("", None), ("M", None), ("512", None), ("1.5G", None), ("-1M", None), ("+1M", None),
+            ("1 G", None), ("1X", None), ("16777216T", None), ("99999999999999999999M", None),
+            ("1Gé", None), ("é", None),
+        ];
+        for (text, bytes_of_text) in rows {
+            assert_eq!(bytes(text), bytes_of_text, "{text}");
+        }
+    }
+
+    #[test]
+    fn backends_are_named_as_on_the_command_line() {
+        #[rustfmt::skip]
+        let rows = [
+            ("stdio", Some(Backend::Stdio)),
+            ("none", Some(Backend::Null)),
+            ("file:a:b", Some(Backend::File("a:b".into()))),
+            ("unix:/run/s", Some(Backend::Unix("/run/s".into()))),
+            ("tcp:localhost:5555", Some(Backend::Tcp("localhost:5555".into()))),
+            ("tcp:[::1]:5555", Some(Backend::Tcp("[::1]:5555".into()))),
+            ("stdio:", None), ("none:x", None), ("file", None), ("unix:", None), ("tcp:5555", None),
+            ("tcp::5555", None), ("tcp:localhost:65536", None), ("", None), ("vc", None),
+        ];
+        for (text, expected) in rows {
+            assert_eq!(backend(text).ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_decimal_or_hexadecimal_without_a_sign() {
+        for (text, value) in [("244", Some(244)), ("0xF4", Some(244)), ("0X10", Some(16))] {
+            assert_eq!(number(text), value, "{text}");
+        }
+        for text in ["", "0x", "+1", "0x+1", "-1", "f4", "1 "] {
+            assert_eq!(number(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn counted_time_has_a_pace() {
+        assert_eq!(clock("host"), Ok(TimeBase::Host));
+        assert_eq!(clock("icount"), Ok(TimeBase::Counted { ns_per_instruction: COUNTED_NS }));
+        assert_eq!(clock("icount=7"), Ok(TimeBase::Counted { ns_per_instruction: 7 }));
+        for text in ["icount=", "icount=0", "icount=1000001", "icount=-1", "guest", ""] {
+            assert!(clock(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_module_is_a_path_and_what_stands_behind_it() {
+        let parsed = module(OsStr::from_bytes(b"dir/\xff.bin root=a  b"));
+        assert_eq!(parsed.path.as_os_str().as_bytes(), b"dir/\xff.bin");
+        assert_eq!(parsed.arguments, "root=a  b");
+        assert_eq!(module(OsStr::new("plain")).arguments, "");
+    }
+}

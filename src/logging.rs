@@ -1,0 +1,132 @@
+//! `--log` and `--log-file`: which targets are logged, and where to.
+//!
+//! Targets are fixed names (`docs/command-line.md`, "Logging"), so that a filter goes on working when
+//! code moves between files. Without `--log`, warnings and errors go to standard error.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use log::LevelFilter;
+
+/// What can be asked for: a target with all below it, and what it tells.
+#[rustfmt::skip]
+pub(crate) const TARGETS: &[(&str, &str)] = &[
+    ("cpu",         "the processor: all of the following"),
+    ("cpu::exception", "exceptions and interrupts as they are delivered"),
+    ("cpu::mmu",    "page faults, and what the page walk found"),
+    ("dev",         "every chip; dev::rtc and its like for one"),
+    ("guest_error", "mistakes of the guest's software"),
+    ("volvelle",    "the program: engine, terminal, sockets, threads"),
+];
+
+/// The level of an item that names none.
+const ITEM_LEVEL: LevelFilter = LevelFilter::Debug;
+/// The level of what no item names.
+const DEFAULT_LEVEL: LevelFilter = LevelFilter::Warn;
+
+/// What to log, and where to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LogConfig {
+    /// Targets with their levels, later ones over earlier ones.
+    pub(crate) filters: Vec<Filter>,
+    /// A file to write to instead of standard error.
+    pub(crate) file: Option<PathBuf>,
+}
+
+/// One item of `--log`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Filter {
+    /// The target, or none for all of them.
+    pub(crate) target: Option<String>,
+    /// The most detailed level that is shown.
+    pub(crate) level: LevelFilter,
+}
+
+/// Reads one item: `LEVEL`, `TARGET` or `TARGET=LEVEL`.
+pub(crate) fn parse_filter(item: &str) -> Result<Filter, String> {
+    if let Ok(level) = item.parse() {
+        return Ok(Filter { target: None, level });
+    }
+    let (target, level) = match item.split_once('=') {
+        Some((target, level)) => (target, parse_level(level)?),
+        None => (item, ITEM_LEVEL),
+    };
+    if !is_known(target) {
+        return Err(format!("'{target}' is no log target; `--log help` lists them"));
+    }
+    Ok(Filter { target: Some(target.to_owned()), level })
+}
+
+fn parse_level(text: &str) -> Result<LevelFilter, String> {
+    text.parse().map_err(|_| {
+        format!("'{text}' is no level; take one of off, error, warn, info, debug, trace")
+    })
+}
+
+/// Chips name their own targets below `dev`.
+fn is_known(target: &str) -> bool {
+    let chip = target.strip_prefix("dev::").unwrap_or_default();
+    let is_chip = !chip.is_empty()
+        && chip.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    is_chip || TARGETS.iter().any(|(name, _)| *name == target)
+}
+
+/// What `--log help` prints.
+pub(crate) fn help() -> String {
+    let rows = TARGETS.iter().map(|(name, about)| format!("  {name:<15} {about}\n"));
+    format!(
+        "Items of --log, separated by commas: LEVEL, TARGET or TARGET=LEVEL.\n\nTargets:\n{}\n\
+         Levels: off, error, warn, info, debug, trace. A target without one is logged at debug;\n\
+         what is not named, at warn.\n",
+        rows.collect::<String>()
+    )
+}
+
+/// Starts logging. Fails if the file cannot be made.
+pub(crate) fn start(config: &LogConfig) -> anyhow::Result<()> {
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(DEFAULT_LEVEL).format_target(true);
+    for filter in &config.filters {
+        builder.filter(filter.target.as_deref(), filter.level);
+    }
+    if let Some(path) = &config.file {
+        let file = File::create(path)
+            .with_context(|| format!("--log-file: cannot write to '{}'", path.display()))?;
+        builder.target(env_logger::Target::Pipe(Box::new(file)));
+    }
+    // A second start cannot happen: main starts it once.
+    let _ = builder.try_init();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(target: Option<&str>, level: LevelFilter) -> Filter {
+        Filter { target: target.map(str::to_owned), level }
+    }
+
+    #[test]
+    fn an_item_is_a_level_a_target_or_both() {
+        assert_eq!(parse_filter("info"), Ok(filter(None, LevelFilter::Info)));
+        assert_eq!(parse_filter("cpu::mmu"), Ok(filter(Some("cpu::mmu"), LevelFilter::Debug)));
+        assert_eq!(
+            parse_filter("dev::rtc=trace"),
+            Ok(filter(Some("dev::rtc"), LevelFilter::Trace))
+        );
+        assert_eq!(
+            parse_filter("guest_error=off"),
+            Ok(filter(Some("guest_error"), LevelFilter::Off))
+        );
+    }
+
+    #[test]
+    fn what_is_none_is_refused_by_name() {
+        for (item, named) in [("cpi", "'cpi'"), ("dev::", "'dev::'"), ("cpu=loud", "'loud'")] {
+            let error = parse_filter(item).unwrap_err();
+            assert!(error.contains(named), "{item}: {error}");
+        }
+    }
+}
