@@ -7,6 +7,7 @@
 mod chardev;
 mod cli;
 mod config;
+mod doctor;
 mod exit;
 mod logging;
 mod qemu;
@@ -45,6 +46,7 @@ fn understand(arguments: &[OsString]) -> Result<Action, Refusal> {
 fn act(action: Action) -> Result<u8> {
     match action {
         Action::Run(launch) => run(&launch),
+        Action::Doctor => print(&doctor::report(&doctor::Host::examine())),
         Action::Print(text) => print(&text),
     }
 }

@@ -19,6 +19,8 @@ use crate::logging::LogConfig;
 pub(crate) enum Action {
     /// Boot a guest.
     Run(Box<Launch>),
+    /// Say what the host offers.
+    Doctor,
     /// Print this on standard output.
     Print(String),
 }
@@ -58,6 +60,8 @@ struct Arguments {
 enum Command {
     /// Boot a guest; with no guest named, the built-in one
     Run(Box<run::RunArguments>),
+    /// Say what this host offers, and which engine would run
+    Doctor,
     /// Take QEMU's command line (also when called qemu-system-x86_64)
     #[command(disable_help_flag = true)]
     Qemu {
@@ -91,6 +95,7 @@ pub(crate) fn parse(arguments: &[OsString]) -> Result<Action, Refusal> {
 fn act(command: Command) -> Result<Action, Refusal> {
     match command {
         Command::Run(arguments) => arguments.into_action().map_err(usage),
+        Command::Doctor => Ok(Action::Doctor),
         Command::Qemu { arguments } => crate::qemu::parse(&arguments),
         Command::Debug(_) => Err(later("debug")),
         Command::Bench(_) => Err(later("bench")),
@@ -103,6 +108,13 @@ fn usage(message: String) -> Refusal {
 
 fn later(command: &str) -> Refusal {
     usage(format!("'{command}' comes in a later version; `volvelle --help` lists what there is"))
+}
+
+/// What `--cpu help` and QEMU's `-cpu help` print.
+pub(crate) fn cpu_help() -> String {
+    let rows = cpu::cpuid::CpuidPolicy::models();
+    let rows = rows.map(|(name, about)| format!("  {name:<12} {about}\n")).collect::<String>();
+    format!("Processor models; ,+FEATURE adds and ,-FEATURE takes away:\n{rows}")
 }
 
 /// clap's help is printed, its errors are made one line.
@@ -168,7 +180,7 @@ mod tests {
     fn every_refusal_is_one_line_that_names_what_is_wrong() {
         #[rustfmt::skip]
         let rows: &[(&[&str], &[&str])] = &[
-            (&[],                                     &["no command", "run, qemu"]),
+            (&[],                                     &["no command", "run, doctor, qemu"]),
             (&["walk"],                               &["'walk'"]),
             (&["debug", "--gdb", ":1"],               &["'debug'", "later"]),
             (&["bench"],                              &["'bench'", "later"]),
@@ -216,9 +228,10 @@ mod tests {
             other => panic!("{words:?}: {other:?}"),
         };
         assert_eq!(printed(&["--version"]), format!("volvelle {}\n", env!("CARGO_PKG_VERSION")));
-        assert!(printed(&["--help"]).contains("qemu-system-x86_64"));
+        assert!(printed(&["--help"]).contains("doctor"));
         assert!(printed(&["run", "--help"]).contains("Exit status:"));
         assert!(printed(&["run", "--log", "help"]).contains("guest_error"));
+        assert!(printed(&["run", "--cpu", "help"]).contains("x86-64-v3"));
         assert!(printed(&["qemu", "--help"]).contains("-kernel"));
     }
 

@@ -52,7 +52,7 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "SIZE", default_value = "512M", help_heading = "Machine")]
     #[arg(value_parser = values::memory)]
     memory: u64,
-    /// Processor, such as max or x86-64-v3
+    /// Processor; `help` lists the models
     #[arg(long, value_name = "MODEL[,+FEATURE,-FEATURE]", default_value = "max")]
     #[arg(value_parser = values::cpu_model, help_heading = "Machine")]
     cpu: String,
@@ -110,6 +110,9 @@ enum Sched {
 impl RunArguments {
     /// What these arguments ask for, or the line that says why not.
     pub(super) fn into_action(self) -> Result<Action, String> {
+        if self.cpu == "help" {
+            return Ok(Action::Print(super::cpu_help()));
+        }
         if self.log.iter().any(|item| item == "help") {
             return Ok(Action::Print(logging::help()));
         }

@@ -105,6 +105,9 @@ fn only_none(_: &mut Draft, text: &str) -> Result<(), Stop> {
 
 /// Whether the model exists, and here, is known when it is made.
 fn cpu(draft: &mut Draft, text: &str) -> Result<(), Stop> {
+    if matches!(text, "help" | "?") {
+        return Err(Stop::Print(crate::cli::cpu_help()));
+    }
     draft.config.cpu_model = text.to_owned();
     Ok(())
 }

@@ -287,6 +287,7 @@ fn lists_are_printed() {
         ("-machine help", "q35"),
         ("-accel help", "tcg"),
         ("-device help", "isa-debug-exit"),
+        ("-cpu help", "qemu64"),
         ("-help", "-kernel FILE"),
     ] {
         let words: Vec<&str> = line.split(' ').collect();

@@ -1,0 +1,116 @@
+//! What captured hosts are told.
+
+use rustix::io::Errno;
+
+use super::examine::{cgroup_limit, cgroup_limit_files, field, kibibytes, virtualization};
+use super::*;
+
+/// /proc/cpuinfo of a cloud VM without nested virtualization, shortened.
+const CLOUD: &str = "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\n\
+     flags\t\t: fpu vme svm_lock hypervisor avx2\n\nprocessor\t: 1\nmodel name\t: other\n";
+
+fn cloud() -> Host {
+    Host {
+        model: "AMD EPYC".into(),
+        virtualization: None,
+        is_guest: true,
+        isa_level: 4,
+        cpus: 2,
+        kvm: Kvm::Closed(Errno::NOENT),
+        limits: Limits {
+            total_bytes: Some(24 << 30),
+            available_bytes: Some(20 << 30),
+            cgroup_bytes: None,
+            address_space_bytes: None,
+            mappings: Some(65_530),
+            has_memfd: true,
+        },
+    }
+}
+
+#[test]
+fn a_cloud_host_gets_the_interpreter_and_is_told_why() {
+    assert_eq!(
+        report(&cloud()),
+        "Processor       AMD EPYC\n\
+         Virtualization  none: neither vmx nor svm (this host is a guest itself)\n\
+         /dev/kvm        cannot be opened: No such file or directory (os error 2)\n\
+         ISA level       x86-64-v4\n\
+         CPUs            2\n\
+         Memory          24576 MiB, 20480 MiB available\n\
+         Address space   unlimited\n\
+         Mappings        65530\n\
+         memfd           works\n\
+         Engine          interp, which --accel auto takes: the translator and KVM come later\n\
+         \n\
+         - This host has no virtualization to give; Volvelle runs without it.\n"
+    );
+}
+
+#[test]
+fn what_is_missing_has_its_remedy() {
+    #[rustfmt::skip]
+    let rows: &[(Host, Option<&str>)] = &[
+        (Host { kvm: Kvm::Works, ..cloud() },                       None),
+        (Host { kvm: Kvm::Closed(Errno::ACCESS), ..cloud() },       Some("usermod")),
+        (Host { kvm: Kvm::NoVm(Errno::OPNOTSUPP), ..cloud() },      Some("does not work")),
+        (Host { kvm: Kvm::NoVcpu(Errno::INVAL), ..cloud() },        Some("does not work")),
+        (Host { virtualization: Some("vmx"), ..cloud() },           Some("kvm_intel")),
+    ];
+    for (host, remedy) in rows {
+        let found = remedies(host);
+        assert_eq!(found.len(), usize::from(remedy.is_some()), "{found:?}");
+        assert!(remedy.is_none_or(|remedy| found[0].contains(remedy)), "{found:?}");
+    }
+    let tight = Limits {
+        cgroup_bytes: Some(256 << 20),
+        address_space_bytes: Some(4 << 30),
+        mappings: Some(1000),
+        has_memfd: false,
+        ..cloud().limits
+    };
+    let found = remedies(&Host { kvm: Kvm::Works, limits: tight, ..cloud() });
+    for word in ["memfd_create", "--memory", "ulimit -v", "max_map_count"] {
+        assert!(found.iter().any(|remedy| remedy.contains(word)), "{word}: {found:?}");
+    }
+}
+
+#[test]
+fn virtualization_is_a_word_of_the_flags() {
+    assert_eq!(virtualization(CLOUD), None);
+    assert_eq!(virtualization("flags\t: fpu vmx\n"), Some("vmx"));
+    assert_eq!(virtualization("flags\t: svm fpu\n"), Some("svm"));
+    assert_eq!(virtualization("vmx flags\t: vnmi\n"), None);
+    assert_eq!(field(CLOUD, "model name"), Some("AMD EPYC"));
+}
+
+#[test]
+fn amounts_of_memory_are_read_from_the_kernels_files() {
+    let meminfo = "MemTotal:       24684084 kB\nHugePages_Total:       3\n";
+    assert_eq!(kibibytes(meminfo, "MemTotal"), Some(24_684_084 << 10));
+    assert_eq!(kibibytes(meminfo, "HugePages_Total"), None);
+    assert_eq!(kibibytes(meminfo, "MemAvailable"), None);
+    assert_eq!(cgroup_limit("max\n"), None);
+    assert_eq!(cgroup_limit("9223372036854771712\n"), None);
+    assert_eq!(cgroup_limit("1073741824\n"), Some(1 << 30));
+}
+
+#[test]
+fn limits_of_control_groups_are_inherited() {
+    assert_eq!(
+        cgroup_limit_files("0::/user.slice/a.scope\n"),
+        [
+            "/sys/fs/cgroup/user.slice/a.scope/memory.max",
+            "/sys/fs/cgroup/user.slice/memory.max",
+            "/sys/fs/cgroup/memory.max",
+        ]
+    );
+    assert_eq!(
+        cgroup_limit_files("9:name=systemd:/\n4:cpu,memory:/job\nnonsense\n"),
+        [
+            "/sys/fs/cgroup/memory/job/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        ]
+    );
+    assert_eq!(cgroup_limit_files("0::/\n"), ["/sys/fs/cgroup/memory.max"]);
+}
