@@ -169,3 +169,10 @@ impl Default for Config {
         }
     }
 }
+
+impl Config {
+    /// True if the machine has a device of kind `driver`.
+    pub(crate) fn has_device(&self, driver: &str) -> bool {
+        self.devices.iter().any(|device| device.driver == driver)
+    }
+}

@@ -11,6 +11,7 @@ pub mod acpi_pm;
 pub mod cf9;
 pub mod chip;
 pub mod clock;
+pub mod coprocessor_error;
 pub mod deadline;
 pub mod debug_exit;
 pub mod debugcon;

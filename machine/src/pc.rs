@@ -21,6 +21,7 @@ use crate::a20::A20Gate;
 use crate::acpi_pm::{AcpiPm, PmTimerWidth, SMI_CMD_PORT};
 use crate::cf9::Cf9;
 use crate::chip::Chip;
+use crate::coprocessor_error::{COPROCESSOR_PORT, COPROCESSOR_PORT_COUNT, CoprocessorError};
 use crate::debug_exit::DebugExit;
 use crate::debugcon::Debugcon;
 use crate::dma8237::{DmaPair, DmaPorts};
@@ -84,6 +85,7 @@ pub struct Pc {
     pic: Arc<PicPair>,
     rtc: Arc<Rtc>,
     acpi_pm: Arc<AcpiPm>,
+    coprocessor: Arc<CoprocessorError>,
     i8042: Arc<I8042>,
     dma: Arc<DmaPair>,
     serial: Vec<Arc<Uart16550>>,
@@ -199,6 +201,7 @@ impl Pc {
         let (rtc, acpi_pm) = timers_and_power(&base, &mut parts);
         let (i8042, reset_control) = keyboard_and_resets(&base, &mut parts);
         let dma = dma(&base, &mut parts);
+        let coprocessor = coprocessor_error(&base, &mut parts);
         let serial = serial_ports(&base, &mut parts);
         debug_devices(&base, &mut parts);
         let fw_cfg = FwCfg::new(Arc::clone(&space));
@@ -220,6 +223,7 @@ impl Pc {
             pic,
             rtc,
             acpi_pm,
+            coprocessor,
             i8042,
             dma,
             serial,
@@ -273,6 +277,11 @@ impl Pc {
     /// The ACPI power-management block: the power button, the wake events.
     pub fn acpi_pm(&self) -> &Arc<AcpiPm> {
         &self.acpi_pm
+    }
+
+    /// The coprocessor error latch.
+    pub fn coprocessor(&self) -> &Arc<CoprocessorError> {
+        &self.coprocessor
     }
 
     /// The real-time clock.
@@ -487,6 +496,13 @@ fn dma(base: &Base<'_>, parts: &mut Parts) -> Arc<DmaPair> {
         parts.ports.push((first, count, dma.ports(ports)));
     }
     dma
+}
+
+fn coprocessor_error(base: &Base<'_>, parts: &mut Parts) -> Arc<CoprocessorError> {
+    let latch = CoprocessorError::new(base.lines.driver(layout::IRQ_FERR));
+    parts.chip(&latch);
+    parts.ports.push((COPROCESSOR_PORT, COPROCESSOR_PORT_COUNT, Arc::clone(&latch) as _));
+    latch
 }
 
 fn serial_ports(base: &Base<'_>, parts: &mut Parts) -> Vec<Arc<Uart16550>> {

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cpu::events::Events;
 use cpu::platform::{Lapic, Platform};
 use machine::clock::Clock;
+use machine::coprocessor_error::CoprocessorError;
 use machine::lapic::{LocalApic, ResetKind};
-use machine::line::InterruptLine;
 use memory::Width;
 
 use super::entropy::Entropy;
@@ -38,7 +38,7 @@ pub(crate) struct MachinePlatform {
     pub(crate) slice: Arc<Slice>,
     pub(crate) entropy: Entropy,
     pub(crate) mailboxes: Arc<Mailboxes>,
-    pub(crate) ferr: InterruptLine,
+    pub(crate) coprocessor: Arc<CoprocessorError>,
 }
 
 impl Platform for MachinePlatform {
@@ -71,7 +71,11 @@ impl Platform for MachinePlatform {
     }
 
     fn ferr(&self, level: bool) {
-        self.ferr.set(level);
+        self.coprocessor.set_ferr(level);
+    }
+
+    fn ignne(&self) -> bool {
+        self.coprocessor.is_ignored()
     }
 }
 

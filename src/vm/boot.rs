@@ -2,7 +2,9 @@
 
 use cpu::Cpu;
 use cpu::engine::Vcpu;
+use cpu::msr::Mtrrs;
 use cpu::state::{Segment, State, TableRegister, attr, cr0, cr4, efer, gpr, rflags, seg};
+use machine::layout;
 use machine::loader::{BootState, FlatRegisters};
 
 const FLAT_LIMIT: u32 = 0xffff_ffff;
@@ -43,6 +45,16 @@ pub(crate) fn enter(cpu: &mut Cpu, boot: &BootState) {
         }
     }
     cpu.set_state(state);
+}
+
+/// Does what firmware does on every CPU before it starts an operating system: memory types. A guest
+/// that brings its own firmware finds them as after reset.
+pub(crate) fn set_up_as_firmware(cpu: &mut Cpu, boot: &BootState) {
+    if *boot == BootState::RealModeReset {
+        return;
+    }
+    let physical_bits = cpu.env.cpuid.physical_bits();
+    cpu.state.msrs.mtrrs = Mtrrs::as_firmware_leaves(layout::PCI_WINDOW_BASE as u32, physical_bits);
 }
 
 fn table(register: machine::loader::TableRegister) -> TableRegister {

@@ -113,7 +113,7 @@ impl Vm {
             slice: Arc::clone(&slice),
             entropy: if clock.is_counted() { Entropy::seeded(COUNTED_SEED) } else { Entropy::Host },
             mailboxes: Arc::clone(&mailboxes),
-            ferr: pc.interrupt_line(layout::IRQ_FERR),
+            coprocessor: Arc::clone(pc.coprocessor()),
         });
         let cpus = (0u32..)
             .zip(pc.apics().apics())
@@ -156,7 +156,11 @@ impl Vm {
         Ok(())
     }
 
+    /// Puts the CPUs into the state in which the guest starts.
     fn enter(&self, state: &BootState) {
+        for cpu in &self.cpus {
+            boot::set_up_as_firmware(&mut lock(cpu), state);
+        }
         if let Some(cpu) = self.cpus.first() {
             boot::enter(&mut lock(cpu), state);
         }
@@ -320,11 +324,8 @@ fn board(
         serial: backends.serial_outputs(),
         debugcon: backends.debugcon(),
         debug_exit: backends.debug_exit(),
-        pc_testdev: config
-            .devices
-            .iter()
-            .any(|device| device.driver == "pc-testdev")
-            .then_some(None),
+        pc_testdev: config.has_device("pc-testdev").then_some(None),
+        has_pci_testdev: config.has_device("pci-testdev"),
         ..PcConfig::new(config.memory_bytes, config.cpus)
     }
 }
