@@ -232,10 +232,11 @@ impl Ram {
         }
         let (low, high): (u64, u64);
         // SAFETY: 1. the range was checked just above and is aligned; 2. rbx, which LLVM reserves,
-        // is exchanged around the instruction and so preserved.
+        // is exchanged around the instruction and so preserved; 3. the address is in rdi, because
+        // `in(reg)` may pick rbx, which holds `new` when the address is used.
         unsafe {
-            std::arch::asm!("xchg {b}, rbx", "lock cmpxchg16b [{a}]", "mov rbx, {b}",
-                a = in(reg) self.base.as_ptr().add(offset as usize),
+            std::arch::asm!("xchg {b}, rbx", "lock cmpxchg16b [rdi]", "mov rbx, {b}",
+                in("rdi") self.base.as_ptr().add(offset as usize),
                 b = inout(reg) new as u64 => _, in("rcx") (new >> 64) as u64,
                 inout("rax") old as u64 => low, inout("rdx") (old >> 64) as u64 => high,
                 options(nostack));
