@@ -15,6 +15,7 @@ pub(crate) const TARGETS: &[(&str, &str)] = &[
     ("cpu",         "the processor: all of the following"),
     ("cpu::exception", "exceptions and interrupts as they are delivered"),
     ("cpu::mmu",    "page faults, and what the page walk found"),
+    ("cpu::msr",    "accesses to model-specific registers that do not exist"),
     ("dev",         "every chip; dev::rtc and its like for one"),
     ("guest_error", "mistakes of the guest's software"),
     ("volvelle",    "the program: engine, terminal, sockets, threads"),

@@ -145,7 +145,11 @@ fn one_line(report: &str) -> String {
         .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
         .collect();
     let line = sentences.join("; ");
-    line.strip_prefix("error: ").unwrap_or(&line).replace(":; ", ": ")
+    let line = line.strip_prefix("error: ").unwrap_or(&line).replace(":; ", ": ");
+    match line.split_once("; [possible values: ") {
+        Some((mistake, values)) => format!("{mistake}; take one of {}", values.replace(']', "")),
+        None => line,
+    }
 }
 
 #[cfg(test)]
@@ -198,7 +202,7 @@ mod tests {
             (&["run", "--accel", "kvm"],              &["--accel", "kvm", "interp"]),
             (&["run", "--accel", "jit"],              &["--accel", "jit", "interp"]),
             (&["run", "--accel", "tcg"],              &["--accel", "tcg", "interp"]),
-            (&["run", "--machine", "isapc"],          &["--machine", "isapc", "q35"]),
+            (&["run", "--machine", "isapc"],          &["--machine", "isapc", "take one of q35, pc"]),
             (&["run", "--serial", "pty"],             &["--serial", "pty", "file:PATH"]),
             (&["run", "--serial", "file:"],           &["--serial", "file:"]),
             (&["run", "--serial", "tcp:5555"],        &["--serial", "tcp:HOST:PORT"]),

@@ -38,7 +38,7 @@ pub(crate) fn check_memory(bytes: u64) -> Result<u64, String> {
     match bytes {
         ..MEMORY_MIN => Err(format!("a machine needs at least {}M", MEMORY_MIN >> 20)),
         _ if bytes > MEMORY_MAX => Err(format!("a machine takes at most {}G", MEMORY_MAX >> 30)),
-        _ if bytes % PAGE_BYTES != 0 => Err("memory comes in pages of 4 KiB".into()),
+        _ if !bytes.is_multiple_of(PAGE_BYTES) => Err("memory comes in pages of 4 KiB".into()),
         _ => Ok(bytes),
     }
 }
