@@ -1,7 +1,7 @@
 //! `--log` and `--log-file`: which targets are logged, and where to.
 //!
-//! Targets are fixed names (`docs/command-line.md`, "Logging"), so that a filter goes on working when
-//! code moves between files. Without `--log`, warnings and errors go to standard error.
+//! Targets are fixed names (`docs/command-line.md`, "Logging"), so that a filter goes on working
+//! when code moves between files. Without `--log`, warnings and errors go to standard error.
 
 use std::fs::File;
 use std::path::PathBuf;

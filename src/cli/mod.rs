@@ -202,7 +202,7 @@ mod tests {
             (&["run", "--accel", "kvm"],              &["--accel", "kvm", "interp"]),
             (&["run", "--accel", "jit"],              &["--accel", "jit", "interp"]),
             (&["run", "--accel", "tcg"],              &["--accel", "tcg", "interp"]),
-            (&["run", "--machine", "isapc"],          &["--machine", "isapc", "take one of q35, pc"]),
+            (&["run", "--machine", "isapc"],          &["--machine", "isapc", "one of q35, pc"]),
             (&["run", "--serial", "pty"],             &["--serial", "pty", "file:PATH"]),
             (&["run", "--serial", "file:"],           &["--serial", "file:"]),
             (&["run", "--serial", "tcp:5555"],        &["--serial", "tcp:HOST:PORT"]),

@@ -1,6 +1,7 @@
 //! Memory, and what limits it.
 
-/// What is limited, in bytes where nothing else is said; None where there is no limit, or no answer.
+/// What is limited, in bytes where nothing else is said; None where there is no limit, or no
+/// answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// MemTotal.

@@ -23,7 +23,8 @@ pub(super) struct KeyValues {
 }
 
 impl KeyValues {
-    /// Reads `text`. A first part without `=` is the value of `implied`; a later one is switched on.
+    /// Reads `text`. A first part without `=` is the value of `implied`; a later one is switched
+    /// on.
     pub(super) fn parse(text: &str, implied: &str) -> Self {
         let parts = split_commas(text).into_iter().enumerate().filter(|(_, part)| !part.is_empty());
         let pairs = parts.map(|(index, part)| match part.split_once('=') {

@@ -1,9 +1,9 @@
 //! QEMU's command line, for what already drives QEMU: test suites, scripts, libvirt.
 //!
-//! Options are a table ([`options`]); each changes a [`draft::Draft`], and the finished draft is the
-//! same [`Config`](crate::config::Config) that the native command line builds. What an option asks
-//! for and Volvelle has not is refused by the option's name, never ignored. Errors end with status 1,
-//! as QEMU's do.
+//! Options are a table ([`options`]); each changes a [`draft::Draft`], and the finished draft is
+//! the same [`Config`](crate::config::Config) that the native command line builds. What an option
+//! asks for and Volvelle has not is refused by the option's name, never ignored. Errors end with
+//! status 1, as QEMU's do.
 
 mod chardev;
 mod device;

@@ -17,7 +17,10 @@ const REASONS: &[(&str, &[&str])] = &[
     ("there is no KVM", &["enable-kvm", "overcommit"]),
     ("machines cannot be saved", &["incoming", "loadvm", "only-migratable"]),
     ("memory is plain", &["object", "mem-path", "mem-prealloc", "numa"]),
-    ("the firmware's tables are fixed", &["acpitable", "smbios", "uuid", "fw_cfg", "no-acpi", "no-hpet"]),
+    ("the firmware's tables are fixed", &[
+        "acpitable", "smbios", "uuid", "fw_cfg",
+        "no-acpi", "no-hpet",
+    ]),
     ("the process stays as it was started", &[
         "daemonize", "pidfile", "run-with", "runas", "chroot", "sandbox", "msg", "L",
     ]),

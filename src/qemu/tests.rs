@@ -103,8 +103,8 @@ fn boards_and_engines_go_by_their_names() {
         ("-M type=pc-i440fx-10.0",                   Form::Pc,  Accel::Auto,   Scheduler::Parallel),
         ("-accel interp",                            Form::Pc,  Accel::Interp, Scheduler::Parallel),
         ("-accel tcg,thread=single,tb-size=64",      Form::Pc,  Accel::Auto,   Scheduler::Serial),
-        ("-machine kernel_irqchip=split,smm=off -M q35", Form::Q35, Accel::Auto, Scheduler::Parallel),
-        ("-M q35,usb=off,dump-guest-core=off,hpet=on", Form::Q35, Accel::Auto, Scheduler::Parallel),
+        ("-machine kernel_irqchip=split -M q35",    Form::Q35, Accel::Auto,   Scheduler::Parallel),
+        ("-M q35,smm=off,usb=off,hpet=on", Form::Q35, Accel::Auto, Scheduler::Parallel),
     ];
     for (line, form, accel, scheduler) in rows {
         let config = config(line);
