@@ -389,6 +389,14 @@ impl Pc {
     }
 }
 
+/// Chips that move their ranges about hold the buses, which hold them.
+impl Drop for Pc {
+    fn drop(&mut self) {
+        self.space.unmap_all();
+        self.ports.unmap_all();
+    }
+}
+
 fn map_ram(plan: &RamPlan, space: &PhysicalSpace) -> Result<(), MapError> {
     let map = |base: u64, end: u64, offset: u64| {
         if base < end {
@@ -568,7 +576,7 @@ fn pci_bus(
     let pin_count = if form == Form::Q35 { PIRQ_COUNT as u32 } else { 0 };
     let pins = (0..pin_count).map(|pirq| base.lines.driver(layout::GSI_PIRQ_BASE + pirq));
     let pirq = PirqRouter::new(form, isa_lines, pins.collect());
-    let ecam = Ecam::new(Arc::clone(&bus));
+    let ecam = Ecam::new(&bus);
     let host = HostBridge::new(form, plan, Arc::clone(&base.space), ecam);
     let isa = IsaBridge::new(form, Arc::clone(&pirq));
     // The bus is empty: nothing can be in the way.

@@ -45,6 +45,15 @@ impl PortSpace {
         self.ranges.write().unwrap_or_else(PoisonError::into_inner).remove(&u32::from(first));
     }
 
+    /// Removes every range.
+    pub fn unmap_all(&self) {
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        // Devices are let go of without the lock: they may be the last to hold others.
+        let removed = std::mem::take(&mut *ranges);
+        drop(ranges);
+        drop(removed);
+    }
+
     /// Finds the device at `port`, and its offset there and the ports left in its range.
     fn find(&self, port: u32) -> Option<(Arc<dyn Device>, u64, u32)> {
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);

@@ -168,6 +168,16 @@ impl PhysicalSpace {
         })
     }
 
+    /// Removes every region, when the machine is taken apart.
+    pub fn unmap_all(&self) {
+        let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
+        // Devices are let go of without the lock: they may be the last to hold others.
+        let removed = std::mem::take(&mut *regions);
+        drop(regions);
+        drop(removed);
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// The ranges that are RAM, for engines that look up pages without the map's lock. Empty while
     /// address line 20 is masked: no range is contiguous then.
     pub fn ram_ranges(&self) -> Vec<RamRange> {

@@ -238,6 +238,22 @@ fn suspend_and_resume_goes_through_the_waking_vector() {
 }
 
 #[test]
+fn a_dropped_board_leaves_no_chip_behind() {
+    for form in [Form::Q35, Form::Pc] {
+        let bench = bench_with(|config| {
+            config.form = form;
+            config.pc_testdev = Some(None);
+            config.has_pci_testdev = true;
+        });
+        bench.pc.load(&kernel()).unwrap();
+        let chips: Vec<_> = bench.pc.chips().iter().map(Arc::downgrade).collect();
+        drop(bench);
+        let left = chips.iter().filter_map(Weak::upgrade).map(|chip| chip.name().to_owned());
+        assert_eq!(left.collect::<Vec<_>>(), [""; 0]);
+    }
+}
+
+#[test]
 fn power_off_and_reset_reach_the_board() {
     let bench = bench();
     bench.pc.ports().write(0xcf9, Width::Byte, 6);

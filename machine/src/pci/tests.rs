@@ -70,7 +70,7 @@ fn bench() -> Bench {
     space.map(GuestPhysical(0), layout::CONVENTIONAL_END, RegionKind::Ram(0)).unwrap();
     let ports = Arc::new(PortSpace::new());
     let (lines, messages, bus) = (Recorder::new(), Arc::new(Messages::default()), PciBus::new());
-    let ecam = Ecam::new(Arc::clone(&bus));
+    let ecam = Ecam::new(&bus);
     let bridge = HostBridge::new(Form::Q35, plan, Arc::clone(&space), ecam);
     assert!(bus.insert(DevFn::new(0, 0), bridge));
     let spec = EndpointSpec {
@@ -319,7 +319,7 @@ fn bridges_are_what_drivers_look_for() {
         let plan = RamPlan { memory_bytes: 2 << 20, rom_bytes: 0 };
         let ram = Arc::new(Ram::new(2 << 20).unwrap());
         let space = Arc::new(PhysicalSpace::new(ram));
-        let bridge = HostBridge::new(form, plan, space, Ecam::new(bench.bus));
+        let bridge = HostBridge::new(form, plan, space, Ecam::new(&bench.bus));
         assert_eq!(bridge.config_read(0, Width::Dword), host << 16 | 0x8086);
         let lines = || std::array::from_fn(|_| InterruptLine::unconnected());
         let bridge = IsaBridge::new(form, PirqRouter::new(form, lines(), vec![]));
