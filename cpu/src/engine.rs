@@ -20,7 +20,8 @@ pub enum VmExit {
     Shutdown,
     /// [`Events::request_exit`] was called.
     Requested,
-    /// The budget is used up: exactly that many instructions were retired.
+    /// The budget is used up: exactly that many instructions were retired. Fewer were if the guest
+    /// does nothing but raise exceptions whose handlers raise exceptions.
     Budget,
     /// A debug event for the owner.
     Debug,

@@ -11,18 +11,25 @@ use crate::events::Events;
 use crate::exception::Exception;
 use crate::state::{Activity, InterruptShadow, State, rflags};
 
+/// Exceptions in a row, with nothing retired between them, after which a guest that does nothing
+/// else gives its thread back.
+const STORM: u32 = 1024;
+
 impl Vcpu for Cpu {
     fn run(&mut self, budget: u64) -> VmExit {
         let end = self.retired.saturating_add(budget);
+        let mut barren = 0;
         self.enter_guest();
         let exit = loop {
             if let Some(exit) = self.boundary() {
                 break exit;
             }
-            if self.retired >= end {
+            if self.retired >= end || barren == STORM {
                 break VmExit::Budget;
             }
-            self.run_block(end - self.retired);
+            let before = self.retired;
+            self.run_block(end - before);
+            barren = if self.retired == before { barren + 1 } else { 0 };
         };
         self.leave_guest();
         exit
