@@ -366,6 +366,8 @@ impl Cpu {
         }
         let cs = self.task_code_segment(image.selector(seg::CS))?;
         self.state.segments[seg::CS] = cs;
+        // Now, because the next segment may fault, and that is delivered in the new task's mode.
+        self.mode_changed();
         self.state.segments[seg::SS] = self.stack_segment(ss, cpl, Exception::ts)?;
         self.mode_changed();
         for register in [seg::ES, seg::DS, seg::FS, seg::GS] {
