@@ -8,6 +8,8 @@
 pub mod a20;
 pub mod acpi;
 pub mod acpi_pm;
+#[doc(hidden)]
+pub mod board_fuzz;
 pub mod cf9;
 pub mod chip;
 pub mod clock;
