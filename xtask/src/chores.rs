@@ -19,18 +19,11 @@ pub fn bless() -> Result<()> {
     child::check(command.args(["test", "--workspace"]).env("BLESS", "1"), UNLIMITED)
 }
 
-/// Runs a fuzz target with cargo-fuzz.
-pub fn fuzz(target: &str, seconds: u64) -> Result<()> {
-    let mut command = workspace::cargo();
-    // libFuzzer's instrumentation needs flags that a stable compiler takes only when told so.
-    command.args(["fuzz", "run", target, "--"]).env("RUSTC_BOOTSTRAP", "1");
-    child::check(command.arg(format!("-max_total_time={seconds}")), UNLIMITED)
-}
-
 /// Measures: criterion's benches.
 pub fn bench(filter: Option<&str>) -> Result<()> {
     let mut command = workspace::cargo();
-    command.args(["bench", "--workspace", "--bench", "*"]);
+    // Whole crates would also run their unit tests as benches of no iterations.
+    command.args(["bench", "--package", "cpu", "--package", "memory", "--bench", "*"]);
     if let Some(filter) = filter {
         command.args(["--", filter]);
     }

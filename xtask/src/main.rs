@@ -6,6 +6,7 @@ mod check;
 mod child;
 mod chores;
 mod figures;
+mod fuzz;
 mod guests;
 mod linux;
 mod suites;
@@ -39,14 +40,8 @@ enum Chore {
     Ci,
     /// Rewrite golden files from what the code does now.
     Bless,
-    /// Run a fuzz target of `fuzz/` (needs cargo-fuzz).
-    Fuzz {
-        /// Name of the target.
-        target: String,
-        /// How long to run, in seconds.
-        #[arg(long, default_value_t = 600)]
-        seconds: u64,
-    },
+    /// Run a fuzz target of `fuzz/`, by coverage where there is cargo-fuzz, else by chance.
+    Fuzz(fuzz::Options),
     /// Measure with the benches.
     Bench {
         /// Only benches with this in their name.
@@ -83,7 +78,7 @@ fn run(chore: &Chore) -> Result<ExitCode> {
         Chore::Check => check::run()?,
         Chore::Ci => chores::ci()?,
         Chore::Bless => chores::bless()?,
-        Chore::Fuzz { target, seconds } => chores::fuzz(target, *seconds)?,
+        Chore::Fuzz(options) => fuzz::run(options)?,
         Chore::Bench { filter } => chores::bench(filter.as_deref())?,
         Chore::Figures => figures::run()?,
         Chore::Soak { minutes } => chores::soak(*minutes)?,

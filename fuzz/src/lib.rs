@@ -1,0 +1,34 @@
+//! The fuzz targets, each a function of bytes that panics on what must not happen.
+//!
+//! `fuzz_targets/` gives them to libFuzzer, `random.rs` drives them by chance alone, and the
+//! crates' own tests run them for a few seconds. What they do is beside what they test:
+//! `cpu::testing::fuzz`, `machine::board_fuzz` and `machine::device_fuzz`.
+#![forbid(unsafe_code)]
+
+use std::fmt::Debug;
+
+/// Random bytes as guest code in every mode.
+pub fn guest_code(input: &[u8]) {
+    report(cpu::testing::fuzz::guest_code(input));
+}
+
+/// Random accesses to every chip of a board.
+pub fn chips(input: &[u8]) {
+    report(machine::board_fuzz::accesses(input));
+}
+
+/// Random bytes as kernel and ROM images.
+pub fn loaders(input: &[u8]) {
+    report(machine::board_fuzz::kernel_image(input));
+}
+
+/// Random saved states for every chip, and accesses to what comes of it.
+pub fn restore(input: &[u8]) {
+    report(machine::board_fuzz::restored(input));
+}
+
+fn report<E: Debug>(outcome: Result<(), E>) {
+    if let Err(failure) = outcome {
+        panic!("{failure:?}");
+    }
+}
