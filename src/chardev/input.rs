@@ -47,6 +47,14 @@ impl Inlet {
         }
     }
 
+    /// Gives the port a break condition; without a port, or without room in it, it is lost.
+    pub(crate) fn send_break(&self) {
+        let port = self.lock_port().as_ref().map(Arc::clone);
+        if !port.is_some_and(|port| port.receive_break()) {
+            log::debug!("a break was lost");
+        }
+    }
+
     /// Waits until there may be room. False if the inlet is closed.
     fn wait_for_room(&self) -> bool {
         let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -68,5 +76,50 @@ impl Inlet {
     fn notify(&self) {
         drop(self.closed.lock().unwrap_or_else(PoisonError::into_inner));
         self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use machine::clock::Clock;
+    use machine::line::InterruptLine;
+    use machine::serial_backend::Unplugged;
+    use machine::timers::Timers;
+    use memory::{Device, Width};
+
+    fn port() -> Arc<Uart16550> {
+        let timers = Timers::new(Arc::new(Clock::counted(0)));
+        Uart16550::new("uart0", &timers, InterruptLine::unconnected(), Arc::new(Unplugged))
+    }
+
+    #[test]
+    fn a_sender_waits_for_the_guest_to_read_and_loses_nothing() {
+        let (inlet, port) = (Arc::<Inlet>::default(), port());
+        let sender = Arc::clone(&inlet);
+        let sent: Vec<u8> = (0..200u8).collect();
+        let bytes = sent.clone();
+        let thread = std::thread::spawn(move || sender.send(&bytes));
+        inlet.connect(&port);
+        let mut got = Vec::new();
+        while got.len() < sent.len() {
+            // LSR bit 0: data ready.
+            if port.read(5, Width::Byte).unwrap_or(0) & 1 != 0 {
+                got.push(port.read(0, Width::Byte).unwrap_or(0) as u8);
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        thread.join().expect("the sender ends");
+        assert_eq!(got, sent);
+    }
+
+    #[test]
+    fn closing_lets_a_waiting_sender_go() {
+        let inlet = Arc::<Inlet>::default();
+        let sender = Arc::clone(&inlet);
+        let thread = std::thread::spawn(move || sender.send(b"nobody reads this"));
+        inlet.close();
+        thread.join().expect("the sender ends");
     }
 }

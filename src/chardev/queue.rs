@@ -128,3 +128,51 @@ impl Drop for OutputQueue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// Hands on what is written, and fails once its reader is gone.
+    struct Pipe(mpsc::Sender<Vec<u8>>);
+
+    impl Write for Pipe {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let gone = || std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+            self.0.send(bytes.to_vec()).map_err(|_| gone()).map(|()| bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn output_comes_out_whole_and_in_order() {
+        let (sender, receiver) = mpsc::channel();
+        let queue = OutputQueue::start("test", Pipe(sender), |_| {}).expect("a thread");
+        let sent: Vec<u8> = (0..CAPACITY * 3).map(|n| n as u8).collect();
+        let reader = std::thread::spawn(move || receiver.into_iter().flatten().collect::<Vec<_>>());
+        sent.chunks(1000).for_each(|chunk| queue.write(chunk));
+        queue.flush();
+        drop(queue);
+        assert_eq!(reader.join().expect("the reader ends"), sent);
+    }
+
+    #[test]
+    fn a_closed_reader_stops_the_output_and_nothing_else() {
+        let (sender, receiver) = mpsc::channel();
+        let (closed, told) = mpsc::channel();
+        let on_close = move |error: std::io::Error| {
+            let _ = closed.send(error.kind());
+        };
+        let queue = OutputQueue::start("test", Pipe(sender), on_close).expect("a thread");
+        drop(receiver);
+        queue.write(b"lost");
+        assert_eq!(told.recv(), Ok(std::io::ErrorKind::BrokenPipe));
+        for _ in 0..4 {
+            queue.write(&vec![0; CAPACITY]);
+        }
+        queue.flush();
+    }
+}

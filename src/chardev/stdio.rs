@@ -58,6 +58,10 @@ fn read(inlet: &Inlet, on_command: Option<OnCommand>) {
         for &byte in typed {
             match escape.take(byte) {
                 Typed::Byte(byte) => plain.push(byte),
+                Typed::Command(Command::Break) => {
+                    inlet.send(&std::mem::take(&mut plain));
+                    inlet.send_break();
+                }
                 Typed::Command(command) => on_command(command),
                 Typed::Nothing => {}
             }

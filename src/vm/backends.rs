@@ -200,6 +200,7 @@ fn open_stdio(control: &Arc<Control>) -> Result<Stdio> {
         }
         Command::Help => eprint!("{HELP}"),
         Command::Monitor => eprintln!("\nthere is no monitor yet; Ctrl-A h lists what there is"),
+        // The reader of the terminal sends it itself, in order with what is typed.
         Command::Break => {}
     });
     Stdio::start(on_command).context("cannot use standard input and output")

@@ -124,3 +124,50 @@ impl PowerSink for Control {
         self.request(Request::Power(event));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_parks_every_thread_and_a_resume_lets_them_go() {
+        let mailboxes = Mailboxes::new(2);
+        let control = Control::new(Arc::clone(&mailboxes));
+        let threads: Vec<_> = (0..2)
+            .map(|cpu| {
+                let (control, mailboxes) = (Arc::clone(&control), Arc::clone(&mailboxes));
+                std::thread::spawn(move || {
+                    mailboxes.serve_from_here(cpu);
+                    let mut rounds = 0;
+                    while control.park() {
+                        mailboxes.sleep(cpu, Events::EXIT);
+                        mailboxes.all()[cpu as usize].take(Events::EXIT);
+                        rounds += 1;
+                    }
+                    rounds
+                })
+            })
+            .collect();
+        for _ in 0..3 {
+            control.request(Request::TripleFault);
+            assert_eq!(control.wait_for_request(2), Request::TripleFault);
+            control.resume();
+        }
+        control.request(Request::Quit(Quit::User));
+        assert_eq!(control.wait_for_request(2), Request::Quit(Quit::User));
+        control.finish();
+        for thread in threads {
+            assert!(thread.join().expect("the thread ends") <= 4);
+        }
+    }
+
+    #[test]
+    fn the_user_goes_before_the_guest() {
+        let control = Control::new(Mailboxes::new(1));
+        control.request(Request::Power(PowerEvent::Reset));
+        control.request(Request::Quit(Quit::Signal(15)));
+        control.request(Request::Power(PowerEvent::PowerOff));
+        assert_eq!(control.take_request(), Some(Request::Quit(Quit::Signal(15))));
+        assert_eq!(control.take_request(), None);
+    }
+}

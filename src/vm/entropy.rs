@@ -45,3 +45,18 @@ fn splitmix64(state: &mut u64) -> u64 {
     mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ mixed >> 31
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seeded_sequence_repeats_and_does_not_stand_still() {
+        let (a, b, other) = (Entropy::seeded(1), Entropy::seeded(1), Entropy::seeded(2));
+        let first: Vec<u64> = (0..100).map(|_| a.next()).collect();
+        assert_eq!(first, (0..100).map(|_| b.next()).collect::<Vec<_>>());
+        assert_ne!(first, (0..100).map(|_| other.next()).collect::<Vec<_>>());
+        let distinct: std::collections::BTreeSet<_> = first.iter().collect();
+        assert_eq!(distinct.len(), 100);
+    }
+}
