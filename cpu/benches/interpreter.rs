@@ -1,4 +1,4 @@
-//! What the interpreter does in a second: integer code, memory, strings, SIMD, page walks, decoding.
+//! The interpreter, by kind of code: integer code, memory, strings, SIMD, page walks, decoding.
 //!
 //! Each bench is a loop of guest code that runs for ever; a measurement runs a fixed number of
 //! guest instructions of it, so criterion's elements per second are guest instructions per second.

@@ -27,7 +27,8 @@ pub trait Platform: Send + Sync {
 /// The CPU's own local APIC. Called from the CPU's own thread, but for nothing else: the chip
 /// itself takes interrupts from any thread.
 pub trait Lapic: Send + Sync {
-    /// Reads a register in the APIC page; anything but an aligned doubleword is the chip's to judge.
+    /// Reads a register in the APIC page; anything but an aligned doubleword is the chip's to
+    /// judge.
     fn mmio_read(&self, offset: u64, width: Width) -> u64;
     /// Writes a register in the APIC page.
     fn mmio_write(&self, offset: u64, width: Width, value: u64);

@@ -97,7 +97,8 @@ impl BlockScanner {
     }
 
     /// iced asks for one byte behind some opcodes that no byte can make valid (POP SS in 64-bit
-    /// mode). At the end of a page it matters: #UD comes before the fetch of the next page can fault.
+    /// mode). At the end of a page it matters: #UD comes before the fetch of the next page can
+    /// fault.
     fn why_cut(&self, rest: &[u8], bitness: u32) -> BlockEnd {
         let mut bytes = [rest, &[0]].concat();
         let is_hopeless = (0..=u8::MAX).all(|next| {

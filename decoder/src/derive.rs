@@ -154,8 +154,9 @@ fn native_class(code: Code) -> Class {
 }
 
 /// iced has no such fact for register-only forms; the manuals' naming has: packed and scalar
-/// floating-point mnemonics end in PS, PD, SS, SD, PH or SH or are conversions or name floating-point
-/// lanes (F128, F32X4), and packed-integer ones (PABSD, PMAXSD) begin with P, but for VPERMxPS.
+/// floating-point mnemonics end in PS, PD, SS, SD, PH or SH or are conversions or name
+/// floating-point lanes (F128, F32X4), and packed-integer ones (PABSD, PMAXSD) begin with P, but
+/// for VPERMxPS.
 fn is_float(info: &OpCodeInfo) -> bool {
     const ENDINGS: [&str; 6] = ["ps", "pd", "ss", "sd", "ph", "sh"];
     let name = format!("{:?}", info.mnemonic()).to_ascii_lowercase();
@@ -191,8 +192,8 @@ fn rflags(bits: u32) -> u32 {
     POSITIONS.iter().filter(|(flag, _)| bits & flag != 0).map(|(_, position)| 1 << position).sum()
 }
 
-/// SDM Vol. 1, "x87 FPU Exception Synchronization": all but the no-wait forms, MMX included. FLDENV,
-/// FRSTOR and WAIT are waiting forms; the FXSAVE and XSAVE families are not.
+/// SDM Vol. 1, "x87 FPU Exception Synchronization": all but the no-wait forms, MMX included.
+/// FLDENV, FRSTOR and WAIT are waiting forms; the FXSAVE and XSAVE families are not.
 fn waits_for_x87(code: Code, unit: Unit) -> bool {
     let is_waiting_unit = matches!(unit, Unit::X87 | Unit::Mmx | Unit::SseMmx);
     let is_wait = code.mnemonic() == Mnemonic::Wait;

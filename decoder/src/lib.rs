@@ -2,8 +2,8 @@
 //!
 //! iced-x86 decodes; this crate adds one table indexed by iced's [`Code`]: [`row`] says who
 //! executes an instruction, which CPUID features, processor state and privilege it needs, how it
-//! touches memory and flags, and whether a basic block ends with it. [`BlockScanner`] finds guest basic
-//! blocks in a window of bytes.
+//! touches memory and flags, and whether a basic block ends with it. [`BlockScanner`] finds guest
+//! basic blocks in a window of bytes.
 //!
 //! The table is an allow-list: what no line of [`general`] names and no offered CPUID feature
 //! covers is [`Executor::Undefined`], an invalid opcode.

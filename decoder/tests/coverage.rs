@@ -11,8 +11,8 @@ Generated from the decoder's table by `BLESS=1 cargo test -p decoder`; do not ed
 
 *Executed by* says who runs an instruction in the interpreter: `interpreter`, a function of ours, or
 `host`, the host's own instruction on the guest's state. *Gate* names the state rules it passes
-(`decoder::Unit`), *CPUID* the features without which it is #UD (of several groups, each is a form's),
-*privilege* what else it needs. A form is one of iced-x86's encodings.
+(`decoder::Unit`), *CPUID* the features without which it is #UD (of several groups, each is a
+form's), *privilege* what else it needs. A form is one of iced-x86's encodings.
 ";
 
 /// iced knows forms that its decoder never makes: data declarations, FSTENV and the like, which are
@@ -94,8 +94,8 @@ fn summary(classes: &BTreeMap<Class, Entries>, undefined: &Entries) -> String {
         |wanted: Executor| rows().filter(|row| is_decoded(row) && row.executor == wanted).count();
     let mnemonics: usize = classes.values().map(BTreeMap::len).sum();
     format!(
-        "\n{} forms are interpreted and {} run on the host ({mnemonics} entries below); {} forms of \
-         {} instructions do not exist here.\n",
+        "\n{} forms are interpreted and {} run on the host ({mnemonics} entries below); {} forms \
+         of {} instructions do not exist here.\n",
         count(Executor::Interpreter),
         count(Executor::Native),
         count(Executor::Undefined),

@@ -28,7 +28,8 @@ fn the_lockable_instructions_are_the_manuals() {
 
 #[test]
 fn the_privileged_instructions_are_the_manuals() {
-    // SDM Vol. 3A, "Privileged Instructions", and the "Protected Mode Exceptions" of the later ones.
+    // SDM Vol. 3A, "Privileged Instructions", and the "Protected Mode Exceptions" of the later
+    // ones.
     let manual = "lgdt lldt ltr lidt mov lmsw clts invd wbinvd wbnoinvd invlpg invpcid hlt rdmsr \
                   wrmsr xsetbv swapgs sysexit sysexitq sysret sysretq xsaves xsaves64 xrstors \
                   xrstors64";

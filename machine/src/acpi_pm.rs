@@ -1,7 +1,7 @@
 //! The ACPI power-management block: PM1a event and control, PM timer, GPE0, and SMI_CMD.
 //!
-//! Sources: ACPI specification 6.5, "Fixed Hardware Registers" and "Waking and Sleeping"; Intel ICH9
-//! data sheet, "Power Management I/O Registers" and "APM I/O Decode". Offsets are
+//! Sources: ACPI specification 6.5, "Fixed Hardware Registers" and "Waking and Sleeping"; Intel
+//! ICH9 data sheet, "Power Management I/O Registers" and "APM I/O Decode". Offsets are
 //! [`crate::layout`]'s.
 //!
 //! The PM timer does not count: its value and TMR_STS are computed from guest time, and a wake-up

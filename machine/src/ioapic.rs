@@ -2,8 +2,8 @@
 //!
 //! Sources: Intel 82093AA data sheet, sections 3.1 and 3.2 ("Memory Mapped Registers", "IOAPIC
 //! Registers"); Intel ICH9 data sheet, "APIC Memory-Mapped Configuration Registers" for version 20H
-//! and its EOI register; Linux's "KVM-specific MSRs and features" for the extended destination ID in
-//! REDTBL bits 55:49.
+//! and its EOI register; Linux's "KVM-specific MSRs and features" for the extended destination ID
+//! in REDTBL bits 55:49.
 //!
 //! Known departures from hardware:
 //! - Input levels are logical (true is asserted), so INTPOL is kept and changes nothing.

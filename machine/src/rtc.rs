@@ -8,11 +8,10 @@
 //! guest sets by setting the time; the offset moves with [`Clock::unix_ns`] only.
 //!
 //! Source: Motorola MC146818 data sheet, sections "Time, Calendar, and Alarm Locations", "Update
-//! Cycle" and "Registers"; Intel ICH9 datasheet, "Real Time Clock Registers". The century is at 32h,
-//! as the FADT says.
-//! Known departures: a written day of the week is ignored, the calendar's is read; no daylight
-//! saving; the square-wave pin is not connected; seconds that the guest sets to impossible values
-//! take the nearest possible one.
+//! Cycle" and "Registers"; Intel ICH9 datasheet, "Real Time Clock Registers". The century is at
+//! 32h, as the FADT says. Known departures: a written day of the week is ignored, the calendar's is
+//! read; no daylight saving; the square-wave pin is not connected; seconds that the guest sets to
+//! impossible values take the nearest possible one.
 
 mod calendar;
 

@@ -75,7 +75,8 @@ fn has_cargo_fuzz() -> bool {
     finished.is_ok_and(|finished| finished.status.success())
 }
 
-/// cargo-fuzz on the nightly compiler: its flags are not stable, and the checkout pins a stable one.
+/// cargo-fuzz on the nightly compiler: its flags are not stable, and the checkout pins a stable
+/// one.
 fn cargo_fuzz() -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(workspace::root());

@@ -104,8 +104,8 @@ impl Cpu {
         Ok(())
     }
 
-    /// The descriptor of `selector` if LAR and its like may see it: in its table, and of a privilege
-    /// that CPL and RPL reach unless it is conforming code.
+    /// The descriptor of `selector` if LAR and its like may see it: in its table, and of a
+    /// privilege that CPL and RPL reach unless it is conforming code.
     fn visible_descriptor(&mut self, selector: Selector) -> Exec<Option<Descriptor>> {
         if selector.is_null() {
             return Ok(None);
@@ -179,8 +179,14 @@ macro_rules! selector_forms {
         for code in [$(Code::$code),*] {
             $table.forms(
                 code,
-                |cpu, insn| selector_register(cpu, insn).and_then(|selector| $action(cpu, selector)),
-                |cpu, insn| selector_memory(cpu, insn).and_then(|selector| $action(cpu, selector)),
+                |cpu, insn| {
+                    let selector = selector_register(cpu, insn)?;
+                    $action(cpu, selector)
+                },
+                |cpu, insn| {
+                    let selector = selector_memory(cpu, insn)?;
+                    $action(cpu, selector)
+                },
             );
         }
     };

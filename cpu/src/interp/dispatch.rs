@@ -51,7 +51,11 @@ static TABLE: LazyLock<Vec<Forms>> = LazyLock::new(|| {
     super::cpuid::register(&mut table);
     super::exchange::register(&mut table);
     super::io::register(&mut table);
-    super::misc::register(&mut table);
+    super::cache_line::register(&mut table);
+    super::flag::register(&mut table);
+    super::hint::register(&mut table);
+    super::raise::register(&mut table);
+    super::random::register(&mut table);
     super::mov::register(&mut table);
     super::msr::register(&mut table);
     super::muldiv::register(&mut table);

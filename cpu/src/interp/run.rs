@@ -158,8 +158,8 @@ impl Cpu {
         }
     }
 
-    /// True if instruction breakpoints count behind `shadow`: AMD processors take them behind MOV SS
-    /// too (SDM Vol. 3A, "Masking Exceptions and Interrupts When Switching Stacks").
+    /// True if instruction breakpoints count behind `shadow`: AMD processors take them behind MOV
+    /// SS too (SDM Vol. 3A, "Masking Exceptions and Interrupts When Switching Stacks").
     fn takes_breakpoints_behind(&self, shadow: InterruptShadow) -> bool {
         shadow != InterruptShadow::MovSs || self.env.cpuid.vendor() == Vendor::Amd
     }

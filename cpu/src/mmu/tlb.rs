@@ -168,8 +168,8 @@ impl Mmu {
     }
 }
 
-/// Both a 4 MiB, a 2 MiB and a 1 GiB page reach here 4 KiB at a time; the filter is by 1 GiB so that
-/// one bit covers every fragment of the page.
+/// Both a 4 MiB, a 2 MiB and a 1 GiB page reach here 4 KiB at a time; the filter is by 1 GiB so
+/// that one bit covers every fragment of the page.
 fn large_bit(linear: u64) -> u64 {
     (linear >> 30) % LARGE_FILTER_BITS
 }

@@ -14,7 +14,8 @@ use crate::state::{Activity, rflags};
 const EXT: u16 = 1;
 /// The bit of an error code that says: a gate of the IDT.
 const IDT: u16 = 2;
-/// The longest chain of faults in delivering faults is #AC, #PF, #GP, #DF, shutdown; more cannot be.
+/// The longest chain of faults in delivering faults is #AC, #PF, #GP, #DF, shutdown; more cannot
+/// be.
 const MAX_NESTING: u32 = 8;
 
 /// Instructions that raise an event.

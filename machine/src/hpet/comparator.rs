@@ -1,7 +1,7 @@
 //! One timer of the HPET: its configuration and its comparator.
 //!
-//! Nothing counts. [`Comparator::advance`] is told how far the main counter came since the last call
-//! and finds out with one division how often it matched, so any period takes the same time.
+//! Nothing counts. [`Comparator::advance`] is told how far the main counter came since the last
+//! call and finds out with one division how often it matched, so any period takes the same time.
 
 use serde::{Deserialize, Serialize};
 
