@@ -13,93 +13,115 @@ pub enum Register {
     Edx,
 }
 
-/// A set of [`Feature`]s.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FeatureSet(u128);
-
-impl FeatureSet {
-    /// No feature.
-    pub const EMPTY: Self = Self(0);
-
-    /// Every feature there is.
-    pub fn all() -> Self {
-        Feature::ALL.iter().copied().collect()
-    }
-
-    /// This set with `feature` added.
-    #[must_use]
-    pub const fn with(self, feature: Feature) -> Self {
-        Self(self.0 | 1 << feature as u32)
-    }
-
-    /// This set with `feature` taken away.
-    #[must_use]
-    pub const fn without(self, feature: Feature) -> Self {
-        Self(self.0 & !(1 << feature as u32))
-    }
-
-    /// The features of both sets together.
-    #[must_use]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// The features that are in both sets.
-    #[must_use]
-    pub const fn intersection(self, other: Self) -> Self {
-        Self(self.0 & other.0)
-    }
-
-    /// True if `feature` is in the set.
-    pub const fn contains(self, feature: Feature) -> bool {
-        self.0 & 1 << feature as u32 != 0
-    }
-
-    /// True if every feature of `needed` is in the set.
-    #[inline]
-    pub const fn contains_all(self, needed: Self) -> bool {
-        needed.0 & !self.0 == 0
-    }
-
-    /// True if the set holds nothing.
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    /// The features of the set, in the order of [`Feature::ALL`].
-    pub fn iter(self) -> impl Iterator<Item = Feature> {
-        Feature::ALL.iter().copied().filter(move |&feature| self.contains(feature))
-    }
-}
-
-impl FromIterator<Feature> for FeatureSet {
-    fn from_iter<I: IntoIterator<Item = Feature>>(features: I) -> Self {
-        features.into_iter().fold(Self::EMPTY, Self::with)
-    }
-}
-
-/// Makes the enum and its CPUID positions from one list, so that neither can miss an entry.
-macro_rules! features {
-    ($($name:ident $text:literal $leaf:literal $subleaf:literal $register:ident $bit:literal)*) => {
-        /// A CPUID feature that gates instructions.
-        ///
-        /// The documentation of each variant is its name in `--cpu` and in the coverage page.
+/// Makes an enum of CPUID features, their names and positions, and a set of them, from one list, so
+/// that none of it can miss an entry.
+///
+/// The set is a bit mask of the type in parentheses. A row is the variant, its name on command
+/// lines, and where CPUID reports it: leaf, subleaf, register, bit.
+#[macro_export]
+macro_rules! cpuid_features {
+    (
+        $(#[$set_doc:meta])* pub struct $Set:ident($Bits:ty);
+        $(#[$doc:meta])* pub enum $Feature:ident;
+        $($name:ident $text:literal $leaf:literal $subleaf:literal $register:ident $bit:literal)*
+    ) => {
+        $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
-        pub enum Feature { $(#[doc = $text] $name),* }
+        pub enum $Feature { $(#[doc = $text] $name),* }
 
-        impl Feature {
+        impl $Feature {
             /// Every feature, in the order of CPUID's leaves.
             pub const ALL: &[Self] = &[$(Self::$name),*];
 
-            /// The name that command lines and the kernel's `/proc/cpuinfo` use.
+            /// The name that command lines use: that of the kernel's `/proc/cpuinfo` if it has one.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$name => $text),* }
             }
 
             /// Where CPUID reports the feature: leaf, subleaf, register, bit.
-            pub const fn cpuid(self) -> (u32, u32, Register, u8) {
+            pub const fn cpuid(self) -> (u32, u32, $crate::Register, u8) {
+                use $crate::Register;
                 match self { $(Self::$name => ($leaf, $subleaf, Register::$register, $bit)),* }
+            }
+        }
+
+        $(#[$set_doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $Set($Bits);
+
+        const _: () = assert!($Feature::ALL.len() <= <$Bits>::BITS as usize);
+
+        impl $Set {
+            /// No feature.
+            pub const EMPTY: Self = Self(0);
+
+            /// Every feature there is.
+            pub const fn all() -> Self {
+                Self::of($Feature::ALL)
+            }
+
+            /// The set of the features in `list`.
+            pub const fn of(list: &[$Feature]) -> Self {
+                let mut set = Self::EMPTY;
+                let mut index = 0;
+                while index < list.len() {
+                    set = set.with(list[index]);
+                    index += 1;
+                }
+                set
+            }
+
+            /// This set with `feature` added.
+            #[must_use]
+            pub const fn with(self, feature: $Feature) -> Self {
+                Self(self.0 | 1 << feature as u32)
+            }
+
+            /// This set with `feature` taken away.
+            #[must_use]
+            pub const fn without(self, feature: $Feature) -> Self {
+                Self(self.0 & !(1 << feature as u32))
+            }
+
+            /// The features of both sets together.
+            #[must_use]
+            pub const fn union(self, other: Self) -> Self {
+                Self(self.0 | other.0)
+            }
+
+            /// The features that are in both sets.
+            #[must_use]
+            pub const fn intersection(self, other: Self) -> Self {
+                Self(self.0 & other.0)
+            }
+
+            /// True if `feature` is in the set.
+            #[inline]
+            pub const fn contains(self, feature: $Feature) -> bool {
+                self.0 & 1 << feature as u32 != 0
+            }
+
+            /// True if every feature of `needed` is in the set.
+            #[inline]
+            pub const fn contains_all(self, needed: Self) -> bool {
+                needed.0 & !self.0 == 0
+            }
+
+            /// True if the set holds nothing.
+            pub const fn is_empty(self) -> bool {
+                self.0 == 0
+            }
+
+            /// The features of the set, in the order of CPUID's leaves.
+            pub fn iter(self) -> impl Iterator<Item = $Feature> {
+                $Feature::ALL.iter().copied().filter(move |&feature| self.contains(feature))
+            }
+        }
+
+        impl FromIterator<$Feature> for $Set {
+            fn from_iter<I: IntoIterator<Item = $Feature>>(features: I) -> Self {
+                features.into_iter().fold(Self::EMPTY, Self::with)
             }
         }
     };
@@ -108,7 +130,12 @@ macro_rules! features {
 // SDM Vol. 2A, "CPUID-CPU Identification"; APM Vol. 3, "Obtaining Processor Information Via the
 // CPUID Instruction". Leaf 0x8000_0001 and 0x8000_0008 are AMD's but for what both vendors have.
 #[rustfmt::skip]
-features! {
+cpuid_features! {
+    /// A set of [`Feature`]s.
+    pub struct FeatureSet(u128);
+    /// A CPUID feature that gates instructions. The documentation of a variant is its name.
+    pub enum Feature;
+
     Sse3               "sse3"               0x0000_0001 0 Ecx 0
     Pclmulqdq          "pclmulqdq"          0x0000_0001 0 Ecx 1
     Monitor            "monitor"            0x0000_0001 0 Ecx 3
@@ -206,7 +233,6 @@ mod tests {
         assert_eq!(positions.len(), Feature::ALL.len());
         assert_eq!(names.len(), Feature::ALL.len());
         assert!(Feature::ALL.iter().all(|f| f.cpuid().3 < 32));
-        assert!(Feature::ALL.len() <= 128);
     }
 
     #[test]

@@ -3,86 +3,14 @@
 //! Sources: SDM Vol. 2A, "CPUID-CPU Identification"; APM Vol. 3, "Obtaining Processor Information
 //! Via the CPUID Instruction"; Linux, Documentation/virt/kvm/x86/cpuid.rst.
 
-use decoder::Register;
-
-/// A set of [`Feature`]s.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SystemFeatures(u64);
-
-impl SystemFeatures {
-    /// No feature.
-    pub const EMPTY: Self = Self(0);
-
-    /// The set of the features in `list`.
-    pub const fn of(list: &[Feature]) -> Self {
-        let mut set = 0;
-        let mut index = 0;
-        while index < list.len() {
-            set |= 1 << list[index] as u32;
-            index += 1;
-        }
-        Self(set)
-    }
-    /// The features of both sets together.
-    #[must_use]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-    /// The features that are in both sets.
-    #[must_use]
-    pub const fn intersection(self, other: Self) -> Self {
-        Self(self.0 & other.0)
-    }
-    /// This set with `feature` added.
-    #[must_use]
-    pub const fn with(self, feature: Feature) -> Self {
-        Self(self.0 | 1 << feature as u32)
-    }
-    /// This set with `feature` taken away.
-    #[must_use]
-    pub const fn without(self, feature: Feature) -> Self {
-        Self(self.0 & !(1 << feature as u32))
-    }
-    /// True if `feature` is in the set.
-    #[inline]
-    pub const fn contains(self, feature: Feature) -> bool {
-        self.0 & 1 << feature as u32 != 0
-    }
-    /// The features of the set, in the order of [`Feature::ALL`].
-    pub fn iter(self) -> impl Iterator<Item = Feature> {
-        Feature::ALL.iter().copied().filter(move |&feature| self.contains(feature))
-    }
-}
-
-/// Makes the enum and its CPUID positions from one list, so that neither can miss an entry.
-macro_rules! features {
-    ($($name:ident $text:literal $leaf:literal $subleaf:literal $register:ident $bit:literal)*) => {
-        /// A CPUID feature that gates control-register bits, MSRs or paging, or that only informs.
-        ///
-        /// The documentation of each variant is its name in `--cpu`.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        #[repr(u8)]
-        pub enum Feature { $(#[doc = $text] $name),* }
-
-        impl Feature {
-            /// Every feature, in the order of CPUID's leaves.
-            pub const ALL: &[Self] = &[$(Self::$name),*];
-
-            /// The name that command lines use.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$name => $text),* }
-            }
-
-            /// Where CPUID reports the feature: leaf, subleaf, register, bit.
-            pub const fn cpuid(self) -> (u32, u32, Register, u8) {
-                match self { $(Self::$name => ($leaf, $subleaf, Register::$register, $bit)),* }
-            }
-        }
-    };
-}
-
 #[rustfmt::skip]
-features! {
+decoder::cpuid_features! {
+    /// A set of [`Feature`]s.
+    pub struct SystemFeatures(u64);
+    /// A CPUID feature that gates control-register bits, MSRs or paging, or that only informs. The
+    /// documentation of a variant is its name.
+    pub enum Feature;
+
     Pcid             "pcid"               0x0000_0001 0 Ecx 17
     X2apic           "x2apic"             0x0000_0001 0 Ecx 21
     TscDeadline      "tsc-deadline"       0x0000_0001 0 Ecx 24
