@@ -2,7 +2,7 @@
 
 use cpu::engine::Vcpu;
 use cpu::exception::Exec;
-use cpu::state::{Segment, attr};
+use cpu::state::{Segment, attr, gpr, rflags};
 use cpu::testing::{Bench, GDT, IDT};
 
 /// Makes a bench.
@@ -35,6 +35,21 @@ pub fn set_gdt(bench: &mut Bench, selector: u16, raw: u64) {
 /// The descriptor at `selector`.
 pub fn gdt(bench: &Bench, selector: u16) -> u64 {
     u64::from_le_bytes(bench.peek(GDT + u64::from(selector & !7)))
+}
+
+/// Makes of a protected-mode bench a virtual-8086 task in its low memory, with more flags.
+pub fn enter_virtual_8086(bench: &mut Bench, iopl: u64, cr4: u64, flags: u64) {
+    let state = &mut bench.cpu.state;
+    for segment in &mut state.segments {
+        segment.selector = 0;
+        segment.limit = 0xffff;
+        segment.attributes = attr::P | attr::S | attr::RW | attr::ACCESSED | attr::DPL;
+    }
+    state.cpl = 3;
+    state.cr4 |= cr4;
+    state.rflags |= rflags::VM | iopl << 12 | flags;
+    state.gpr[gpr::RSP] = 0x8000;
+    bench.cpu.mode_changed();
 }
 
 /// A flat 32-bit or 64-bit segment with access byte `access`; `flags` are G, D, L and AVL.

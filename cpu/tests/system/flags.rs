@@ -1,8 +1,10 @@
 //! CLI, STI, PUSHF and POPF under IOPL, VME and PVI (SDM Vol. 2, tables of "CLI", "STI", "POPF").
 
 use cpu::exception::{Exception, Exec};
-use cpu::state::{InterruptShadow, attr, cr4, gpr, rflags};
+use cpu::state::{InterruptShadow, cr4, gpr, rflags};
 use cpu::testing::{Bench, STACK};
+
+use crate::bench::enter_virtual_8086;
 
 const CLI: &[u8] = &[0xfa];
 const STI: &[u8] = &[0xfb];
@@ -11,17 +13,7 @@ const GP: Exec = Err(Exception::GP0);
 /// A virtual-8086 task in the bench's low memory.
 fn virtual_8086(iopl: u64, cr4: u64, flags: u64) -> Bench {
     let mut bench = Bench::protected32();
-    for segment in &mut bench.cpu.state.segments {
-        segment.selector = 0;
-        segment.limit = 0xffff;
-        segment.attributes = attr::P | attr::S | attr::RW | attr::ACCESSED | attr::DPL;
-    }
-    let state = &mut bench.cpu.state;
-    state.cpl = 3;
-    state.cr4 |= cr4;
-    state.rflags |= rflags::VM | iopl << 12 | flags;
-    state.gpr[gpr::RSP] = 0x8000;
-    bench.cpu.mode_changed();
+    enter_virtual_8086(&mut bench, iopl, cr4, flags);
     bench
 }
 

@@ -2,7 +2,7 @@
 //! Virtual-8086 Mode").
 
 use cpu::exception::Exception;
-use cpu::state::{attr, cr4, gpr, rflags, seg};
+use cpu::state::{cr4, rflags, seg};
 use cpu::testing::{Bench, selector};
 
 use crate::bench::*;
@@ -20,17 +20,7 @@ fn bench(iopl: u64, cr4: u64, is_intercepted: bool) -> Bench {
     let bit = u8::from(is_intercepted) << (VECTOR % 8);
     bench.poke(TSS + IO_MAP - 32 + u64::from(VECTOR / 8), &[bit]);
     bench.poke(4 * u64::from(VECTOR), &[0x00, 0x05, 0x00, 0x03]);
-    for segment in &mut bench.cpu.state.segments {
-        segment.selector = 0;
-        segment.limit = 0xffff;
-        segment.attributes = attr::P | attr::S | attr::RW | attr::ACCESSED | attr::DPL;
-    }
-    let state = &mut bench.cpu.state;
-    state.cpl = 3;
-    state.cr4 |= cr4;
-    state.rflags |= rflags::VM | rflags::IF | rflags::VIF | iopl << 12;
-    state.gpr[gpr::RSP] = 0x8000;
-    bench.cpu.mode_changed();
+    enter_virtual_8086(&mut bench, iopl, cr4, rflags::IF | rflags::VIF);
     bench.put_code_at(0x1000, &[0xcd, VECTOR]);
     bench
 }
