@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
 use crate::assert_none;
-use crate::sources::root;
+use crate::sources::{self, has_word, root};
 
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
@@ -97,6 +98,26 @@ fn each_dependency_has_its_reason() {
     let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     let listed: BTreeSet<String> = rows.map(str::to_owned).collect();
     assert_eq!(listed, wanted, "docs/dependencies.md (left) against cargo metadata (right)");
+}
+
+#[test]
+fn each_dependency_is_used() {
+    let sources = sources::all();
+    let mut complaints = Vec::new();
+    for package in packages() {
+        let manifest = Path::new(package["manifest_path"].as_str().unwrap());
+        let folder = manifest.parent().unwrap().strip_prefix(root()).unwrap().to_str().unwrap();
+        // The root package has the folders that no other has.
+        let folders = if folder.is_empty() { vec!["src/", "tests/"] } else { vec![folder] };
+        let own = || sources.iter().filter(|one| folders.iter().any(|f| one.path.starts_with(f)));
+        for dependency in dependencies(&package) {
+            let crate_name = name(dependency).replace('-', "_");
+            if !own().any(|source| source.text.lines().any(|line| has_word(line, &crate_name))) {
+                complaints.push(format!("{}: does not use {crate_name}", name(&package)));
+            }
+        }
+    }
+    assert_none(&complaints);
 }
 
 #[test]
