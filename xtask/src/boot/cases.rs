@@ -48,7 +48,7 @@ pub struct Case {
     pub options: &'static [&'static str],
     pub steps: &'static [Step],
     pub status: i32,
-    /// Run twice; both consoles must show the same bytes.
+    /// Run twice; both consoles must show the same, and the CPUs' traces must be equal.
     pub is_repeated: bool,
 }
 
@@ -144,7 +144,7 @@ pub const CASES: &[Case] = &[
     },
     Case {
         words: "volvelle.leave",
-        options: &["--sched", "serial", "--clock", "icount"],
+        options: &["--sched", "serial", "--clock", "icount", "--stats"],
         is_repeated: true,
         ..boot("exact repetition", Bz(Cloud), 2, &[Expect("reboot: Power down")])
     },

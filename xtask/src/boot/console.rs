@@ -2,8 +2,9 @@
 
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -20,6 +21,9 @@ pub struct Console {
     child: Child,
     input: ChildStdin,
     output: Receiver<Vec<u8>>,
+    /// What the program, not its guest, has said on standard error.
+    remarks: Arc<Mutex<Vec<u8>>>,
+    listener: Option<JoinHandle<()>>,
     transcript: Vec<u8>,
     /// How much of the transcript has been matched.
     seen: usize,
@@ -35,14 +39,20 @@ impl Console {
             .with_context(|| format!("cannot start {}", child::describe(command)))?;
         let (sender, output) = mpsc::channel();
         if let Some(pipe) = child.stdout.take() {
-            forward(pipe, sender.clone());
+            forward(pipe, move |bytes| sender.send(bytes.to_vec()).is_ok());
         }
-        if let Some(pipe) = child.stderr.take() {
-            forward(pipe, sender);
-        }
+        let remarks: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let listener = child.stderr.take().map(|pipe| {
+            let remarks = Arc::clone(&remarks);
+            forward(pipe, move |bytes| {
+                lock(&remarks).extend_from_slice(bytes);
+                true
+            })
+        });
         let input = child.stdin.take().context("the machine has no stdin")?;
         let deadline = Instant::now() + limit;
-        Ok(Self { child, input, output, transcript: Vec::new(), seen: 0, deadline })
+        let transcript = Vec::new();
+        Ok(Self { child, input, output, remarks, listener, transcript, seen: 0, deadline })
     }
 
     /// The process of the machine.
@@ -53,6 +63,11 @@ impl Console {
     /// Everything the machine has written so far.
     pub fn transcript(&self) -> String {
         String::from_utf8_lossy(&self.transcript).into_owned()
+    }
+
+    /// Everything the program has said on standard error so far.
+    pub fn remarks(&self) -> String {
+        String::from_utf8_lossy(&lock(&self.remarks)).into_owned()
     }
 
     /// Waits until the machine writes a text, and returns what came before it.
@@ -98,7 +113,11 @@ impl Console {
         if Instant::now() >= self.deadline {
             bail!("the machine is still running");
         }
-        child::wait(&mut self.child, END_LIMIT)
+        let status = child::wait(&mut self.child, END_LIMIT)?;
+        if let Some(listener) = self.listener.take() {
+            listener.join().map_err(|_| anyhow!("nobody read standard error"))?;
+        }
+        Ok(status)
     }
 
     fn read(&mut self) -> Result<()> {
@@ -119,14 +138,22 @@ impl Drop for Console {
     }
 }
 
-fn forward(mut pipe: impl Read + Send + 'static, sender: Sender<Vec<u8>>) {
+/// Hands on what comes out of a pipe until `take` wants no more.
+fn forward(
+    mut pipe: impl Read + Send + 'static,
+    take: impl Fn(&[u8]) -> bool + Send + 'static,
+) -> JoinHandle<()> {
     thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok(count) = pipe.read(&mut buffer)
             && count > 0
-            && sender.send(buffer[..count].to_vec()).is_ok()
+            && take(&buffer[..count])
         {}
-    });
+    })
+}
+
+fn lock(bytes: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
+    bytes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
@@ -165,6 +192,15 @@ mod tests {
         let mut console = Console::start(&mut command, Duration::from_secs(60)).unwrap();
         assert_eq!(console.expect("cdefg").unwrap(), "ab");
         assert_eq!(console.expect("h").unwrap(), "");
+    }
+
+    #[test]
+    fn remarks_are_no_part_of_what_the_machine_writes() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "printf one; echo remark >&2; printf two"]);
+        let mut console = Console::start(&mut command, Duration::from_secs(60)).unwrap();
+        assert!(console.end().unwrap().success());
+        assert_eq!((console.transcript(), console.remarks()), ("onetwo".into(), "remark\n".into()));
     }
 
     #[test]

@@ -23,6 +23,8 @@ use console::Console;
 
 /// Lines of the console to show of a boot that failed.
 const SHOWN_LINES: usize = 25;
+/// What `--stats` says of a CPU: how many instructions, and a digest of where they were.
+const TRACE: &str = "instructions, trace 0x";
 
 /// What to boot.
 #[derive(clap::Args)]
@@ -117,22 +119,38 @@ fn run_cases(binary: &Path, cases: &[&Case], files: Option<&Files>) -> Tally {
     tally.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// What one run of a case wrote.
+struct Record {
+    console: String,
+    remarks: String,
+}
+
+impl Record {
+    /// What another run must repeat: the console, and of the remarks the CPUs' traces. How long it
+    /// took is the host's affair.
+    fn repeated(&self) -> Vec<&str> {
+        let traces = self.remarks.lines().filter(|line| line.contains(TRACE));
+        self.console.lines().chain(traces).collect()
+    }
+}
+
 fn run_case(binary: &Path, case: &Case, files: Option<&Files>) -> Tally {
     let started = Instant::now();
-    let mut transcripts = Vec::new();
-    let result = attempt(binary, case, files, &mut transcripts);
+    let mut records = Vec::new();
+    let result = attempt(binary, case, files, &mut records);
     let seconds = started.elapsed().as_secs_f64();
-    let log = keep(case, &transcripts);
+    let log = keep(case, &records);
     match result {
         Ok(()) => {
             println!("boot {} ... ok ({seconds:.1} s)", case.name);
             Tally { passed: 1, ..Tally::default() }
         }
         Err(error) => {
-            let text = transcripts.last().map_or("", String::as_str);
-            let lines: Vec<&str> = text.lines().collect();
-            let tail = lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n  | ");
-            println!("boot {} ... FAILED ({seconds:.1} s)\n  {error:#}\n  | {tail}", case.name);
+            println!("boot {} ... FAILED ({seconds:.1} s)\n  {error:#}", case.name);
+            if let Some(Record { console, remarks }) = records.last() {
+                let lines: Vec<&str> = console.lines().chain(remarks.lines()).collect();
+                println!("  | {}", lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n  | "));
+            }
             println!("  the whole console: {}", log.display());
             Tally { failed: 1, ..Tally::default() }
         }
@@ -143,23 +161,29 @@ fn attempt(
     binary: &Path,
     case: &Case,
     files: Option<&Files>,
-    transcripts: &mut Vec<String>,
+    records: &mut Vec<Record>,
 ) -> Result<()> {
     let runs = if case.is_repeated { 2 } else { 1 };
     for _ in 0..runs {
         let mut console =
             Console::start(&mut command(binary, case, files)?, cases::limit(case.image))?;
         let result = play(&mut console, case);
-        transcripts.push(console.transcript());
+        records.push(Record { console: console.transcript(), remarks: console.remarks() });
         result?;
     }
-    if let [first, second] = transcripts.as_slice() {
-        let differing = first.lines().zip(second.lines()).find(|(a, b)| a != b);
-        if let Some((a, b)) = differing {
-            bail!("the second run differs: {a:?}, then {b:?}");
-        }
-        ensure!(first.len() == second.len(), "one run wrote more than the other");
+    match records.as_slice() {
+        [first, second] => compare(&first.repeated(), &second.repeated(), case.cpus),
+        _ => Ok(()),
     }
+}
+
+fn compare(first: &[&str], second: &[&str], cpus: u32) -> Result<()> {
+    if let Some((a, b)) = first.iter().zip(second).find(|(a, b)| a != b) {
+        bail!("the second run differs: {a:?}, then {b:?}");
+    }
+    ensure!(first.len() == second.len(), "one run wrote more than the other");
+    let traces = first.iter().filter(|line| line.contains(TRACE)).count();
+    ensure!(traces == cpus as usize, "{traces} traces of {cpus} CPUs: no --stats?");
     Ok(())
 }
 
@@ -204,9 +228,32 @@ fn play(console: &mut Console, case: &Case) -> Result<()> {
 }
 
 /// Keeps the console of a case for a person to read. Losing it fails no test.
-fn keep(case: &Case, transcripts: &[String]) -> PathBuf {
+fn keep(case: &Case, records: &[Record]) -> PathBuf {
     let folder = workspace::target().join("boots");
     let path = folder.join(format!("{}.log", case.name.replace([' ', ','], "-")));
-    fs::create_dir_all(&folder).and_then(|()| fs::write(&path, transcripts.join("\n"))).ok();
+    let text: String =
+        records.iter().map(|run| format!("{}\n{}\n", run.console, run.remarks)).collect();
+    fs::create_dir_all(&folder).and_then(|()| fs::write(&path, text)).ok();
     path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(console: &str, remarks: &str) -> Record {
+        Record { console: console.into(), remarks: remarks.into() }
+    }
+
+    #[test]
+    fn a_repetition_repeats_console_and_trace_but_not_the_time() {
+        let first = record("a\nb", "cpu0: 7 instructions, trace 0x1\n7 instructions in 1 s");
+        let later = record("a\nb", "cpu0: 7 instructions, trace 0x1\n7 instructions in 2 s");
+        let other = record("a\nb", "cpu0: 7 instructions, trace 0x2\n");
+        let longer = record("a\nb\nc", "cpu0: 7 instructions, trace 0x1\n");
+        compare(&first.repeated(), &later.repeated(), 1).unwrap();
+        assert!(compare(&first.repeated(), &later.repeated(), 2).is_err());
+        assert!(compare(&first.repeated(), &other.repeated(), 1).is_err());
+        assert!(compare(&first.repeated(), &longer.repeated(), 1).is_err());
+    }
 }
