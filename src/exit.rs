@@ -90,9 +90,10 @@ mod tests {
 
     #[test]
     fn the_documentation_has_the_same_table() {
-        let page = include_str!("../docs/command-line.md");
+        let pages = [include_str!("../docs/command-line.md"), include_str!("../README.md")];
         for (status, meaning) in TABLE {
-            assert!(page.contains(&format!("| `{status}` | {meaning} |")), "{status}: {meaning}");
+            let row = format!("| `{status}` | {meaning} |");
+            assert!(pages.iter().all(|page| page.contains(&row)), "{row}");
         }
     }
 }

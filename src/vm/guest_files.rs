@@ -1,7 +1,7 @@
 //! The files a guest is loaded from. They are read anew at every reset, so that they need no memory
 //! while the guest runs.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Error, Result};
 use machine::loader::{BootSource, Kernel, Module, rom};
@@ -68,7 +68,6 @@ impl GuestFiles {
     }
 }
 
-fn read(option: &str, path: &PathBuf) -> Result<Vec<u8>> {
-    let path: &Path = path;
+fn read(option: &str, path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("{option} {}: cannot read it", path.display()))
 }
