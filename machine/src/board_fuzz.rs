@@ -22,7 +22,7 @@ use crate::timers::Timers;
 /// Guest RAM: enough for every range of the layout below 4 GiB to be where it always is.
 const MEMORY_BYTES: u64 = 16 << 20;
 /// Longer than any single step may take, with room for a loaded host.
-const STEP_LIMIT: Duration = Duration::from_secs(5);
+const STEP_LIMIT: Duration = Duration::from_secs(30);
 /// Bytes of a script that one step takes.
 const STEP_BYTES: usize = 12;
 

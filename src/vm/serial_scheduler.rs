@@ -59,7 +59,8 @@ impl SerialScheduler<'_> {
         let ns = self.slice.ns_per_instruction.load(Ordering::Relaxed);
         self.slice.retired_at_start.store(cpu.retired(), Ordering::Relaxed);
         if self.clock.is_counted() {
-            // A turn that retires nothing still costs time, or a CPU that only faults would stop it.
+            // A turn that retires nothing still costs time, or a CPU that only faults would stop
+            // it.
             let cost = if matches!(exit, VmExit::Budget) { used.max(1) } else { used };
             self.clock.advance_to(self.clock.now_ns().saturating_add(cost.saturating_mul(ns)));
         }

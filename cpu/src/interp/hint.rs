@@ -9,8 +9,8 @@ use crate::interp::insn::Insn;
 use crate::interp::shape::for_each_form;
 use crate::mmu::Access;
 
-/// NOP, PAUSE, ENDBR, RDSSP without shadow stacks, prefetches, fences: the interpreter keeps program order, and locked
-/// accesses are the host's own.
+/// NOP, PAUSE, ENDBR, RDSSP without shadow stacks, prefetches, fences: the interpreter keeps
+/// program order, and locked accesses are the host's own.
 fn nop(_: &mut Cpu, _: &Insn) -> Exec {
     Ok(())
 }

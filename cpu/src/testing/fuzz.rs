@@ -25,7 +25,7 @@ const BUDGET: u64 = 64;
 /// Events, and so parts, in a run.
 const PARTS: u32 = 8;
 /// Longer than 64 instructions may take, with room for a loaded host.
-const PART_LIMIT: Duration = Duration::from_secs(5);
+const PART_LIMIT: Duration = Duration::from_secs(30);
 
 /// What no guest may bring about.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,6 +10,8 @@ const GUARDED: &[&str] =
 const DOORS: &[(&str, &str)] = &[
     ("machine/src/clock.rs", "it is the Clock"),
     ("machine/src/device_fuzz.rs", "measures how long an access holds up the host"),
+    ("machine/src/board_fuzz.rs", "measures how long an access holds up the host"),
+    ("cpu/src/testing/fuzz.rs", "measures how long a run holds up the host"),
 ];
 const QUESTIONS: &[&str] = &["Instant::now", "SystemTime::now", "clock_gettime", "_rdtsc"];
 
