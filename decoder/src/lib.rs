@@ -1,6 +1,6 @@
 //! What engines must know of an instruction beyond its encoding.
 //!
-//! iced-x86 decodes; this crate adds one table indexed by iced's [`Code`]: [`row`] says who
+//! iced-x86 decodes; this crate adds one table indexed by iced's [`Code`]: [`row()`] says who
 //! executes an instruction, which CPUID features, processor state and privilege it needs, how it
 //! touches memory and flags, and whether a basic block ends with it. [`BlockScanner`] finds guest
 //! basic blocks in a window of bytes.

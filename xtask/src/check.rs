@@ -16,7 +16,7 @@ const CHECKS: &[(&str, &[&str])] = &[
     ("format", &["fmt", "--all", "--check"]),
     ("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     ("tidy", &["test", "--quiet", "--package", "xtask", "--test", "tidy"]),
-    ("docs", &["doc", "--workspace", "--no-deps"]),
+    ("docs", &["doc", "--workspace", "--no-deps", "--document-private-items"]),
 ];
 
 /// Runs the checks in order and stops at the first that fails.

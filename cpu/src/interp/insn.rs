@@ -55,7 +55,7 @@ pub struct Insn {
 }
 
 /// The number of a register in its file. 8-bit high registers AH, CH, DH, BH are 16 to 19, so that
-/// [`Cpu::reg8`] can tell them from SPL to DIL.
+/// [`Cpu::reg`] can tell them from SPL to DIL.
 pub fn register_number(register: Register) -> u8 {
     match register {
         Register::None => NO_REGISTER,

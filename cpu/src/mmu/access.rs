@@ -2,7 +2,7 @@
 //!
 //! Each access checks segmentation, then translates, then touches bytes; one that spans two pages
 //! translates both before it touches either, so a fault leaves memory as it was. Accesses that miss
-//! the translation cache end in [`Cpu::access_slow`]-like functions here, never in a copy of them.
+//! the translation cache end in `read_slow` and its like here, never in a copy of them.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -1,7 +1,7 @@
 //! PIRQ: the chipset's interrupt request inputs for PCI, and where the ISA bridge routes them.
 //!
-//! Sources: Intel ICH9 datasheet, "PIRQ[n]_ROUT" and "Interrupt mapping"; 82371SB (PIIX3)
-//! datasheet, "PIRQRC[A:D] - PIRQx Route Control Registers"; PCI-to-PCI Bridge Specification,
+//! Sources: Intel ICH9 datasheet, "`PIRQ[n]_ROUT`" and "Interrupt mapping"; 82371SB (PIIX3)
+//! datasheet, "`PIRQRC[A:D]` - PIRQx Route Control Registers"; PCI-to-PCI Bridge Specification,
 //! "Interrupt Support" for the rotation of pins by device number.
 //!
 //! Every device has four pins; several share one PIRQ, whose level is the OR of them. A PIRQ goes
