@@ -7,6 +7,7 @@ use crate::exception::Exec;
 use crate::flags::Word;
 use crate::interp::dispatch::Table;
 use crate::interp::insn::Insn;
+use crate::mmu::Access;
 use crate::state::seg;
 
 fn jump_relative(cpu: &mut Cpu, insn: &Insn) -> Exec {
@@ -22,11 +23,15 @@ fn jump_memory<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.branch_to(target.to_u64())
 }
 
-/// The return address is stored before the target is checked, and rSP moves only if both succeed.
+/// A fault of the stack comes before one of the target, but nothing is stored if the target is not
+/// allowed; rSP moves only if both succeed.
 fn call<T: Word>(cpu: &mut Cpu, insn: &Insn, target: u64) -> Exec {
     let pointer = cpu.stack_pointer().wrapping_sub(T::BYTES) & cpu.stack_mask();
+    if let Err(exception) = cpu.branch_to(target) {
+        cpu.check_access(seg::SS, pointer, T::BYTES, Access::Write)?;
+        return Err(exception);
+    }
     cpu.write(seg::SS, pointer, T::from_u64(insn.next_ip))?;
-    cpu.branch_to(target)?;
     cpu.set_stack_pointer(pointer);
     Ok(())
 }

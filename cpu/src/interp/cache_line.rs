@@ -13,11 +13,8 @@ use crate::state::seg;
 
 /// CLZERO: the 64-byte line that holds rAX.
 fn clzero(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let bits = match insn.iced.op0_register().size() {
-        2 => 16,
-        4 => 32,
-        _ => 64,
-    };
+    // The address is no operand to iced: its size is the opcode's.
+    let bits = insn.iced.code().op_code().address_size().clamp(16, 64);
     let address = cpu.state.gpr[RAX] & u64::MAX >> (64 - bits) & !63;
     let segment = match insn.iced.segment_prefix() {
         iced_x86::Register::FS => seg::FS,

@@ -107,7 +107,8 @@ fn cmpxchg16b(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let (expected, new) = (pair(cpu, RDX, RAX), pair(cpu, RCX, RBX));
     let offset = cpu.effective_address(&insn.mem);
     let segment = usize::from(insn.mem.segment);
-    let linear = cpu.linear(segment, offset, 16, crate::mmu::Access::Write)?;
+    // Alignment comes before the end of the address space: #GP even through rSP and rBP.
+    let linear = cpu.linear(segment, offset, 1, crate::mmu::Access::Write)?;
     if linear & 15 != 0 {
         return Err(Exception::GP0);
     }

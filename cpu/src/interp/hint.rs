@@ -1,9 +1,10 @@
 //! Hints and order: no-operations, prefetches, PAUSE, fences, and the flushes of cache lines.
 
+use decoder::Vendor;
 use iced_x86::{Code, Mnemonic};
 
 use crate::Cpu;
-use crate::exception::Exec;
+use crate::exception::{Exception, Exec};
 use crate::interp::dispatch::Table;
 use crate::interp::insn::Insn;
 use crate::interp::shape::for_each_form;
@@ -13,6 +14,14 @@ use crate::mmu::Access;
 /// program order, and locked accesses are the host's own.
 fn nop(_: &mut Cpu, _: &Insn) -> Exec {
     Ok(())
+}
+
+/// PREFETCH with a register: a no-operation to Intel, #UD to AMD (APM Vol. 3, "PREFETCHlevel").
+fn prefetch_register(cpu: &mut Cpu, _: &Insn) -> Exec {
+    match cpu.env.cpuid.vendor() {
+        Vendor::Intel => Ok(()),
+        Vendor::Amd => Err(Exception::UD),
+    }
 }
 
 /// MFENCE and its kin order what other CPUs see of this one's plain stores: the host's do.
@@ -63,4 +72,11 @@ pub(crate) fn register(table: &mut Table) {
         table.both(form.code, handler);
     });
     table.both(Code::Nopd, nop);
+    for code in [
+        Code::Reservednop_rm16_r16_0F0D,
+        Code::Reservednop_rm32_r32_0F0D,
+        Code::Reservednop_rm64_r64_0F0D,
+    ] {
+        table.forms(code, prefetch_register, nop);
+    }
 }

@@ -1,10 +1,11 @@
 //! One decoded instruction, ready to execute.
 
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{CodeSize, Instruction, OpKind, Register};
 
 use crate::Cpu;
 use crate::exception::Exec;
 use crate::interp::string;
+use crate::state::seg;
 
 /// Executes one instruction. [`Cpu::next_rip`] holds the address behind it and is what branches
 /// change. On an exception nothing of the instruction may be visible but what the manual says.
@@ -113,6 +114,19 @@ fn segment_number(register: Register) -> u8 {
     }
 }
 
+/// The segment of the memory operand. 64-bit mode ignores the overrides of ES, CS, SS and DS, which
+/// shows in the vector of a non-canonical address: #SS through rSP and rBP, else #GP.
+fn operand_segment(iced: &Instruction) -> u8 {
+    let segment = segment_number(iced.memory_segment());
+    if iced.code_size() != CodeSize::Code64 || usize::from(segment) >= seg::FS {
+        return segment;
+    }
+    match iced.memory_base() {
+        Register::RSP | Register::RBP | Register::ESP | Register::EBP => seg::SS as u8,
+        _ => seg::DS as u8,
+    }
+}
+
 fn memory_operand(iced: &Instruction) -> Mem {
     let base = iced.memory_base();
     let is_ip_relative = matches!(base, Register::RIP | Register::EIP);
@@ -138,7 +152,7 @@ fn memory_operand(iced: &Instruction) -> Mem {
         base: if is_ip_relative { NO_REGISTER } else { register_number(base) },
         index: if is_gpr_index { register_number(index) } else { NO_REGISTER },
         scale: iced.memory_index_scale().trailing_zeros() as u8,
-        segment: segment_number(iced.memory_segment()),
+        segment: operand_segment(iced),
         address_size: address_size as u8,
         displacement: iced.memory_displacement64(),
     }

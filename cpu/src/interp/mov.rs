@@ -2,6 +2,7 @@
 //! CBW and its kin, MOVNTI, MOVDIRI, LAHF, SAHF. (MOV to and from segment, control and debug
 //! registers are elsewhere.)
 
+use decoder::Vendor;
 use iced_x86::{Code, Mnemonic};
 
 use crate::Cpu;
@@ -117,6 +118,16 @@ fn any_extend_forms<const SIGNED: bool>(form: &Form) -> Forms {
     }
 }
 
+/// MOVSXD to 16 bits: AMD's CPUs read 32 bits all the same, Intel's 16 (SDM Vol. 2B, "MOVSXD").
+fn movsxd16_memory(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let value = match cpu.env.cpuid.vendor() {
+        Vendor::Amd => cpu.load::<u32>(&insn.mem)? as u16,
+        Vendor::Intel => cpu.load::<u16>(&insn.mem)?,
+    };
+    cpu.set_reg(insn.dst, value);
+    Ok(())
+}
+
 fn swap_bytes<T: Word>(value: T) -> T {
     T::from_u64(value.to_u64().swap_bytes() >> (64 - T::BITS))
 }
@@ -194,7 +205,7 @@ pub(crate) fn register(table: &mut Table) {
             Mnemonic::Movzx => any_extend_forms::<false>(form),
             Mnemonic::Movsx => any_extend_forms::<true>(form),
             Mnemonic::Movsxd if form.width == 2 => {
-                Forms { register: mov_register_register::<u16>, memory: mov_register_memory::<u16> }
+                Forms { register: mov_register_register::<u16>, memory: movsxd16_memory }
             }
             Mnemonic::Movsxd => extend_forms::<u32, true>(form),
             Mnemonic::Movbe | Mnemonic::Movnti | Mnemonic::Movdiri => {

@@ -44,14 +44,12 @@ fn pop_memory<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     result
 }
 
-/// The eight registers are all stored, or none: the whole area is checked first where it can fault.
+/// rSP moves only behind the last store. What a fault leaves below it is no part of the stack, and
+/// is stored again when the instruction is repeated; CPUs leave it there too.
 fn pusha<T: Word>(cpu: &mut Cpu, _: &Insn) -> Exec {
     let mask = cpu.stack_mask();
     let top = cpu.stack_pointer();
     let slot = |n: u64| top.wrapping_sub((n + 1) * T::BYTES) & mask;
-    for n in 0..8 {
-        cpu.check_access(seg::SS, slot(n), T::BYTES, Access::Write)?;
-    }
     for n in 0..8u8 {
         let value = cpu.reg::<T>(n);
         cpu.write(seg::SS, slot(u64::from(n)), value)?;
@@ -60,17 +58,15 @@ fn pusha<T: Word>(cpu: &mut Cpu, _: &Insn) -> Exec {
     Ok(())
 }
 
-/// rSP's slot is skipped; nothing is written before all are read.
+/// rSP's slot is read and thrown away, and rSP moves last: registers loaded before a fault are
+/// loaded again when the instruction is repeated, as on CPUs.
 fn popa<T: Word>(cpu: &mut Cpu, _: &Insn) -> Exec {
     let mask = cpu.stack_mask();
     let bottom = cpu.stack_pointer();
-    let mut values = [T::default(); 8];
-    for (n, value) in (0u64..).zip(values.iter_mut()) {
-        *value = cpu.read(seg::SS, bottom.wrapping_add(n * T::BYTES) & mask)?;
-    }
-    for (n, value) in (0u8..).zip(values.iter().rev()) {
-        if usize::from(n) != RSP {
-            cpu.set_reg(n, *value);
+    for (slot, register) in (0u64..8).zip((0u8..8).rev()) {
+        let value = cpu.read::<T>(seg::SS, bottom.wrapping_add(slot * T::BYTES) & mask)?;
+        if usize::from(register) != RSP {
+            cpu.set_reg(register, value);
         }
     }
     cpu.set_stack_pointer(bottom.wrapping_add(8 * T::BYTES));

@@ -179,8 +179,9 @@ impl StringOp for Cmps {
     fn element<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
         let from = cpu.index(insn, RSI);
         let to = cpu.index(insn, RDI);
-        let a = cpu.read::<T>(usize::from(insn.mem.segment), from)?;
+        // ES:rDI first, as CPUs do: it shows where both operands fault.
         let b = cpu.read::<T>(seg::ES, to)?;
+        let a = cpu.read::<T>(usize::from(insn.mem.segment), from)?;
         cpu.set_status_flags(flags::sub(a, b, 0).1);
         cpu.step::<T>(insn, RSI);
         cpu.step::<T>(insn, RDI);
