@@ -195,3 +195,78 @@ pub fn shrd<T: Word>(a: T, fill: T, count: u32) -> Shifted<T> {
     let status = flag_if(carry, CF) | flag_if(changed, OF) | sign_zero_parity(result);
     (result, crate::state::rflags::STATUS, status)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::rflags::STATUS;
+
+    /// Flags that a shift by one defines: all but AF.
+    const SHIFT_BY_ONE: u64 = STATUS & !AF;
+    /// Flags that a shift by more, but less than the width, defines.
+    const SHIFT: u64 = SHIFT_BY_ONE & !OF;
+    /// Flags that a rotate by one defines.
+    const ROTATE_BY_ONE: u64 = CF | OF;
+
+    #[track_caller]
+    fn check<T: Word>(found: (T, u64), result: T, flags: u64) {
+        assert_eq!(found.0, result);
+        assert_eq!(found.1, flags, "{:#x} is not {flags:#x}", found.1);
+    }
+
+    #[track_caller]
+    fn check_shift<T: Word>(found: Shifted<T>, defined: u64, result: T, flags: u64) {
+        assert_eq!(found.0, result);
+        assert_eq!(found.1 & defined, defined, "a defined flag is not written");
+        assert_eq!(found.2 & defined, flags, "{:#x} is not {flags:#x}", found.2 & defined);
+    }
+
+    #[test]
+    fn addition_sets_carry_overflow_and_adjust() {
+        check(add::<u8>(0xff, 1, 0), 0, CF | PF | AF | ZF);
+        check(add::<u8>(0x7f, 1, 0), 0x80, AF | SF | OF);
+        check(add::<u8>(0x80, 0x80, 0), 0, CF | PF | ZF | OF);
+        check(add::<u16>(0xffff, 0xffff, 1), 0xffff, CF | PF | AF | SF);
+        check(add::<u32>(0x7fff_ffff, 0, 1), 0x8000_0000, PF | AF | SF | OF);
+        check(add::<u64>(u64::MAX, 0, 1), 0, CF | PF | AF | ZF);
+        check(add::<u64>(1, 2, 0), 3, PF);
+    }
+
+    #[test]
+    fn subtraction_sets_borrow_overflow_and_adjust() {
+        check(sub::<u8>(0, 1, 0), 0xff, CF | PF | AF | SF);
+        check(sub::<u8>(0x80, 1, 0), 0x7f, AF | OF);
+        check(sub::<u16>(0, 0xffff, 1), 0, CF | PF | AF | ZF);
+        check(sub::<u32>(0x7fff_ffff, 0xffff_ffff, 0), 0x8000_0000, CF | PF | SF | OF);
+        check(sub::<u64>(5, 5, 0), 0, PF | ZF);
+    }
+
+    #[test]
+    fn shifts_carry_the_last_bit_out() {
+        check_shift(shl::<u8>(0x81, 1), SHIFT_BY_ONE, 0x02, CF | OF);
+        check_shift(shl::<u8>(0x81, 8), SHIFT & !CF, 0, PF | ZF);
+        check_shift(shr::<u16>(0x8001, 1), SHIFT_BY_ONE, 0x4000, CF | PF | OF);
+        check_shift(shr::<u64>(1 << 63, 63), SHIFT, 1, 0);
+        check_shift(sar::<u32>(0x8000_0001, 1), SHIFT_BY_ONE, 0xc000_0000, CF | PF | SF);
+        check_shift(sar::<u8>(0x80, 31), SHIFT, 0xff, CF | PF | SF);
+    }
+
+    #[test]
+    fn rotates_write_carry_and_overflow_only() {
+        check_shift(rol::<u8>(0x81, 1), ROTATE_BY_ONE, 0x03, CF | OF);
+        check_shift(ror::<u8>(0x01, 1), ROTATE_BY_ONE, 0x80, CF | OF);
+        check_shift(rol::<u16>(0x1234, 16), CF, 0x1234, 0);
+        check_shift(rcl::<u8>(0x80, 1, false), ROTATE_BY_ONE, 0, CF | OF);
+        check_shift(rcl::<u8>(0x80, 9, true), CF, 0x80, CF);
+        check_shift(rcr::<u32>(1, 1, true), ROTATE_BY_ONE, 0x8000_0000, CF | OF);
+        assert_eq!(rol::<u8>(1, 1).1, CF | OF);
+    }
+
+    #[test]
+    fn double_shifts_fill_from_the_second_operand() {
+        check_shift(shld::<u16>(0x8000, 0x8000, 1), SHIFT_BY_ONE, 1, CF | OF);
+        check_shift(shld::<u32>(1, 0xf000_0000, 4), SHIFT, 0x1f, 0);
+        check_shift(shrd::<u64>(1, 1, 1), SHIFT_BY_ONE, 1 << 63, CF | PF | SF | OF);
+        check_shift(shrd::<u32>(0xf, 0xa, 4), SHIFT, 0xa000_0000, CF | PF | SF);
+    }
+}

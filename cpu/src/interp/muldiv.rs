@@ -98,26 +98,42 @@ fn imul_three<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 fn div<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let divisor = u128::from(operand::<T>(cpu, insn)?.to_u64());
+    let divisor = operand::<T>(cpu, insn)?.to_u64();
+    if divisor == 0 {
+        return Err(Exception::DE);
+    }
     let dividend = pair::<T>(cpu);
-    let quotient = dividend.checked_div(divisor).ok_or(Exception::DE)?;
+    // Almost every dividend fits 64 bits, for which the host has an instruction.
+    let (quotient, remainder) = match u64::try_from(dividend) {
+        Ok(dividend) => (u128::from(dividend / divisor), dividend % divisor),
+        Err(_) => (dividend / u128::from(divisor), (dividend % u128::from(divisor)) as u64),
+    };
     if quotient > u128::from(T::MASK) {
         return Err(Exception::DE);
     }
-    let remainder = dividend % divisor;
-    set_pair(cpu, T::from_u64(quotient as u64), T::from_u64(remainder as u64));
+    set_pair(cpu, T::from_u64(quotient as u64), T::from_u64(remainder));
     Ok(())
 }
 
 fn idiv<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let divisor = signed(operand::<T>(cpu, insn)?);
+    let divisor = operand::<T>(cpu, insn)?.sign_extend() as i64;
     let unused = 128 - 2 * T::BITS;
     let dividend = (pair::<T>(cpu) << unused) as i128 >> unused;
-    let quotient = dividend.checked_div(divisor).ok_or(Exception::DE)?;
+    // Of 64-bit values only a divisor of zero and -2^63 / -1 have no quotient: #DE in every width.
+    let (quotient, remainder) = match i64::try_from(dividend) {
+        Ok(dividend) => {
+            let quotient = dividend.checked_div(divisor).ok_or(Exception::DE)?;
+            (i128::from(quotient), dividend.wrapping_rem(divisor))
+        }
+        Err(_) => {
+            let divisor = i128::from(divisor);
+            let quotient = dividend.checked_div(divisor).ok_or(Exception::DE)?;
+            (quotient, dividend.wrapping_rem(divisor) as i64)
+        }
+    };
     if product_overflows::<T>(quotient) {
         return Err(Exception::DE);
     }
-    let remainder = dividend.wrapping_rem(divisor);
     set_pair(cpu, T::from_u64(quotient as u64), T::from_u64(remainder as u64));
     Ok(())
 }

@@ -60,7 +60,7 @@ pub fn decode(mode: Mode, bytes: &[u8]) -> Instruction {
 }
 
 /// The sixteen registers of a width, in the encoding's order, then AH to BH for bytes.
-pub fn registers(bytes: u32) -> Vec<Register> {
+fn registers(bytes: u32) -> Vec<Register> {
     let all = Register::values();
     let of_width = |register: &Register| register.is_gpr() && register.size() == bytes as usize;
     all.filter(of_width).collect()
@@ -363,7 +363,7 @@ const SOURCE: [OpKind; 3] = [OpKind::MemorySegSI, OpKind::MemorySegESI, OpKind::
 const DESTINATION: [OpKind; 3] = [OpKind::MemoryESDI, OpKind::MemoryESEDI, OpKind::MemoryESRDI];
 
 /// True if a segment prefix would mean something.
-pub fn has_memory(instruction: &Instruction) -> bool {
+fn has_memory(instruction: &Instruction) -> bool {
     (0..instruction.op_count()).any(|operand| {
         let kind = instruction.op_kind(operand);
         kind == OpKind::Memory || SOURCE.contains(&kind)

@@ -160,7 +160,7 @@ fn a_broken_flag_rule_is_caught() {
     const AF: u64 = 1 << 4;
     assert_caught(Mnemonic::Add, |guest, input| {
         let mut output = guest.run(input);
-        // AF forgets the carry out of bit 3 where bit 4 of the operands differs.
+        // ADD forgets AF.
         output.registers.rflags &= !AF;
         output
     });
