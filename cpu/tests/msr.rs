@@ -51,6 +51,28 @@ fn ignored_bits_keep_their_value() {
 }
 
 #[test]
+fn no_erratum_is_left_to_be_guessed_by_family_and_model() {
+    for model in ["max", "qemu64", "x86-64-v2"] {
+        let mut bench = with(&format!("{model},vendor=AuthenticAMD"));
+        assert_eq!(bench.cpu.read_msr(0xc001_0140), Ok(5), "{model}");
+        assert_eq!(bench.cpu.read_msr(0xc001_0141), Ok(0), "{model}");
+    }
+}
+
+#[test]
+fn machine_check_switches_go_together_but_for_those_that_systems_turn_off() {
+    const BANK_4_CTL: u32 = 0x410;
+    let mut bench = with("max");
+    for value in [0, u64::MAX, !(1 << 10), !1] {
+        assert_eq!(bench.cpu.write_msr(BANK_4_CTL, value), Ok(()), "{value:#x}");
+        assert_eq!(bench.cpu.read_msr(BANK_4_CTL), Ok(value));
+    }
+    for value in [1, !2, 0x8000_0000_0000_0000] {
+        assert_eq!(bench.cpu.write_msr(BANK_4_CTL, value), Err(GP), "{value:#x}");
+    }
+}
+
+#[test]
 fn read_only_registers_fault_when_written() {
     for spec in ["max,vendor=GenuineIntel", "max,vendor=AuthenticAMD"] {
         let mut bench = with(spec);
@@ -71,6 +93,8 @@ fn registers_go_with_their_feature() {
         ("max,-syscall", 0xc000_0081),
         ("max,-tsc-deadline", 0x6e0),
         ("max,-pks", 0x6e1),
+        ("max,-osvw,vendor=AuthenticAMD", 0xc001_0140),
+        ("max,vendor=GenuineIntel", 0xc001_0141),
         ("max,vendor=GenuineIntel", 0xc001_0015),
         ("max,vendor=AuthenticAMD", 0xce),
     ] {

@@ -48,6 +48,7 @@ decoder::cpuid_features! {
     KvmClockStable   "kvmclock-stable-bit" 0x4000_0001 0 Eax 24
     Cr8Legacy        "cr8legacy"          0x8000_0001 0 Ecx 4
     Prefetchw        "3dnowprefetch"      0x8000_0001 0 Ecx 8
+    Osvw             "osvw"               0x8000_0001 0 Ecx 9
     Nx               "nx"                 0x8000_0001 0 Edx 20
     MmxExt           "mmxext"             0x8000_0001 0 Edx 22
     FxsrOpt          "fxsr_opt"           0x8000_0001 0 Edx 25

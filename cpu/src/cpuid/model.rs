@@ -86,6 +86,7 @@ const PC: SystemFeatures = SystemFeatures::of(&[
     S::Nx,
     S::Hypervisor,
     S::Arat,
+    S::Osvw,
 ])
 .union(KVM);
 /// A PC of today.
@@ -135,7 +136,8 @@ const ON_REQUEST_SYSTEM: SystemFeatures = SystemFeatures::of(&[S::La57]);
 
 /// Features that only AMD's processors have.
 const AMD_ONLY: FeatureSet = of(&[I::Sse4a, I::Clzero, I::Rdpru, I::Monitorx]);
-const AMD_ONLY_SYSTEM: SystemFeatures = SystemFeatures::of(&[S::Cr8Legacy, S::MmxExt, S::FxsrOpt]);
+const AMD_ONLY_SYSTEM: SystemFeatures =
+    SystemFeatures::of(&[S::Cr8Legacy, S::Osvw, S::MmxExt, S::FxsrOpt]);
 
 const fn of(list: &[I]) -> FeatureSet {
     let mut set = FeatureSet::EMPTY;

@@ -145,6 +145,7 @@ const fn special(
 
 const LONG: Gate = Gate::Instructions(I::Lm);
 const AMD: Gate = Gate::Vendor(Vendor::Amd);
+const OSVW: Gate = Gate::System(S::Osvw);
 const INTEL: Gate = Gate::Vendor(Vendor::Intel);
 const HIGH_HALF: u64 = 0xffff_ffff_0000_0000;
 
@@ -290,6 +291,9 @@ pub static MSRS: &[Row] = &[
     special(0xc001_0055, "INT_PENDING", s::zero, s::ignore).with(AMD),
     special(0xc001_0058, "MMIO_CONFIGURATION_BASE", s::zero, s::ignore).with(AMD),
     special(0xc001_0112, "SMM_ADDR", s::zero, s::ignore).many(2).with(AMD),
+    special(0xc001_0140, "OSVW_ID_LENGTH", s::osvw_id_length, s::ignore).with(OSVW),
+    // A clear bit is an erratum that the processor does not have.
+    special(0xc001_0141, "OSVW_STATUS", s::zero, s::ignore).with(OSVW),
     special(0xc001_1022, "DC_CFG", s::zero, s::ignore).with(AMD),
     special(0xc001_1023, "BU_CFG", s::zero, s::ignore).with(AMD),
     stored(0xc001_1029, "DE_CFG", |st, _| Some(&mut st.msrs.de_cfg))
