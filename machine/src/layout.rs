@@ -98,6 +98,8 @@ pub const GPE0_OFFSET: u16 = 0x20;
 pub const GPE0_BYTES: u8 = 16;
 /// Ports of the whole block.
 pub const PM_BYTES: u16 = 128;
+/// Bytes of it that a PIIX4 has (82371AB data sheet, "PMBA"), which end behind the GPE0 block.
+pub const PIIX4_PM_BYTES: u8 = 64;
 
 /// First serial port.
 pub const COM1_PORT: u16 = 0x3f8;

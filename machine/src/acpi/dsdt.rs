@@ -273,11 +273,16 @@ fn firmware_config(config: &AcpiConfig) -> Option<Code> {
 
 /// What the board itself takes, so that nothing is put there; and the HPET.
 fn board(config: &AcpiConfig) -> Code {
-    let (pm, pm_ports) = (layout::PM_BASE, layout::PM_BYTES as u8);
+    // As much as Linux takes for the bridge already, or it complains of a range that overlaps.
+    let pm_ports = match config.form {
+        Form::Q35 => layout::PM_BYTES as u8,
+        Form::Pc => layout::PIIX4_PM_BYTES,
+    };
+    // The I/O APIC is not here: Linux takes its registers by the MADT before it reads this, and then
+    // complains of a page that it cannot have as a whole.
     let mut taken = vec![
-        io(pm, pm_ports),
+        io(layout::PM_BASE, pm_ports),
         io(SMI_CMD_PORT, 2),
-        memory32(layout::IOAPIC_BASE, memory::PAGE_SIZE),
         memory32(layout::LAPIC_BASE, layout::LAPIC_BYTES),
     ];
     if config.form == Form::Q35 {

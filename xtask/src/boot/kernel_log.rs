@@ -8,11 +8,13 @@ const ALARMING: &[&str] = &[
     "ACPI BIOS Error",
     "ACPI Error",
     "ACPI Warning",
+    "AMD E400 aware idle",
     "BUG:",
     "Call Trace",
     "Firmware Bug",
     "Oops",
     "WARNING:",
+    "could not be reserved",
     "general protection fault",
     "hung task",
     "rcu_sched self-detected stall",
@@ -22,10 +24,13 @@ const ALARMING: &[&str] = &[
 ];
 
 /// Complaints that the same kernel makes on QEMU's and on real machines, and why.
-const ACCEPTED: &[(&str, &str)] = &[(
-    "APIC calibration not consistent with PM-Timer",
-    "the host held the guest up while it calibrated; under QEMU it says the same",
-)];
+const ACCEPTED: &[(&str, &str)] = &[
+    (
+        "APIC calibration not consistent with PM-Timer",
+        "the host held the guest up while it calibrated; under QEMU it says the same",
+    ),
+    ("hrtimer: interrupt took", "the host held the guest up while it ran timers"),
+];
 
 /// Returns the complaints in the output of `dmesg -r`.
 pub fn complaints(log: &str) -> Vec<&str> {
