@@ -29,16 +29,29 @@ pub(crate) enum Quit {
     Internal,
 }
 
+const SUSPEND: Request = Request::Power(PowerEvent::Suspend);
+const WAKE: Request = Request::Power(PowerEvent::Wake);
+
 #[derive(Default)]
 struct Shared {
     /// The first request that was not taken yet; later ones are dropped, for the machine stops.
     request: Option<Request>,
+    /// What woke the machine before its suspension was acted on.
+    wake: Option<Request>,
     /// vCPU threads leave their CPU and wait.
     is_stopping: bool,
     /// vCPU threads end.
     is_over: bool,
     /// How many vCPU threads wait.
     parked: u32,
+}
+
+impl Shared {
+    fn take(&mut self) -> Option<Request> {
+        let request = self.request.take();
+        self.request = self.wake.take();
+        request
+    }
 }
 
 /// The switchboard between vCPU threads, chips and the machine's owner.
@@ -64,9 +77,11 @@ impl Control {
     /// Asks the owner to act; every CPU leaves the guest as soon as it can.
     pub(crate) fn request(&self, request: Request) {
         let mut shared = self.lock();
-        // What the user wants goes before what the guest wants.
-        if shared.request.is_none() || matches!(request, Request::Quit(_)) {
-            shared.request = Some(request);
+        match (shared.request, request) {
+            // What the user wants goes before what the guest wants.
+            (None, _) | (_, Request::Quit(_)) => shared.request = Some(request),
+            (Some(SUSPEND), WAKE) => shared.wake = Some(WAKE),
+            _ => {}
         }
         shared.is_stopping = true;
         drop(shared);
@@ -76,17 +91,16 @@ impl Control {
 
     /// Takes the request that waits, if one does.
     pub(crate) fn take_request(&self) -> Option<Request> {
-        self.lock().request.take()
+        self.lock().take()
     }
 
     /// Waits for a request, and then until all `cpus` vCPU threads are parked.
     pub(crate) fn wait_for_request(&self, cpus: u32) -> Request {
         let mut shared = self.lock();
         loop {
-            if let Some(request) = shared.request
-                && shared.parked == cpus
+            if shared.parked == cpus
+                && let Some(request) = shared.take()
             {
-                shared.request = None;
                 return request;
             }
             shared = self.wait(shared);
@@ -169,5 +183,17 @@ mod tests {
         control.request(Request::Power(PowerEvent::PowerOff));
         assert_eq!(control.take_request(), Some(Request::Quit(Quit::Signal(15))));
         assert_eq!(control.take_request(), None);
+    }
+
+    #[test]
+    fn an_alarm_that_comes_while_the_machine_falls_asleep_still_wakes_it() {
+        let taken = |requests: &[Request]| -> Vec<Request> {
+            let control = Control::new(Mailboxes::new(1));
+            requests.iter().for_each(|&request| control.request(request));
+            std::iter::from_fn(|| control.take_request()).collect()
+        };
+        assert_eq!(taken(&[SUSPEND, WAKE, WAKE]), [SUSPEND, WAKE]);
+        assert_eq!(taken(&[SUSPEND]), [SUSPEND]);
+        assert_eq!(taken(&[Request::TripleFault, WAKE]), [Request::TripleFault]);
     }
 }
