@@ -9,6 +9,11 @@
 //! Neighbours: nothing of ours below; `cpu` reaches RAM through [`Ram`]'s scalar accessors and
 //! everything else through [`PhysicalSpace`]; `machine` maps its chips and does DMA.
 //!
+//! Left out on purpose: vm-memory's traits. Their `VolatileSlice` promises plain host pointers, past
+//! which page flags would have to be kept by hand; [`PhysicalSpace::dma_read`] and
+//! [`PhysicalSpace::dma_write`] are what our devices use, and [`Ram::host_address`] with
+//! [`Ram::fd`] is enough for an engine or a process that maps the memory itself.
+//!
 //! Invariant: no offset a guest can produce reads or writes outside the mapping.
 
 mod address;
@@ -22,5 +27,5 @@ pub use address::{GuestLinear, GuestPhysical, PAGE_SHIFT, PAGE_SIZE};
 pub use device::{Device, IoError, Width};
 pub use page_flags::PageFlags;
 pub use ports::PortSpace;
-pub use ram::{Ram, RamError, Scalar};
+pub use ram::{HostPtr, Ram, RamError, Scalar};
 pub use space::{DmaError, MapError, PageKind, PhysicalSpace, RamRange, RegionKind};

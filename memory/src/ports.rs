@@ -26,9 +26,11 @@ impl PortSpace {
 
     /// Maps `count` ports from `first` to `device`, whose offset 0 is `first`.
     pub fn map(&self, first: u16, count: u32, device: Arc<dyn Device>) -> Result<(), MapError> {
-        let (first, last) = (u32::from(first), u32::from(first) + count.max(1) - 1);
+        let error = MapError::OutOfRange { base: u64::from(first), size: u64::from(count) };
+        let first = u32::from(first);
+        let last = count.checked_sub(1).and_then(|c| first.checked_add(c)).ok_or(error)?;
         if last > 0xffff {
-            return Err(MapError::OutOfRange { base: u64::from(first), size: u64::from(count) });
+            return Err(error);
         }
         let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
         if let Some((&base, _)) =
@@ -62,9 +64,10 @@ impl PortSpace {
             .then(|| (Arc::clone(&range.device), u64::from(port - base), range.last - port + 1))
     }
 
-    /// Reads a port. An access that runs past the device's last port is split.
+    /// Reads a port. An access that runs past the device's last port is split, and one past port
+    /// 0FFFFH goes on at port 0. No port access is wider than a doubleword.
     pub fn read(&self, port: u16, width: Width) -> u32 {
-        let port = u32::from(port);
+        let (port, width) = (u32::from(port), width.min(Width::Dword));
         match self.find(port) {
             Some((device, offset, left)) if u64::from(left) >= width.bytes() => {
                 read_split(&*device, offset, width) as u32
@@ -80,9 +83,9 @@ impl PortSpace {
         }
     }
 
-    /// Writes a port. An access that runs past the device's last port is split.
+    /// Writes a port, split as [`PortSpace::read`] is.
     pub fn write(&self, port: u16, width: Width, value: u32) {
-        let port = u32::from(port);
+        let (port, width) = (u32::from(port), width.min(Width::Dword));
         match self.find(port) {
             Some((device, offset, left)) if u64::from(left) >= width.bytes() => {
                 write_split(&*device, offset, width, u64::from(value));

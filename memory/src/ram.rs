@@ -10,8 +10,8 @@ use std::ptr::NonNull;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use crate::PAGE_SHIFT;
 use crate::page_flags::PageFlags;
+use crate::{PAGE_SHIFT, PAGE_SIZE};
 
 /// Why guest memory could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +115,11 @@ scalar!(u16, reg, ":x", "ax");
 scalar!(u32, reg, ":e", "eax");
 scalar!(u64, reg, ":r", "rax");
 
+/// An address in this process, of a byte of guest memory. A number: to follow it is unsafe and the
+/// business of whoever does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPtr(pub u64);
+
 /// The bytes of the machine: RAM from offset 0, ROMs behind it. Offsets are not guest-physical
 /// addresses; [`crate::PhysicalSpace`] maps those to offsets.
 ///
@@ -137,7 +142,7 @@ impl Ram {
     /// Maps `size` bytes of zeroes.
     pub fn new(size: u64) -> Result<Self, RamError> {
         let length = usize::try_from(size).map_err(|_| RamError::Size { size })?;
-        if size == 0 || size & (crate::PAGE_SIZE - 1) != 0 {
+        if size == 0 || size & (PAGE_SIZE - 1) != 0 {
             return Err(RamError::Size { size });
         }
         let error = |source| RamError::Map { size, source };
@@ -177,6 +182,13 @@ impl Ram {
         self.fd.as_fd()
     }
 
+    /// Where the byte at `offset` is in this process, for engines that hand memory to the host
+    /// (KVM's memory slots) or compute addresses themselves. Good for as long as the value lives,
+    /// and for the bytes up to [`Ram::size`]; whoever writes through it keeps the page flags.
+    pub fn host_address(&self, offset: u64) -> Option<HostPtr> {
+        self.contains(offset, 1).then(|| HostPtr(self.base.as_ptr() as u64 + offset))
+    }
+
     #[inline(always)]
     fn contains(&self, offset: u64, bytes: u64) -> bool {
         offset <= self.size && bytes <= self.size - offset
@@ -188,7 +200,9 @@ impl Ram {
         if !self.contains(offset, T::BYTES) {
             return T::from_u64(u64::MAX);
         }
-        // SAFETY: the range was checked against the mapping just above.
+        // SAFETY: 1. `contains` has put the whole operand inside the mapping, so `add` stays in one
+        // allocation and its argument fits isize (mmap gave that many bytes); 2. the mapping is
+        // readable and lives as long as `self`.
         unsafe { T::raw_load(self.base.as_ptr().add(offset as usize)) }
     }
 
@@ -199,7 +213,7 @@ impl Ram {
         if !self.contains(offset, T::BYTES) {
             return false;
         }
-        // SAFETY: the range was checked against the mapping just above.
+        // SAFETY: as in `load`; the mapping is writable too.
         unsafe { T::raw_store(self.base.as_ptr().add(offset as usize), value) };
         self.note(offset)
     }
@@ -218,7 +232,7 @@ impl Ram {
         if !self.contains(offset, T::BYTES) {
             return Err(T::from_u64(u64::MAX));
         }
-        // SAFETY: the range was checked against the mapping just above.
+        // SAFETY: as in `load`; the mapping is writable too.
         let result =
             unsafe { T::raw_compare_exchange(self.base.as_ptr().add(offset as usize), old, new) };
         self.note(offset);
@@ -231,7 +245,8 @@ impl Ram {
             return Err(u128::MAX);
         }
         let (low, high): (u64, u64);
-        // SAFETY: 1. the range was checked just above and is aligned; 2. rbx, which LLVM reserves,
+        // SAFETY: 1. the operand is inside the mapping (`contains`), writable, and aligned as the
+        // instruction demands, because the mapping starts on a page; 2. rbx, which LLVM reserves,
         // is exchanged around the instruction and so preserved; 3. the address is in rdi, because
         // `in(reg)` may pick rbx, which holds `new` when the address is used.
         unsafe {
@@ -253,8 +268,10 @@ impl Ram {
             out.fill(0xff);
             return;
         }
-        // SAFETY: 1. the source range was checked just above; 2. the destination is a slice of the
-        // same length; 3. `rep movsb` reads racing bytes as the hardware does.
+        // SAFETY: 1. `contains` has put the source range inside the mapping, which is readable;
+        // 2. the destination is a slice of the same length, exclusively ours, so they do not
+        // overlap; 3. the direction flag is clear on entry to every asm block; 4. `rep movsb` reads
+        // racing bytes as the hardware does, with no Rust reference to them.
         unsafe {
             let source = self.base.as_ptr().add(offset as usize);
             std::arch::asm!("rep movsb", inout("rsi") source => _,
@@ -269,7 +286,8 @@ impl Ram {
         if !self.contains(offset, bytes) || data.is_empty() {
             return false;
         }
-        // SAFETY: as read_bytes, the other way round.
+        // SAFETY: as `read_bytes`, the other way round: 1. the target range is inside the mapping,
+        // which is writable; 2. the source is a slice of the same length.
         unsafe {
             let target = self.base.as_ptr().add(offset as usize);
             std::arch::asm!("rep movsb", inout("rsi") data.as_ptr() => _,
@@ -285,7 +303,8 @@ impl Ram {
         if bytes == 0 || !self.contains(to, bytes) || !self.contains(from, bytes) {
             return false;
         }
-        // SAFETY: both ranges were checked just above; overlap has the instruction's own meaning.
+        // SAFETY: 1. both ranges are inside the mapping (`contains`), which is readable and writable;
+        // 2. overlap has the instruction's own meaning; 3. the direction flag is clear on entry.
         unsafe {
             let base = self.base.as_ptr();
             std::arch::asm!("rep movsb", inout("rsi") base.add(from as usize) => _,
@@ -302,7 +321,8 @@ impl Ram {
             return false;
         }
         for index in 0..count {
-            // SAFETY: the whole range was checked just above.
+            // SAFETY: 1. the whole range is inside the mapping (`contains`); 2. `index` is below
+            // `count`, so the operand is inside the range and the sum does not overflow.
             unsafe {
                 T::raw_store(self.base.as_ptr().add((offset + index * T::BYTES) as usize), value);
             }
@@ -318,12 +338,27 @@ impl Ram {
 
 impl Drop for Ram {
     fn drop(&mut self) {
-        // SAFETY: the mapping was made by `new` with this size, and no access outlives `self`.
+        // SAFETY: 1. the mapping was made by `new` with this base and size and is ours alone;
+        // 2. every access borrows `self`, so none is under way.
         if let Err(error) = unsafe { munmap(self.base.as_ptr().cast(), self.size as usize) } {
             log::warn!("cannot unmap guest memory: {error}");
         }
     }
 }
+
+/// `count` zeroes, of memory that the host gives when it is touched.
+pub(crate) fn zeroed_slice<T: ZeroIsValid>(count: usize) -> Box<[T]> {
+    // SAFETY: all bytes zero are a value of `T` (promise of `ZeroIsValid`).
+    unsafe { Box::new_zeroed_slice(count).assume_init() }
+}
+
+/// # Safety
+/// All bytes zero are a value of the type.
+pub(crate) unsafe trait ZeroIsValid {}
+// SAFETY: an atomic integer has the integer's representation, and zero is one.
+unsafe impl ZeroIsValid for std::sync::atomic::AtomicU8 {}
+// SAFETY: as for AtomicU8.
+unsafe impl ZeroIsValid for std::sync::atomic::AtomicU32 {}
 
 /// Makes every running thread of this process pass a full memory barrier.
 pub(crate) fn full_barrier_on_all_threads() {
@@ -333,7 +368,8 @@ pub(crate) fn full_barrier_on_all_threads() {
     const MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED: i32 = 1 << 4;
     static REGISTER: Once = Once::new();
     let membarrier = |command: i32| -> i64 {
-        // SAFETY: membarrier takes integers only and touches no memory of ours.
+        // SAFETY: 1. the arguments are integers, as membarrier(2) wants them; 2. it reads and writes
+        // no memory of ours.
         unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }
     };
     REGISTER.call_once(|| {

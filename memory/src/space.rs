@@ -77,6 +77,16 @@ struct Region {
     kind: RegionKind,
 }
 
+/// What is at an address.
+struct Found {
+    /// The region's kind; `None` in a hole.
+    kind: Option<RegionKind>,
+    /// The distance from the region's first byte.
+    offset: u64,
+    /// Bytes from the address to the end of the region or the hole, at least 1.
+    left: u64,
+}
+
 /// The guest-physical address space: a map of ranges over [`Ram`] and devices.
 pub struct PhysicalSpace {
     ram: Arc<Ram>,
@@ -159,23 +169,21 @@ impl PhysicalSpace {
         removed
     }
 
-    /// Finds the region at `address`: its kind, the offset there, and the bytes left in it.
-    fn find(&self, address: u64) -> Option<(RegionKind, u64, u64)> {
+    /// Finds what is at `address`.
+    fn find(&self, address: u64) -> Found {
         let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
-        let (&base, region) = regions.range(..=address).next_back()?;
-        (address <= region.last).then(|| {
-            (region.kind.clone(), address - base, (region.last - address).saturating_add(1))
-        })
-    }
-
-    /// Removes every region, when the machine is taken apart.
-    pub fn unmap_all(&self) {
-        let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
-        // Devices are let go of without the lock: they may be the last to hold others.
-        let removed = std::mem::take(&mut *regions);
-        drop(regions);
-        drop(removed);
-        self.generation.fetch_add(1, Ordering::AcqRel);
+        match regions.range(..=address).next_back() {
+            Some((&base, region)) if address <= region.last => Found {
+                kind: Some(region.kind.clone()),
+                offset: address - base,
+                // No region is larger than 2^64 - 1, so neither is what is left of one.
+                left: region.last - address + 1,
+            },
+            _ => {
+                let next = regions.range(address..).next();
+                Found { kind: None, offset: 0, left: next.map_or(u64::MAX, |(&n, _)| n - address) }
+            }
+        }
     }
 
     /// The ranges that are RAM, for engines that look up pages without the map's lock. Empty while
@@ -198,54 +206,51 @@ impl PhysicalSpace {
 
     /// What the page that holds `address` is.
     pub fn page(&self, address: GuestPhysical) -> PageKind {
-        match self.find(self.gate(address.page().0)) {
-            Some((RegionKind::Ram(start), offset, left)) if left >= PAGE_SIZE => {
-                PageKind::Ram(start + offset)
+        let found = self.find(self.gate(address.page().0));
+        match found.kind {
+            Some(RegionKind::Ram(start)) if found.left >= PAGE_SIZE => {
+                PageKind::Ram(start + found.offset)
             }
-            Some((RegionKind::Rom(start), offset, left)) if left >= PAGE_SIZE => {
-                PageKind::Rom(start + offset)
+            Some(RegionKind::Rom(start)) if found.left >= PAGE_SIZE => {
+                PageKind::Rom(start + found.offset)
             }
             _ => PageKind::Io,
         }
     }
 
-    /// Reads a scalar of `width` from whatever is at `address`. Must not cross a page.
+    /// Reads a scalar of `width` from whatever is at `address`; all ones where nothing is. An access
+    /// that is not inside one region and one page is split into halves, the low one first.
     pub fn read(&self, address: GuestPhysical, width: Width) -> u64 {
         let at = self.gate(address.0);
-        match self.find(at) {
-            Some((kind, offset, left)) if left >= width.bytes() => match kind {
-                RegionKind::Ram(start) | RegionKind::Rom(start) => {
-                    self.load_width(start + offset, width)
-                }
-                RegionKind::Device(device) => read_split(&*device, offset, width),
-            },
-            found => match width.half() {
-                Some(half) if found.is_some() => {
-                    let low = self.read(GuestPhysical(at), half);
-                    let high = self.read(GuestPhysical(at).wrapping_add(half.bytes()), half);
-                    low | high << (8 * half.bytes())
-                }
-                _ => width.mask(),
-            },
+        let Found { kind, offset, left } = self.find(at);
+        if let Some(half) = width.half().filter(|_| !is_whole(at, left, width)) {
+            let low = self.read(GuestPhysical(at), half);
+            let high = self.read(GuestPhysical(at).wrapping_add(half.bytes()), half);
+            return low | high << (8 * half.bytes());
+        }
+        match kind {
+            Some(RegionKind::Ram(start) | RegionKind::Rom(start)) => {
+                self.load_width(start + offset, width)
+            }
+            Some(RegionKind::Device(device)) => read_split(&*device, offset, width),
+            None => width.mask(),
         }
     }
 
-    /// Writes a scalar of `width` to whatever is at `address`. Must not cross a page.
+    /// Writes a scalar of `width` to whatever is at `address`, split as [`PhysicalSpace::read`] is.
+    /// Writes to ROM and to nothing are dropped.
     pub fn write(&self, address: GuestPhysical, width: Width, value: u64) {
         let at = self.gate(address.0);
-        match self.find(at) {
-            Some((kind, offset, left)) if left >= width.bytes() => match kind {
-                RegionKind::Ram(start) => self.store_width(start + offset, width, value),
-                RegionKind::Rom(_) => {}
-                RegionKind::Device(device) => write_split(&*device, offset, width, value),
-            },
-            found => {
-                if let (Some(half), true) = (width.half(), found.is_some()) {
-                    self.write(GuestPhysical(at), half, value);
-                    let high = GuestPhysical(at).wrapping_add(half.bytes());
-                    self.write(high, half, value >> (8 * half.bytes()));
-                }
-            }
+        let Found { kind, offset, left } = self.find(at);
+        if let Some(half) = width.half().filter(|_| !is_whole(at, left, width)) {
+            self.write(GuestPhysical(at), half, value);
+            let high = GuestPhysical(at).wrapping_add(half.bytes());
+            return self.write(high, half, value >> (8 * half.bytes()));
+        }
+        match kind {
+            Some(RegionKind::Ram(start)) => self.store_width(start + offset, width, value),
+            Some(RegionKind::Device(device)) => write_split(&*device, offset, width, value),
+            Some(RegionKind::Rom(_)) | None => {}
         }
     }
 
@@ -267,40 +272,47 @@ impl PhysicalSpace {
         };
     }
 
-    /// Copies RAM or ROM out for a device or a loader.
+    /// Copies RAM or ROM out for a device or a loader. DMA does not pass the A20 gate, which sits
+    /// between the CPU and the bus. On an error `out` holds what came before the address at fault.
     pub fn dma_read(&self, address: GuestPhysical, out: &mut [u8]) -> Result<(), DmaError> {
         let error = DmaError { address: address.0, bytes: out.len() as u64 };
-        let (mut at, mut rest) = (address.0, out);
+        let (mut at, mut rest) = (Some(address.0), out);
         while !rest.is_empty() {
-            let (start, left) = match self.find(at) {
-                Some((RegionKind::Ram(start) | RegionKind::Rom(start), offset, left)) => {
-                    (start + offset, left)
-                }
-                _ => return Err(error),
+            let now = at.ok_or(error)?;
+            let found = self.find(now);
+            let Some(RegionKind::Ram(start) | RegionKind::Rom(start)) = found.kind else {
+                return Err(error);
             };
-            let count = left.min(rest.len() as u64) as usize;
-            let (now, later) = rest.split_at_mut(count);
-            self.ram.read_bytes(start, now);
+            let count = found.left.min(rest.len() as u64) as usize;
+            let (bytes, later) = rest.split_at_mut(count);
+            self.ram.read_bytes(start + found.offset, bytes);
             rest = later;
-            at = at.wrapping_add(count as u64);
+            at = now.checked_add(count as u64);
         }
         Ok(())
     }
 
-    /// Copies data into RAM for a device or a loader; dirty and code flags are kept.
+    /// Copies data into RAM for a device or a loader; dirty and code flags are kept. On an error
+    /// what came before the address at fault has been written, as a bus master would have.
     pub fn dma_write(&self, address: GuestPhysical, data: &[u8]) -> Result<(), DmaError> {
         let error = DmaError { address: address.0, bytes: data.len() as u64 };
-        let (mut at, mut rest) = (address.0, data);
+        let (mut at, mut rest) = (Some(address.0), data);
         while !rest.is_empty() {
-            let Some((RegionKind::Ram(start), offset, left)) = self.find(at) else {
-                return Err(error);
-            };
-            let count = left.min(rest.len() as u64) as usize;
-            let (now, later) = rest.split_at(count);
-            self.ram.write_bytes(start + offset, now);
+            let now = at.ok_or(error)?;
+            let found = self.find(now);
+            let Some(RegionKind::Ram(start)) = found.kind else { return Err(error) };
+            let count = found.left.min(rest.len() as u64) as usize;
+            let (bytes, later) = rest.split_at(count);
+            self.ram.write_bytes(start + found.offset, bytes);
             rest = later;
-            at = at.wrapping_add(count as u64);
+            at = now.checked_add(count as u64);
         }
         Ok(())
     }
+}
+
+/// True if `width` at `at` is inside the region that has `left` bytes left, and inside one page.
+fn is_whole(at: u64, left: u64, width: Width) -> bool {
+    let page_left = PAGE_SIZE - (at & (PAGE_SIZE - 1));
+    left.min(page_left) >= width.bytes()
 }
