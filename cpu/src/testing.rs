@@ -115,15 +115,19 @@ pub struct FakeLapic {
     pub silent: AtomicU8,
     /// PV EOI is armed.
     pub is_pv_eoi_armed: AtomicBool,
+    /// Writes to its page: offset, width, value. A read gives the offset's complement.
+    pub writes: Mutex<Vec<(u64, Width, u64)>>,
     /// ICR values sent.
     pub icrs: Mutex<Vec<u64>>,
 }
 
 impl Lapic for FakeLapic {
-    fn mmio_read(&self, _: u64, _: Width) -> u64 {
-        0
+    fn mmio_read(&self, offset: u64, width: Width) -> u64 {
+        !offset & width.mask()
     }
-    fn mmio_write(&self, _: u64, _: Width, _: u64) {}
+    fn mmio_write(&self, offset: u64, width: Width, value: u64) {
+        self.writes.lock().unwrap_or_else(PoisonError::into_inner).push((offset, width, value));
+    }
     fn msr_read(&self, _: u32) -> Option<u64> {
         None
     }
@@ -344,6 +348,24 @@ impl Bench {
         let page = linear >> 12;
         self.poke(PT + 8 * page, &(page << 12 | bits).to_le_bytes());
         self.cpu.flush_translations();
+    }
+
+    /// Makes the CPU take notice of control registers and page tables that the test wrote.
+    pub fn control_changed(&mut self) {
+        self.cpu.flush_translations();
+        self.cpu.mode_changed();
+    }
+
+    /// A second CPU on the same memory and ports, in the state of the first. Its local APIC is the
+    /// first one's too; its mailbox is its own.
+    pub fn second_cpu(&self) -> Cpu {
+        let mut env = self.cpu.env.clone();
+        env.index = 1;
+        env.events = Arc::default();
+        let mut cpu = Cpu::new(env);
+        cpu.state = self.cpu.state.clone();
+        cpu.all_changed();
+        cpu
     }
 
     /// Writes physical memory.

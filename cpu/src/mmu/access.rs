@@ -2,7 +2,11 @@
 //!
 //! Each access checks segmentation, then translates, then touches bytes; one that spans two pages
 //! translates both before it touches either, so a fault leaves memory as it was. Accesses that miss
-//! the translation cache end in `read_slow` and its like here, never in a copy of them.
+//! the translation cache end in `read_slow`, `write_slow` and `modify_slow`, never in a copy of
+//! them.
+//!
+//! Known departure: a locked access over two pages is atomic to others of its kind and not to a
+//! locked access that lies in one of the two pages.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -367,10 +371,16 @@ impl Cpu {
         let width = Width::from_bytes(T::BYTES as usize).unwrap_or(Width::Byte);
         match place {
             Place::Ram(at) => self.break_block |= self.ram.store(at, value),
-            Place::Space(at) => self.env.space.write(at, width, value.to_u64()),
+            // A device may interrupt, change the memory map or do DMA over the code that follows:
+            // the block ends, and the boundary looks.
+            Place::Space(at) => {
+                self.env.space.write(at, width, value.to_u64());
+                self.break_block = true;
+            }
             Place::Lapic(offset) => {
                 self.sync_pv_eoi();
                 self.env.lapic.mmio_write(offset, width, value.to_u64());
+                self.break_block = true;
             }
         }
     }

@@ -124,9 +124,7 @@ impl Cpu {
         if self.state.cr0 & cr0::PG == 0 {
             return Some(GuestPhysical(linear & 0xffff_ffff));
         }
-        let saved = self.state.cr0;
         let found = self.walk(linear, Access::Read, View::SupervisorAc, false);
-        self.state.cr0 = saved;
         found.ok().map(|translation| translation.physical)
     }
 
@@ -263,54 +261,42 @@ impl Cpu {
         access: Access,
         view: View,
     ) -> Result<(), Failure> {
-        let denied = Err(Failure::Fault(code::P));
         let is_user_page = rights.rw_us & US != 0;
         let is_user = view == View::User;
-        if is_user && !is_user_page {
-            return denied;
-        }
-        match access {
-            Access::Execute => {
-                if rights.xd != 0 || !is_user && is_user_page && self.state.cr4 & cr4::SMEP != 0 {
-                    return denied;
+        let is_denied = is_user && !is_user_page
+            || match access {
+                Access::Execute => {
+                    let is_smep = self.state.cr4 & cr4::SMEP != 0;
+                    rights.xd != 0 || !is_user && is_user_page && is_smep
                 }
-                return Ok(());
-            }
-            Access::Read | Access::Write => {
-                let is_smap = self.state.cr4 & cr4::SMAP != 0 && view == View::Supervisor;
-                if is_smap && is_user_page {
-                    return denied;
+                Access::Read | Access::Write => {
+                    let is_smap = self.state.cr4 & cr4::SMAP != 0 && view == View::Supervisor;
+                    let needs_rw =
+                        access == Access::Write && (is_user || self.state.cr0 & cr0::WP != 0);
+                    is_smap && is_user_page || needs_rw && rights.rw_us & RW == 0
                 }
-            }
+            };
+        // The error code tells of the key whether or not it alone denies the access.
+        if access != Access::Execute && self.key_denies(is_user_page, entry, access, is_user) {
+            return Err(Failure::Fault(code::P | code::PROTECTION_KEY));
         }
-        let needs_rw = is_user || self.state.cr0 & cr0::WP != 0;
-        if access == Access::Write && needs_rw && rights.rw_us & RW == 0 {
-            return denied;
-        }
-        self.check_protection_key(is_user_page, entry, access, is_user)
+        if is_denied { Err(Failure::Fault(code::P)) } else { Ok(()) }
     }
 
     /// SDM Vol. 3A, "Protection Keys".
-    fn check_protection_key(
-        &self,
-        is_user_page: bool,
-        entry: u64,
-        access: Access,
-        is_user: bool,
-    ) -> Result<(), Failure> {
+    fn key_denies(&self, is_user_page: bool, entry: u64, access: Access, is_user: bool) -> bool {
         let (enable, register) = if is_user_page {
             (cr4::PKE, u64::from(self.state.pkru))
         } else {
             (cr4::PKS, self.state.msrs.pkrs)
         };
         if self.state.cr4 & enable == 0 || self.state.msrs.efer & efer::LMA == 0 {
-            return Ok(());
+            return false;
         }
         let key = entry >> 59 & 0xf;
         let bits = register >> (2 * key) & 3;
         let write_counts = is_user || self.state.cr0 & cr0::WP != 0;
-        let is_denied = bits & 1 != 0 || bits & 2 != 0 && access == Access::Write && write_counts;
-        if is_denied { Err(Failure::Fault(code::P | code::PROTECTION_KEY)) } else { Ok(()) }
+        bits & 1 != 0 || bits & 2 != 0 && access == Access::Write && write_counts
     }
 
     /// Where RAM page `physical` is in [`memory::Ram`], without taking the map's lock.
