@@ -4,7 +4,6 @@
 
 use crate::Cpu;
 use crate::mmu::Access;
-use crate::mmu::tlb::has_data_breakpoints;
 
 /// DR6.BS: single step.
 pub const DR6_BS: u64 = 1 << 14;
@@ -24,6 +23,26 @@ const READ_WRITE: u64 = 3;
 /// Bytes a breakpoint covers, by DR7's LEN field.
 const LENGTHS: [u64; 4] = [1, 2, 8, 4];
 
+/// Which kinds of breakpoints DR7 enables; derived when it is written, because every block and every
+/// access asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Breakpoints {
+    /// Some on instructions.
+    pub(crate) has_instruction: bool,
+    /// Some on data.
+    pub(crate) has_data: bool,
+}
+
+impl Breakpoints {
+    /// The kinds that `dr7` enables.
+    pub(crate) fn of(dr7: u64) -> Self {
+        let has = |kinds: &[u64]| {
+            (0..4).any(|n| dr7 >> (2 * n) & 3 != 0 && kinds.contains(&(dr7 >> (16 + 4 * n) & 3)))
+        };
+        Self { has_instruction: has(&[EXECUTE]), has_data: has(&[WRITE, READ_WRITE]) }
+    }
+}
+
 impl Cpu {
     /// The DR6 bits of enabled breakpoints of a kind in `kinds` that overlap the access.
     fn matching(&self, address: u64, bytes: u64, kinds: &[u64]) -> u64 {
@@ -34,7 +53,7 @@ impl Cpu {
             let start = self.state.dr[n as usize] & !(length - 1);
             let is_enabled = dr7 >> (2 * n) & 3 != 0 && kinds.contains(&kind);
             let overlaps =
-                address < start.wrapping_add(length) && start < address.wrapping_add(bytes);
+                address.wrapping_sub(start) < length || start.wrapping_sub(address) < bytes;
             if is_enabled && overlaps { hits | 1 << n } else { hits }
         })
     }
@@ -42,7 +61,7 @@ impl Cpu {
     /// Notes the data breakpoints that an access meets; the trap comes behind the instruction.
     #[inline]
     pub(crate) fn check_data_breakpoints(&mut self, linear: u64, bytes: u64, access: Access) {
-        if !has_data_breakpoints(self.state.dr[7]) {
+        if !self.mmu.breakpoints().has_data {
             return;
         }
         let kinds: &[u64] =
@@ -69,13 +88,5 @@ impl Cpu {
     /// The DR6 bits of instruction breakpoints at `linear`.
     pub(crate) fn instruction_breakpoints(&self, linear: u64) -> u64 {
         self.matching(linear, 1, &[EXECUTE])
-    }
-
-    /// True if DR7 enables any breakpoint on instructions.
-    #[inline]
-    pub(crate) fn has_instruction_breakpoints(&self) -> bool {
-        let dr7 = self.state.dr[7];
-        dr7 & 0xff != 0
-            && (0..4).any(|n| dr7 >> (2 * n) & 3 != 0 && dr7 >> (16 + 4 * n) & 3 == EXECUTE)
     }
 }

@@ -207,8 +207,11 @@ impl Cpu {
     ) -> Box<Block> {
         let end = insns.last().map_or(self.state.rip, |insn| insn.next_ip);
         let length = end.wrapping_sub(self.state.rip) as usize;
+        // How many bytes make an instruction undecodable is not known, so none can be compared: such
+        // a block is not found again.
+        let is_lasting = !insns.iter().any(|insn| insn.iced.is_invalid());
         Box::new(Block {
-            at,
+            at: if is_lasting { at } else { u64::MAX },
             rip: self.state.rip,
             mode_key: self.mode.key,
             generation,
@@ -249,8 +252,7 @@ impl Cpu {
         Ok(insns)
     }
 
-    /// An undecodable instruction at RIP. It is taken to be one byte long: it never completes, and
-    /// the byte is what its block is compared by.
+    /// An undecodable instruction at RIP. It never completes, so its length does not matter.
     fn invalid(&self, handler: Handler) -> Insn {
         let mut iced = Instruction::default();
         iced.set_ip(self.state.rip);

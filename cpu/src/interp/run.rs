@@ -148,7 +148,7 @@ impl Cpu {
         let shadow = std::mem::take(&mut self.state.shadow);
         let is_single = shadow != InterruptShadow::None
             || self.state.rflags & (rflags::TF | rflags::RF) != 0
-            || self.has_instruction_breakpoints();
+            || self.mmu.breakpoints().has_instruction;
         if is_single {
             return self.run_single(shadow);
         }

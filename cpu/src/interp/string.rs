@@ -16,7 +16,7 @@ use crate::interp::dispatch::Table;
 use crate::interp::insn::{Handler, Insn};
 use crate::mmu::Access;
 use crate::state::gpr::{RAX, RCX, RDI, RDX, RSI};
-use crate::state::rflags::{DF, TF, ZF};
+use crate::state::rflags::{DF, RF, TF, ZF};
 use crate::state::seg;
 
 /// Elements of one part of a REP: the instruction is left and entered again behind it.
@@ -230,8 +230,11 @@ fn execute<S: StringOp, T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let mut done = 0;
     while left != 0 {
         if done >= part || cpu.break_block {
-            // Not finished: the same instruction comes again, after whatever waits.
+            // Not finished: the same instruction comes again, after whatever waits. RF keeps an
+            // instruction breakpoint on it from firing anew, also if an event comes between and
+            // pushes the flags (SDM Vol. 3B, "Instruction-Breakpoint Exception Condition").
             cpu.next_rip = cpu.state.rip;
+            cpu.state.rflags |= RF;
             cpu.break_block = true;
             return Ok(());
         }

@@ -1,5 +1,6 @@
 //! The interpreter's translation cache.
 
+use crate::debug::Breakpoints;
 use crate::mmu::{Access, View};
 use crate::state::{State, cr0, rflags};
 
@@ -35,6 +36,8 @@ pub struct Mmu {
     view: View,
     read_table: usize,
     write_table: usize,
+    /// The kinds of breakpoints that DR7 enables.
+    breakpoints: Breakpoints,
     /// Which 2 MiB ranges may have entries made from a large page, hashed.
     large: [u64; (LARGE_FILTER_BITS / 64) as usize],
     /// The generation of the physical space that the entries were made under.
@@ -54,6 +57,7 @@ impl Mmu {
             view: View::Supervisor,
             read_table: 0,
             write_table: 1,
+            breakpoints: Breakpoints::default(),
             large: [0; (LARGE_FILTER_BITS / 64) as usize],
             space_generation: u64::MAX,
             lapic_page: u64::MAX,
@@ -66,7 +70,13 @@ impl Mmu {
         self.view
     }
 
-    /// Selects the tables that fit the registers.
+    /// The kinds of breakpoints that are enabled.
+    #[inline(always)]
+    pub(crate) fn breakpoints(&self) -> Breakpoints {
+        self.breakpoints
+    }
+
+    /// Selects the tables that fit the registers, and notes which breakpoints DR7 enables.
     pub(crate) fn select_view(&mut self, state: &State) {
         self.view = if state.cpl == 3 {
             View::User
@@ -77,7 +87,8 @@ impl Mmu {
         };
         let is_checked =
             state.cpl == 3 && state.cr0 & cr0::AM != 0 && state.rflags & rflags::AC != 0;
-        if is_checked || has_data_breakpoints(state.dr[7]) {
+        self.breakpoints = Breakpoints::of(state.dr[7]);
+        if is_checked || self.breakpoints.has_data {
             (self.read_table, self.write_table) = (SLOW, SLOW);
         } else {
             let base = self.view as usize * 3;
@@ -172,9 +183,4 @@ impl Mmu {
 /// that one bit covers every fragment of the page.
 fn large_bit(linear: u64) -> u64 {
     (linear >> 30) % LARGE_FILTER_BITS
-}
-
-/// True if DR7 enables any breakpoint on data or I/O.
-pub(crate) fn has_data_breakpoints(dr7: u64) -> bool {
-    (0..4).any(|n| dr7 >> (2 * n) & 3 != 0 && dr7 >> (16 + 4 * n) & 1 != 0)
 }

@@ -1,0 +1,6 @@
+//! The run loop: what comes between instructions, how many of them run, and whose bytes they are.
+
+mod bench;
+mod code;
+mod debug;
+mod events;
