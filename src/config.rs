@@ -136,6 +136,8 @@ pub(crate) struct Config {
     pub(crate) devices: Vec<DeviceConfig>,
     /// Back-ends of character devices.
     pub(crate) backends: Vec<BackendConfig>,
+    /// The board has an 8254.
+    pub(crate) has_pit: bool,
     /// A guest reset ends the program.
     pub(crate) no_reboot: bool,
     /// A guest power-off stops the machine and leaves the program running.
@@ -161,6 +163,7 @@ impl Default for Config {
             boot: Boot::BuiltIn,
             devices: Vec::new(),
             backends: Vec::new(),
+            has_pit: true,
             no_reboot: false,
             no_shutdown: false,
             scheduler: Scheduler::Parallel,

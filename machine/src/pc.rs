@@ -9,6 +9,7 @@
 //! Interrupt wires: every interrupt of the board is an OR of its drivers ([`SharedLine`]) into
 //! [`IsaRouting`], so that a PCI interrupt that software routes onto a chip's cannot hide it.
 
+mod bios;
 mod config;
 mod handover;
 
@@ -447,7 +448,12 @@ fn timers_and_power(base: &Base<'_>, parts: &mut Parts) -> (Arc<Rtc>, Arc<AcpiPm
     let Base { around, lines, .. } = base;
     let irq0_and_8 = (lines.driver(layout::IRQ_PIT), lines.driver(layout::IRQ_RTC));
     let legacy = LegacyReplacement::new(irq0_and_8.0, irq0_and_8.1);
-    let pit = Pit8254::new(&around.timers, legacy.line(LegacyInput::Pit));
+    if base.config.has_pit {
+        let pit = Pit8254::new(&around.timers, legacy.line(LegacyInput::Pit));
+        parts.chip(&pit);
+        parts.ports.push((0x61, 1, pit.port61()));
+        parts.ports.push((0x40, 4, pit));
+    }
     let rtc = Rtc::new(&around.timers, legacy.line(LegacyInput::Rtc));
     let hpet_inputs = [(layout::GSI_PIT, layout::IRQ_PIT), (layout::IRQ_RTC, layout::IRQ_RTC)];
     let pirqs = (layout::GSI_PIRQ_BASE..LINE_COUNT).map(|pin| (pin, pin));
@@ -463,12 +469,9 @@ fn timers_and_power(base: &Base<'_>, parts: &mut Parts) -> (Arc<Rtc>, Arc<AcpiPm
             acpi_pm.rtc_alarm();
         }
     }));
-    parts.chip(&pit);
     parts.chip(&rtc);
     parts.chip(&hpet);
     parts.chip(&acpi_pm);
-    parts.ports.push((0x61, 1, pit.port61()));
-    parts.ports.push((0x40, 4, pit));
     parts.ports.push((0x70, 4, Arc::clone(&rtc) as _));
     parts.ports.push((SMI_CMD_PORT, 2, acpi_pm.smi_command()));
     parts.ports.push((layout::PM_BASE, layout::PM_BYTES.into(), Arc::clone(&acpi_pm) as _));

@@ -148,6 +148,7 @@ impl RunArguments {
             boot,
             devices,
             backends,
+            has_pit: true,
             no_reboot: self.no_reboot,
             scheduler,
             time: self.clock,

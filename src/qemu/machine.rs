@@ -19,7 +19,6 @@ const HARMLESS: &[(&str, &[&str])] = &[
     ("dump-guest-core", &["on", "off"]),
     ("acpi",            &["on", "auto"]),
     ("hpet",            &["on"]),
-    ("pit",             &["on"]),
     ("pic",             &["on", "auto"]),
     ("i8042",           &["on"]),
     ("smm",             &["off", "auto"]),
@@ -40,6 +39,9 @@ pub(super) fn machine(draft: &mut Draft, text: &str) -> Result<(), Stop> {
     }
     if let Some(names) = keys.take("accel") {
         set_accel(draft, &names)?;
+    }
+    if let Some(has_pit) = keys.take_switch("pit")? {
+        draft.config.has_pit = has_pit;
     }
     for (key, value) in keys.into_rest() {
         let name = key.replace('_', "-");

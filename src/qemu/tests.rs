@@ -234,7 +234,7 @@ fn what_cannot_be_had_is_refused_by_name() {
         ("-kernel k -bios b",                &["-bios", "-kernel"]),
         ("-accel kvm",                       &["-accel", "kvm", "tcg"]),
         ("-machine isapc",                   &["-machine", "isapc", "q35"]),
-        ("-machine pit=off",                 &["-machine", "pit=off"]),
+        ("-machine pit=none",                &["-machine", "pit=none"]),
         ("-machine vmport=on",               &["-machine", "vmport=on"]),
         ("-M smm=on",                        &["-M", "smm=on"]),
         ("-smp 0",                           &["-smp", "255"]),
@@ -313,4 +313,10 @@ fn the_program_is_known_by_its_name() {
     ] {
         assert_eq!(is_called_by(OsStr::new(program)), is_qemu, "{program}");
     }
+}
+
+#[test]
+fn a_board_without_a_pit_can_be_had() {
+    assert!(config("").has_pit);
+    assert!(!config("-machine pit=off").has_pit);
 }

@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use cpu::cpuid::{CpuidMachine, CpuidPolicy};
+use cpu::cpuid::{CpuidMachine, CpuidPolicy, Feature};
 use cpu::{Cpu, Environment};
 use machine::clock::Clock;
 use machine::layout;
@@ -325,6 +325,8 @@ fn board(
         debugcon: backends.debugcon(),
         debug_exit: backends.debug_exit(),
         pc_testdev: config.has_device("pc-testdev").then_some(None),
+        has_x2apic: policy.has(Feature::X2apic),
+        has_pit: config.has_pit,
         has_pci_testdev: config.has_device("pci-testdev"),
         ..PcConfig::new(config.memory_bytes, config.cpus)
     }

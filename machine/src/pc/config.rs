@@ -38,6 +38,8 @@ pub struct PcConfig {
     pub physical_address_bits: u8,
     /// The CPUs have x2APIC mode.
     pub has_x2apic: bool,
+    /// The board has an 8254 (and port 61h, which gates it).
+    pub has_pit: bool,
     /// Where the serial ports' output goes: COM1, then COM2.
     pub serial: Vec<Arc<dyn SerialBackend>>,
     /// The debug console's port and where its output goes.
@@ -62,6 +64,7 @@ impl PcConfig {
             lapic_timer_hz: 1_000_000_000,
             physical_address_bits: 40,
             has_x2apic: true,
+            has_pit: true,
             serial: Vec::new(),
             debugcon: None,
             debug_exit: None,

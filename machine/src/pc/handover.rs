@@ -3,7 +3,7 @@
 
 use memory::{GuestPhysical, Width};
 
-use super::{Pc, PcError};
+use super::{Pc, PcError, bios};
 use crate::acpi::{self, AcpiConfig};
 use crate::e820::E820Kind;
 use crate::fw_cfg::key;
@@ -26,8 +26,8 @@ const CMOS_CPUS: u8 = 0x5f;
 const FACS_WAKING_VECTOR: u64 = 12;
 const FACS_X_WAKING_VECTOR: u64 = 24;
 
-/// The 8259A pair as BIOSes initialise it: vectors 08h and 70h, all masked; PCI's interrupts and
-/// the SCI are level-triggered.
+/// The 8259A pair as BIOSes initialise it: vectors 08h and 70h, all masked but the timer's tick;
+/// PCI's interrupts and the SCI are level-triggered.
 const PIC_SET_UP: [(u16, u8); 12] = [
     (0x20, 0x11),
     (0xa0, 0x11),
@@ -37,11 +37,14 @@ const PIC_SET_UP: [(u16, u8); 12] = [
     (0xa1, 0x02),
     (0x21, 0x01),
     (0xa1, 0x01),
-    (0x21, 0xff),
+    (0x21, 0xfe),
     (0xa1, 0xff),
     (0x4d0, layout::PCI_LINK_IRQS as u8),
     (0x4d1, (layout::PCI_LINK_IRQS >> 8) as u8 | 1 << (layout::IRQ_SCI - 8)),
 ];
+
+/// The 8254's channel 0 as BIOSes start it: a square wave of 65536 ticks, 18.2 times a second.
+const PIT_SET_UP: [(u16, u8); 3] = [(0x43, 0x36), (0x40, 0), (0x40, 0)];
 
 /// Tells firmware, through CMOS and fw_cfg, what the machine has.
 pub(super) fn describe_to_firmware(pc: &Pc) {
@@ -70,14 +73,15 @@ pub(super) fn describe_to_firmware(pc: &Pc) {
 pub(super) fn set_up(pc: &Pc) {
     pc.host_bridge.set_up_as_firmware();
     pc.isa_bridge.set_up_as_firmware();
-    for (port, value) in PIC_SET_UP {
+    let pit = if pc.config.has_pit { &PIT_SET_UP[..] } else { &[] };
+    for &(port, value) in PIC_SET_UP.iter().chain(pit) {
         pc.ports.write(port, Width::Byte, value.into());
     }
     assign_bars(&pc.pci);
     pc.apics.apics().iter().for_each(|apic| apic.set_virtual_wire());
 }
 
-/// Writes the BIOS data area, the ACPI tables and the SMBIOS structures.
+/// Writes the interrupt vectors, the BIOS data area, the ACPI tables and the SMBIOS structures.
 pub(super) fn write_tables(pc: &Pc) -> Result<(), PcError> {
     let com1 = if pc.serial.is_empty() { 0 } else { layout::COM1_PORT };
     let words = [
@@ -87,6 +91,9 @@ pub(super) fn write_tables(pc: &Pc) -> Result<(), PcError> {
         // The EBDA's first byte is its size in KiB.
         (layout::EBDA_BASE, 1),
     ];
+    for (address, bytes) in bios::contents() {
+        write(pc, "the BIOS's interrupt vectors", address, &bytes)?;
+    }
     for (address, word) in words {
         write(pc, "the BIOS data area", address, &word.to_le_bytes())?;
     }

@@ -184,7 +184,7 @@ fn loading_a_kernel_leaves_what_firmware_would() {
     assert_eq!(bench.read(layout::SMBIOS_BASE, Width::Dword), u32::from_le_bytes(*b"_SM_").into());
     assert_eq!(bench.read(layout::BDA_COM1_PORT, Width::Word), 0x3f8);
     assert_eq!(bench.read(layout::ECAM_BASE, Width::Dword), 0x29c0_8086);
-    assert_eq!((bench.port(0x21), bench.port(0xa1)), (0xff, 0xff));
+    assert_eq!((bench.port(0x21), bench.port(0xa1)), (0xfe, 0xff));
     assert_eq!((bench.port(0x4d0), bench.port(0x4d1)), (0x20, 0x0e));
     // Twice, as after a reboot.
     bench.pc.reset();
@@ -289,4 +289,31 @@ fn serial_input_raises_its_interrupt() {
     assert_eq!(bench.port(0x20) & 0x10, 0x10, "IRQ 4 is requested");
     assert!(bench.pc.uart(1).is_none());
     Unplugged.write(b"");
+}
+
+#[test]
+fn real_mode_finds_a_bioss_vectors_and_its_running_timer() {
+    let bench = bench();
+    bench.pc.load(&kernel()).unwrap();
+    let handler = |vector: u64| {
+        let [offset, segment] = [0, 2].map(|at| bench.read(vector * 4 + at, Width::Word));
+        segment * 16 + offset
+    };
+    const IRET: u64 = 0xcf;
+    assert_eq!(bench.read(handler(0x73), Width::Byte), IRET);
+    assert_eq!(bench.read(handler(0x08) + 19, Width::Byte), IRET);
+    assert_eq!(bench.pc.lapic(0).unwrap().acknowledge(), None);
+    bench.timers.clock().advance_to(60_000_000);
+    bench.timers.run_expired();
+    assert_eq!(bench.pc.lapic(0).unwrap().acknowledge(), Some(8));
+}
+
+#[test]
+fn a_board_may_lack_the_8254() {
+    let bench = bench_with(|config| config.has_pit = false);
+    bench.pc.load(&kernel()).unwrap();
+    assert_eq!((bench.port(0x40), bench.port(0x61)), (0xff, 0xff));
+    bench.timers.clock().advance_to(60_000_000);
+    bench.timers.run_expired();
+    assert_eq!(bench.pc.lapic(0).unwrap().acknowledge(), None);
 }
