@@ -7,7 +7,7 @@
 //!
 //! Known departures from hardware:
 //! - Input levels are logical (true is asserted), so INTPOL is kept and changes nothing.
-//! - Arbitration ID and delivery status always read as zero: delivery takes no time.
+//! - The delivery status always reads as zero: delivery takes no time.
 //!
 //! Lock order: the lock is a leaf. Messages are decided under it and delivered without it, so
 //! remote IRR is set before the message goes and taken back if no local APIC took it: an EOI
@@ -149,7 +149,8 @@ impl Registers {
         match self.select {
             IOAPICID => self.id,
             IOAPICVER => VERSION,
-            IOAPICARB => 0,
+            // Loaded with the ID; without a bus to arbitrate for, nothing else changes it.
+            IOAPICARB => self.id,
             select => self.entry_of(select).map_or(0, |(pin, is_high)| {
                 let entry = self.redirection.get(pin).copied().unwrap_or(0);
                 (if is_high { entry >> 32 } else { entry }) as u32
@@ -385,7 +386,9 @@ mod tests {
         assert_eq!((rig.read(IOAPICID), rig.read(IOAPICVER)), (0, 0x0017_0020));
         assert!((0..24).all(|pin| rig.entry(pin) == MASKED));
         rig.write(IOAPICID, u32::MAX);
-        assert_eq!((rig.read(IOAPICID), rig.read(IOAPICARB), rig.read(0x40)), (0x0F00_0000, 0, 0));
+        assert_eq!((rig.read(IOAPICID), rig.read(0x40)), (0x0F00_0000, 0));
+        rig.write(IOAPICARB, 0);
+        assert_eq!(rig.read(IOAPICARB), 0x0F00_0000);
         rig.write(IOREDTBL, u32::MAX);
         rig.write(IOREDTBL + 1, u32::MAX);
         assert_eq!(rig.entry(0), RTE_WRITABLE);
