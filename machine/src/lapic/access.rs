@@ -147,6 +147,10 @@ impl ApicState {
         effects: &mut Effects,
     ) -> bool {
         if let Some(entry) = lvt_entry(number) {
+            if entry == LvtEntry::Timer {
+                let old = self.lvt(entry);
+                self.timer.rebase(old, value, context.now_ns, context.rates());
+            }
             self.set_lvt(entry, value, effects);
             return true;
         }

@@ -159,6 +159,15 @@ impl ApicTimer {
         self.start(left, now_ns);
     }
 
+    /// Before the LVT entry goes from `old` to `new`: what is left of the period becomes all that
+    /// is left, or a timer that had reloaded would have expired long ago as a one-shot one.
+    pub(super) fn rebase(&mut self, old: u32, new: u32, now_ns: u64, rates: Rates) {
+        if self.countdown.is_some() && TimerMode::of(old) != TimerMode::of(new) {
+            let left = self.current(old, now_ns, rates);
+            self.start(left, now_ns);
+        }
+    }
+
     /// The mode changed with the LVT entry from `old` to `new`: to or from TSC-deadline mode
     /// disarms, between one-shot and periodic the count goes on.
     pub(super) fn change_mode(&mut self, old: u32, new: u32) {

@@ -129,3 +129,23 @@ fn the_tsc_deadline_follows_the_tsc_and_its_adjustments() {
     apic.set_tsc_deadline(0);
     assert_eq!(rig.timers.next_deadline_ns(), None);
 }
+
+#[test]
+fn a_timer_that_has_reloaded_runs_out_its_period_as_a_one_shot() {
+    let rig = Rig::new(&[0]);
+    rig.write(0, r::DIVIDE, 0xB);
+    rig.write(0, r::LVT_TIMER, 0x40 | PERIODIC);
+    rig.write(0, r::INITIAL_COUNT, 100_000);
+    rig.advance(260_000);
+    assert_eq!(rig.takers(0x40), [0]);
+    rig.write(0, r::LVT_TIMER, 0x40);
+    assert_eq!(rig.read(0, r::CURRENT_COUNT), 40_000);
+    rig.advance(299_999);
+    assert_eq!((rig.takers(0x40), rig.read(0, r::CURRENT_COUNT)), (vec![], 1));
+    rig.advance(300_000);
+    assert_eq!((rig.takers(0x40), rig.read(0, r::CURRENT_COUNT)), (vec![0], 0));
+    // An expired count stays expired.
+    rig.write(0, r::LVT_TIMER, 0x40 | PERIODIC);
+    rig.advance(500_000);
+    assert_eq!((rig.takers(0x40), rig.read(0, r::CURRENT_COUNT)), (vec![], 0));
+}
