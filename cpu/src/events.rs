@@ -22,6 +22,8 @@ impl Events {
     pub const EXIT: u32 = 1 << 4;
     /// KVM_HC_KICK_CPU: leave HLT.
     pub const KICK: u32 = 1 << 5;
+    /// A second NMI, posted while the first waited.
+    const NMI_AGAIN: u32 = 1 << 6;
 
     /// Posts `bits`.
     pub fn post(&self, bits: u32) {
@@ -31,6 +33,18 @@ impl Events {
     pub fn post_sipi(&self, vector: u8) {
         self.sipi_vector.store(vector, Ordering::SeqCst);
         self.post(Self::SIPI);
+    }
+    /// Posts an NMI. A CPU that has not looked yet remembers two: on hardware the first would be
+    /// under delivery by now, and the second latched behind it.
+    pub fn post_nmi(&self) {
+        let next = |bits: u32| if bits & Self::NMI == 0 { Self::NMI } else { Self::NMI_AGAIN };
+        let post = |bits| Some(bits | next(bits));
+        // The closure always gives a value, so the update cannot fail.
+        let _ = self.pending.fetch_update(Ordering::SeqCst, Ordering::SeqCst, post);
+    }
+    /// Takes the NMIs posted since the last call: how many, at most two.
+    pub fn take_nmis(&self) -> u8 {
+        self.take(Self::NMI | Self::NMI_AGAIN).count_ones() as u8
     }
     /// Asks the CPU to leave its run loop at the next instruction boundary.
     pub fn request_exit(&self) {

@@ -48,7 +48,7 @@ impl State {
             activity: Activity::Active,
             shadow: InterruptShadow::None,
             nmi_blocked: false,
-            nmi_pending: false,
+            nmis_pending: 0,
         };
         state.gpr[gpr::RDX] = u64::from(signature);
         state.segments[seg::CS] = reset_cs();

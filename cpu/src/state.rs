@@ -243,6 +243,6 @@ pub struct State {
     pub shadow: InterruptShadow,
     /// NMIs are blocked until the next IRET.
     pub nmi_blocked: bool,
-    /// One NMI waits.
-    pub nmi_pending: bool,
+    /// How many NMIs wait: one at most while NMIs are blocked, else two.
+    pub nmis_pending: u8,
 }

@@ -70,7 +70,10 @@ impl CpuSignals for Mailboxes {
         self.post(cpu, Events::INTERRUPT);
     }
     fn nmi(&self, cpu: u32) {
-        self.post(cpu, Events::NMI);
+        if let Some(events) = self.events.get(cpu as usize) {
+            events.post_nmi();
+            self.wake(cpu);
+        }
     }
     fn init(&self, cpu: u32) {
         self.post(cpu, Events::INIT);

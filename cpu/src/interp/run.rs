@@ -63,7 +63,7 @@ impl Cpu {
         let is_closed = self.state.rflags & rflags::IF == 0;
         let is_quiet = (pending == 0 || pending == Events::INTERRUPT && is_closed)
             && self.state.activity == Activity::Active
-            && !self.state.nmi_pending;
+            && self.state.nmis_pending == 0;
         if is_quiet && self.mmu.space_generation == self.env.space.generation() {
             return None;
         }
@@ -82,9 +82,7 @@ impl Cpu {
         if events.take(Events::SIPI) != 0 && self.state.activity == Activity::WaitForSipi {
             self.startup(events.sipi_vector());
         }
-        if events.take(Events::NMI) != 0 {
-            self.state.nmi_pending = true;
-        }
+        self.note_nmis(events.take_nmis());
         if events.take(Events::KICK) != 0 {
             self.kicked();
         }
@@ -99,6 +97,13 @@ impl Cpu {
             Activity::WaitForSipi => Some(VmExit::WaitForSipi),
             Activity::Shutdown => Some(VmExit::Shutdown),
         }
+    }
+
+    /// Behind an NMI whose handler runs one more is remembered (SDM Vol. 3A, "Handling Multiple
+    /// NMIs").
+    fn note_nmis(&mut self, posted: u8) {
+        let most = if self.state.nmi_blocked { 1 } else { 2 };
+        self.state.nmis_pending = self.state.nmis_pending.saturating_add(posted).min(most);
     }
 
     /// The events that end HLT as things are.
@@ -116,17 +121,18 @@ impl Cpu {
     /// Delivers an NMI or a maskable interrupt, if the CPU takes one now.
     fn take_interrupts(&mut self) {
         let is_awake = matches!(self.state.activity, Activity::Active | Activity::Halted);
-        if !is_awake || self.state.shadow == InterruptShadow::MovSs {
+        // The shadow of STI holds NMIs back too, as processors may (SDM Vol. 2B, "STI").
+        if !is_awake || self.state.shadow != InterruptShadow::None {
             return;
         }
-        if self.state.nmi_pending && !self.state.nmi_blocked {
-            self.state.nmi_pending = false;
+        if self.state.nmis_pending != 0 && !self.state.nmi_blocked {
+            self.state.nmis_pending -= 1;
             self.state.nmi_blocked = true;
             self.state.activity = Activity::Active;
             self.deliver_nmi();
             return;
         }
-        if self.state.rflags & rflags::IF == 0 || self.state.shadow != InterruptShadow::None {
+        if self.state.rflags & rflags::IF == 0 {
             return;
         }
         // The mark goes first: an interrupt that comes after the look sets it again.

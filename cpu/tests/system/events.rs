@@ -262,7 +262,7 @@ fn an_nmi_blocks_others_until_iret() {
     let mut bench = Bench::long64();
     set_idt64(&bench, 2, INTERRUPT_GATE, selector::CODE64, 0);
     bench.poke(HANDLER, &[0x48, 0xcf]);
-    bench.cpu.env.events.post(cpu::events::Events::NMI);
+    bench.cpu.env.events.post_nmi();
     bench.put_code_at(CODE, &[0x90, 0x90]);
     bench.cpu.run(0);
     assert!(bench.cpu.state.nmi_blocked);
@@ -270,4 +270,40 @@ fn an_nmi_blocks_others_until_iret() {
     bench.cpu.run(1);
     assert!(!bench.cpu.state.nmi_blocked);
     assert_eq!(bench.cpu.state.rip, CODE);
+}
+
+#[test]
+fn two_nmis_are_remembered_and_behind_a_running_handler_one() {
+    let mut bench = Bench::long64();
+    set_idt64(&bench, 2, INTERRUPT_GATE, selector::CODE64, 0);
+    // inc rcx; iretq
+    bench.poke(HANDLER, &[0x48, 0xff, 0xc1, 0x48, 0xcf]);
+    bench.put_code_at(CODE, &[0x90; 16]);
+    bench.cpu.state.gpr[gpr::RCX] = 0;
+    for _ in 0..3 {
+        bench.cpu.env.events.post_nmi();
+    }
+    bench.cpu.run(0);
+    assert_eq!((bench.cpu.state.rip, bench.cpu.state.nmis_pending), (HANDLER, 1));
+    for _ in 0..3 {
+        bench.cpu.env.events.post_nmi();
+        bench.cpu.run(0);
+    }
+    assert_eq!(bench.cpu.state.nmis_pending, 1, "one behind the one that runs");
+    bench.cpu.run(8);
+    assert_eq!(bench.cpu.state.gpr[gpr::RCX], 2);
+}
+
+#[test]
+fn sti_holds_an_nmi_back_for_an_instruction() {
+    let mut bench = Bench::long64();
+    set_idt64(&bench, 2, INTERRUPT_GATE, selector::CODE64, 0);
+    bench.poke(HANDLER, &[0x48, 0xcf]);
+    bench.put_code_at(CODE, &[0xfb, 0x90, 0x90]);
+    bench.cpu.run(1);
+    bench.cpu.env.events.post_nmi();
+    bench.cpu.run(1);
+    assert_eq!(bench.cpu.state.rip, HANDLER);
+    let [rip, ..] = quadwords::<3>(&bench, bench.cpu.state.gpr[gpr::RSP]);
+    assert_eq!(rip, CODE + 2);
 }
