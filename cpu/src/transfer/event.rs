@@ -156,6 +156,10 @@ impl Cpu {
             let delivered = self.deliver(&event);
             delivered.map_err(|fault| if event.is_software { fault } else { external(fault) })?;
         }
+        if kind == Software::Int1 && self.pending_dr6 != 0 {
+            // What waited behind MOV SS is part of this #DB.
+            self.record_debug_conditions();
+        }
         // The handler's first instruction is not stepped: its TF is clear.
         self.suppress_step = true;
         self.break_block = true;

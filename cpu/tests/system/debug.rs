@@ -167,3 +167,18 @@ fn old_conditions_but_b0_to_b3_stay_in_dr6() {
     let (_, _, conditions) = trap(&mut bench, 1);
     assert_eq!(conditions, BD | BS);
 }
+
+#[test]
+fn int1_behind_mov_ss_takes_the_waiting_breakpoint_along() {
+    // mov ss, [rbx]; int1
+    let mut bench = bench(&[0x8e, 0x13, 0xf1], 0);
+    bench.poke(DATA, &selector::DATA.to_le_bytes());
+    bench.cpu.state.gpr[gpr::RBX] = DATA;
+    bench.cpu.state.dr[0] = DATA;
+    bench.cpu.state.dr[7] |= 0b10 | 3 << 16;
+    bench.cpu.mode_changed();
+    let stack = bench.cpu.state.gpr[gpr::RSP];
+    let (rip, _, conditions) = trap(&mut bench, 2);
+    assert_eq!((rip, conditions), (CODE + 3, 1));
+    assert!(stack - bench.cpu.state.gpr[gpr::RSP] < 80, "one frame");
+}
