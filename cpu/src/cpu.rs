@@ -209,6 +209,14 @@ impl Cpu {
         Ok(value)
     }
 
+    /// True if `base` may be loaded into a register that holds a linear address across changes of
+    /// paging (MSRs, descriptor tables, TR and LDTR; INVPCID's address too): canonical with all the
+    /// bits this processor has, whatever CR4.LA57 says (SDM Vol. 3A, "Canonicality Checking").
+    pub(crate) fn is_canonical_base(&self, base: u64) -> bool {
+        let high = (base as i64) >> (self.env.cpuid.linear_bits() - 1);
+        high == 0 || high == -1
+    }
+
     /// Makes `offset` the next instruction's, after the checks of a near branch: canonical in
     /// 64-bit mode, inside CS's limit elsewhere.
     #[inline(always)]

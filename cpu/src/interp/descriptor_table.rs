@@ -23,7 +23,7 @@ fn read_table_register<T: Word>(cpu: &mut Cpu, insn: &Insn, mask: u64) -> Exec<T
     let segment = usize::from(insn.mem.segment);
     let limit = cpu.read(segment, at)?;
     let base = cpu.read::<T>(segment, at.wrapping_add(2))?.to_u64() & mask;
-    if cpu.mode.is_64() && !cpu.mode.is_canonical(base) {
+    if cpu.mode.is_64() && !cpu.is_canonical_base(base) {
         return Err(Exception::GP0);
     }
     Ok(TableRegister { base, limit })
@@ -93,7 +93,7 @@ impl Cpu {
             return Err(Exception::np(selector.code()));
         }
         let base = entry.descriptor.base | self.high_base(&entry, Exception::gp)?;
-        if !self.mode.is_canonical(base) {
+        if !self.is_canonical_base(base) {
             return fault;
         }
         self.mark_busy(entry.address)?;

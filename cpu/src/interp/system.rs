@@ -53,7 +53,7 @@ fn invpcid(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let is_valid = kind <= 3
         && pcid >> 12 == 0
         && (!names_pcid || pcid == 0 || cpu.state.cr4 & cr4::PCIDE != 0)
-        && (kind != 0 || cpu.mode.is_canonical(linear));
+        && (kind != 0 || cpu.is_canonical_base(linear));
     if !is_valid {
         return Err(Exception::GP0);
     }

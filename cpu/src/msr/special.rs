@@ -8,11 +8,8 @@ fn require(condition: bool) -> Exec {
     if condition { Ok(()) } else { Err(Exception::GP0) }
 }
 
-/// True if `value` is canonical on a processor with these linear addresses, whatever CR4.LA57 says
-/// (SDM Vol. 3A, "Canonicality Checking").
 pub(super) fn is_canonical(cpu: &Cpu, _: u32, value: u64) -> bool {
-    let high = (value as i64) >> (cpu.env.cpuid.linear_bits() - 1);
-    high == 0 || high == -1
+    cpu.is_canonical_base(value)
 }
 
 /// True if no bit of `value` is above MAXPHYADDR.

@@ -351,7 +351,7 @@ impl Cpu {
             return Err(absent(selector.code()));
         }
         let base = entry.descriptor.base | self.high_base(&entry, fault)?;
-        if !self.mode.is_canonical(base) {
+        if !self.is_canonical_base(base) {
             return Err(fault(selector.code()));
         }
         Ok(Segment { base, ..entry.descriptor.segment(selector) })

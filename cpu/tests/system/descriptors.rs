@@ -1,8 +1,10 @@
 //! Descriptor-table registers, LLDT, LTR, LAR, LSL, VERR, VERW, ARPL.
 
+use std::sync::Arc;
+
 use cpu::exception::{Exception, Exec};
 use cpu::state::{TableRegister, attr, gpr, rflags};
-use cpu::testing::{Bench, DATA};
+use cpu::testing::{Bench, DATA, policy};
 
 use crate::bench::*;
 
@@ -27,7 +29,7 @@ fn lgdt_loads_by_operand_size_and_refuses_what_is_not_canonical() {
         assert_eq!(bench.cpu.state.gdtr, TableRegister { base, limit: 0x1234 });
     }
     let mut bench = Bench::long64();
-    bench.poke(DATA, &[0xff, 0xff, 0, 0, 0, 0, 0, 0x80, 0, 0]);
+    bench.poke(DATA, &[0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 1]);
     bench.cpu.state.gpr[gpr::RBX] = DATA;
     assert_eq!(bench.execute(&LGDT_RBX), Err(Exception::GP0));
 }
@@ -85,7 +87,7 @@ fn long_mode_system_descriptors_have_sixteen_bytes() {
     set_gdt(&mut bench, FREE + 8, 0x0000_0100_0000_0000);
     assert_eq!(bench.execute(&LTR_AX), Err(Exception::gp(FREE)));
     // A base that is not canonical.
-    set_gdt(&mut bench, FREE + 8, 0x8000);
+    set_gdt(&mut bench, FREE + 8, 0x0100_0000);
     assert_eq!(bench.execute(&LTR_AX), Err(Exception::gp(FREE)));
     set_gdt(&mut bench, FREE + 8, 0x7fff);
     assert_eq!(bench.execute(&LTR_AX), Ok(()));
@@ -188,5 +190,25 @@ fn arpl_raises_the_rpl() {
         bench.cpu.state.gpr[gpr::RBX] = DATA;
         bench.execute(&[0x63, 0x0b]).unwrap();
         assert_eq!(u16::from_le_bytes(bench.peek(DATA)), result as u16);
+    }
+}
+
+#[test]
+fn bases_may_have_57_bits_before_paging_has() {
+    // model, base, outcome
+    let rows = [
+        ("max", 0x00ff_aaaa_aaaa_aaaa_u64, Err(Exception::GP0)),
+        ("max,+la57", 0x00ff_aaaa_aaaa_aaaa, Ok(())),
+        ("max,+la57", 0x01ff_aaaa_aaaa_aaaa, Err(Exception::GP0)),
+    ];
+    for (model, base, outcome) in rows {
+        let mut bench = Bench::long64();
+        bench.cpu.env.cpuid = Arc::new(policy(model).unwrap());
+        bench.poke(DATA + 2, &base.to_le_bytes());
+        bench.cpu.state.gpr[gpr::RBX] = DATA;
+        assert_eq!(bench.execute(&LGDT_RBX), outcome, "{model}: {base:#x}");
+        // INVPCID of one address: PCID 0, type 0.
+        bench.poke(DATA, &[u64::to_le_bytes(0), base.to_le_bytes()].concat());
+        assert_eq!(bench.execute(&[0x66, 0x0f, 0x38, 0x82, 0x03]), outcome, "INVPCID, {model}");
     }
 }
