@@ -278,6 +278,8 @@ pub static MSRS: &[Row] = &[
     stored(0xc000_0103, "IA32_TSC_AUX", |st, _| Some(&mut st.msrs.tsc_aux))
         .reserved(HIGH_HALF)
         .with(Gate::Either(I::Rdtscp, I::Rdpid)),
+    special(0xc001_0000, "PERF_LEGACY_CTL0", s::zero, s::ignore).many(4).with(AMD),
+    special(0xc001_0004, "PERF_LEGACY_CTR0", s::zero, s::ignore).many(4).with(AMD),
     special(0xc001_0010, "SYSCFG", s::zero, s::ignore).with(AMD),
     stored(0xc001_0015, "HWCR", |st, _| Some(&mut st.msrs.hwcr))
         .reserved(!(HWCR_WITHOUT_EFFECT | HWCR_TSC_FREQ_SEL))
