@@ -95,6 +95,7 @@ fn registers_go_with_their_feature() {
         ("max,-pks", 0x6e1),
         ("max,-osvw,vendor=AuthenticAMD", 0xc001_0140),
         ("max,vendor=GenuineIntel", 0xc001_0141),
+        ("max,vendor=GenuineIntel", 0xc001_0000),
         ("max,vendor=GenuineIntel", 0xc001_0015),
         ("max,vendor=AuthenticAMD", 0xce),
     ] {
