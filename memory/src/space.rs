@@ -169,6 +169,16 @@ impl PhysicalSpace {
         removed
     }
 
+    /// Removes every region, when the machine is taken apart.
+    pub fn unmap_all(&self) {
+        let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
+        // Devices are let go of without the lock: they may be the last to hold others.
+        let removed = std::mem::take(&mut *regions);
+        drop(regions);
+        drop(removed);
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Finds what is at `address`.
     fn find(&self, address: u64) -> Found {
         let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
