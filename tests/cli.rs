@@ -25,6 +25,8 @@ const RESET: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xf4];
 const TRIPLE_FAULT: &[u8] = &[0x2e, 0x0f, 0x01, 0x1e, 0x00, 0xff, 0xcc];
 /// `mov al, 'x'; mov dx, 0x3f8; out dx, al; hlt; jmp hlt`.
 const PRINT_AND_SLEEP: &[u8] = &[0xb0, b'x', 0xba, 0xf8, 0x03, 0xee, 0xf4, 0xeb, 0xfd];
+/// The same with `jmp out` instead of sleep.
+const PRINT_FOR_EVER: &[u8] = &[0xb0, b'x', 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xfd];
 /// The same with `mov al, 0; out 0xf4, al` instead of sleep: status 1.
 const PRINT_AND_EXIT: &[u8] = &[0xb0, b'x', 0xba, 0xf8, 0x03, 0xee, 0xb0, 0, 0xe6, 0xf4, 0xf4];
 
@@ -181,6 +183,17 @@ fn output_is_complete_and_a_signal_ends_the_run_in_order() {
         kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(status), "{words:?}");
     }
+}
+
+#[test]
+fn a_reader_that_does_not_read_cannot_hold_the_run() {
+    let rom = file("flood.rom", &rom(PRINT_FOR_EVER));
+    let mut child = volvelle(&["run", "--bios", &rom]).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    // Time for the guest to fill the pipe and the queue; with less the test only tests less.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143));
 }
 
 #[test]

@@ -19,7 +19,15 @@ struct Shared {
     is_writing: bool,
     /// The other end is gone, or the program ends: output is dropped.
     is_closed: bool,
+    /// Nobody waits for room any more: what has none is dropped.
+    is_abandoned: bool,
     is_over: bool,
+}
+
+impl Shared {
+    fn is_full(&self) -> bool {
+        self.waiting.len() >= CAPACITY
+    }
 }
 
 /// A bounded queue with a thread that writes it out.
@@ -54,6 +62,12 @@ impl OutputQueue {
             }
         })?;
         Ok(Arc::new(Self { shared, thread: Mutex::new(Some(thread)) }))
+    }
+
+    /// Lets go whoever waits for a reader that does not read: the machine is to end.
+    pub(crate) fn abandon(&self) {
+        lock(&self.shared).is_abandoned = true;
+        self.shared.1.notify_all();
     }
 
     /// Waits until everything is written, or the other end is gone or does not read.
@@ -99,10 +113,10 @@ fn drain(state: &(Mutex<Shared>, Condvar), writer: &mut impl Write) -> std::io::
 impl SerialBackend for OutputQueue {
     fn write(&self, bytes: &[u8]) {
         let mut shared = lock(&self.shared);
-        while shared.waiting.len() >= CAPACITY && !shared.is_closed && !shared.is_over {
+        while shared.is_full() && !shared.is_abandoned && !shared.is_closed && !shared.is_over {
             shared = self.shared.1.wait(shared).unwrap_or_else(PoisonError::into_inner);
         }
-        if shared.is_closed {
+        if shared.is_closed || shared.is_abandoned && shared.is_full() {
             return;
         }
         let was_empty = shared.waiting.is_empty();
@@ -147,6 +161,19 @@ mod tests {
         }
     }
 
+    /// Writes nothing until its reader is gone.
+    struct Stuck(mpsc::SyncSender<()>);
+
+    impl Write for Stuck {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            self.0.send(()).map_err(|_| std::io::ErrorKind::BrokenPipe)?;
+            Ok(0)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
     #[test]
     fn output_comes_out_whole_and_in_order() {
         let (sender, receiver) = mpsc::channel();
@@ -157,6 +184,20 @@ mod tests {
         queue.flush();
         drop(queue);
         assert_eq!(reader.join().expect("the reader ends"), sent);
+    }
+
+    #[test]
+    fn who_waits_for_a_reader_that_does_not_read_can_be_let_go() {
+        let (sender, receiver) = mpsc::sync_channel(0);
+        let queue = OutputQueue::start("test", Stuck(sender), |_| {}).expect("a thread");
+        let writer = Arc::clone(&queue);
+        let guest = std::thread::spawn(move || {
+            // One part is with the thread that is stuck, one waits, and there is no room for more.
+            (0..4).for_each(|_| writer.write(&vec![0; CAPACITY]));
+        });
+        queue.abandon();
+        guest.join().expect("the writer goes on");
+        drop(receiver);
     }
 
     #[test]

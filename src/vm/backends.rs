@@ -73,7 +73,15 @@ impl Backends {
     pub(super) fn open(config: &Config, control: &Arc<Control>) -> Result<Self> {
         let mut open = BTreeMap::new();
         for backend in &config.backends {
-            open.insert(backend.id.clone(), open_one(&backend.backend, control)?);
+            let opened = open_one(&backend.backend, control)?;
+            if let Some(queue) = opened.queue().map(Arc::downgrade) {
+                control.on_quit(Box::new(move || {
+                    if let Some(queue) = queue.upgrade() {
+                        queue.abandon();
+                    }
+                }));
+            }
+            open.insert(backend.id.clone(), opened);
         }
         let mut this = Self { open, serial: Vec::new(), debugcon: None, debug_exit: None };
         for device in &config.devices {

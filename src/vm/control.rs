@@ -59,11 +59,20 @@ pub(crate) struct Control {
     mailboxes: Arc<Mailboxes>,
     shared: Mutex<Shared>,
     changed: Condvar,
+    quit_hooks: Mutex<Vec<QuitHook>>,
 }
+
+/// Lets go whoever waits for the outside, such as a CPU for a reader of its output.
+type QuitHook = Box<dyn Fn() + Send + Sync>;
 
 impl Control {
     pub(crate) fn new(mailboxes: Arc<Mailboxes>) -> Arc<Self> {
-        Arc::new(Self { mailboxes, shared: Mutex::default(), changed: Condvar::new() })
+        Arc::new(Self {
+            mailboxes,
+            shared: Mutex::default(),
+            changed: Condvar::new(),
+            quit_hooks: Mutex::default(),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -87,6 +96,15 @@ impl Control {
         drop(shared);
         self.changed.notify_all();
         self.mailboxes.post_all(Events::EXIT);
+        if matches!(request, Request::Quit(_)) {
+            let hooks = self.quit_hooks.lock().unwrap_or_else(PoisonError::into_inner);
+            hooks.iter().for_each(|hook| hook());
+        }
+    }
+
+    /// Has `hook` called when the user's side ends the machine. It must not wait.
+    pub(crate) fn on_quit(&self, hook: QuitHook) {
+        self.quit_hooks.lock().unwrap_or_else(PoisonError::into_inner).push(hook);
     }
 
     /// Takes the request that waits, if one does.
