@@ -11,7 +11,7 @@ use crate::tally::Tally;
 use crate::workspace;
 
 /// One suite, the compilation of its tests included.
-const SUITE_LIMIT: Duration = Duration::from_secs(2400);
+const SUITE_LIMIT: Duration = Duration::from_secs(3600);
 
 /// A suite that has run.
 struct Report {

@@ -59,8 +59,8 @@ use Step::{Expect, Passed, QuietLog, Shell, Type};
 /// Time from the start of the process to its end, on a busy machine.
 pub fn limit(image: Image) -> Duration {
     match image {
-        BuiltIn | Echo => Duration::from_secs(60),
-        Bz(_) | Pvh(_) => Duration::from_secs(600),
+        BuiltIn | Echo => Duration::from_secs(300),
+        Bz(_) | Pvh(_) => Duration::from_secs(1200),
     }
 }
 

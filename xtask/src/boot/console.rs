@@ -14,7 +14,7 @@ use crate::child;
 /// What the guest's shell writes when it takes a line (`guests/profile.sh` puts it in `/root`).
 pub const PROMPT: &str = "/root # ";
 /// How long the process may take to end once its guest has.
-const END_LIMIT: Duration = Duration::from_secs(30);
+const END_LIMIT: Duration = Duration::from_secs(120);
 
 /// A running machine. It is ended when this is dropped.
 pub struct Console {
