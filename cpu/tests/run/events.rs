@@ -91,7 +91,7 @@ fn an_nmi_comes_before_an_interrupt_and_blocks_the_next_until_iret() {
     let VmExit::Halt { wake } = bench.cpu.run(10) else { panic!("the handler halts") };
     assert_eq!(wake & Events::NMI, 0);
     assert_eq!(bench.cpu.state.activity, Activity::Halted);
-    assert!(bench.cpu.state.nmi_pending);
+    assert_eq!(bench.cpu.state.nmis_pending, 1);
     // iretq lets it in at once, ahead of the interrupt that still waits.
     bench.cpu.state.activity = Activity::Active;
     bench.put_code_at(CODE + 0x100, &[0x48, 0xcf]);
