@@ -74,7 +74,8 @@ pub(super) fn set_up(pc: &Pc) {
     pc.host_bridge.set_up_as_firmware();
     pc.isa_bridge.set_up_as_firmware();
     let pit = if pc.config.has_pit { &PIT_SET_UP[..] } else { &[] };
-    for &(port, value) in PIC_SET_UP.iter().chain(pit) {
+    // The 8254 first: its output rises with the mode, and ICW1 forgets that edge.
+    for &(port, value) in pit.iter().chain(&PIC_SET_UP) {
         pc.ports.write(port, Width::Byte, value.into());
     }
     assign_bars(&pc.pci);
