@@ -23,8 +23,8 @@ const READ_WRITE: u64 = 3;
 /// Bytes a breakpoint covers, by DR7's LEN field.
 const LENGTHS: [u64; 4] = [1, 2, 8, 4];
 
-/// Which kinds of breakpoints DR7 enables; derived when it is written, because every block and every
-/// access asks.
+/// Which kinds of breakpoints DR7 enables; derived when it is written, because every block and
+/// every access asks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Breakpoints {
     /// Some on instructions.

@@ -9,8 +9,8 @@
 //! Neighbours: nothing of ours below; `cpu` reaches RAM through [`Ram`]'s scalar accessors and
 //! everything else through [`PhysicalSpace`]; `machine` maps its chips and does DMA.
 //!
-//! Left out on purpose: vm-memory's traits. Their `VolatileSlice` promises plain host pointers, past
-//! which page flags would have to be kept by hand; [`PhysicalSpace::dma_read`] and
+//! Left out on purpose: vm-memory's traits. Their `VolatileSlice` promises plain host pointers,
+//! past which page flags would have to be kept by hand; [`PhysicalSpace::dma_read`] and
 //! [`PhysicalSpace::dma_write`] are what our devices use, and [`Ram::host_address`] with
 //! [`Ram::fd`] is enough for an engine or a process that maps the memory itself.
 //!

@@ -303,7 +303,8 @@ impl Ram {
         if bytes == 0 || !self.contains(to, bytes) || !self.contains(from, bytes) {
             return false;
         }
-        // SAFETY: 1. both ranges are inside the mapping (`contains`), which is readable and writable;
+        // SAFETY: 1. both ranges are inside the mapping (`contains`), which is readable and
+        // writable;
         // 2. overlap has the instruction's own meaning; 3. the direction flag is clear on entry.
         unsafe {
             let base = self.base.as_ptr();
@@ -368,8 +369,8 @@ pub(crate) fn full_barrier_on_all_threads() {
     const MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED: i32 = 1 << 4;
     static REGISTER: Once = Once::new();
     let membarrier = |command: i32| -> i64 {
-        // SAFETY: 1. the arguments are integers, as membarrier(2) wants them; 2. it reads and writes
-        // no memory of ours.
+        // SAFETY: 1. the arguments are integers, as membarrier(2) wants them; 2. it reads and
+        // writes no memory of ours.
         unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }
     };
     REGISTER.call_once(|| {

@@ -228,8 +228,8 @@ impl PhysicalSpace {
         }
     }
 
-    /// Reads a scalar of `width` from whatever is at `address`; all ones where nothing is. An access
-    /// that is not inside one region and one page is split into halves, the low one first.
+    /// Reads a scalar of `width` from whatever is at `address`; all ones where nothing is. An
+    /// access that is not inside one region and one page is split into halves, the low one first.
     pub fn read(&self, address: GuestPhysical, width: Width) -> u64 {
         let at = self.gate(address.0);
         let Found { kind, offset, left } = self.find(at);

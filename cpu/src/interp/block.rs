@@ -207,8 +207,8 @@ impl Cpu {
     ) -> Box<Block> {
         let end = insns.last().map_or(self.state.rip, |insn| insn.next_ip);
         let length = end.wrapping_sub(self.state.rip) as usize;
-        // How many bytes make an instruction undecodable is not known, so none can be compared: such
-        // a block is not found again.
+        // How many bytes make an instruction undecodable is not known, so none can be compared:
+        // such a block is not found again.
         let is_lasting = !insns.iter().any(|insn| insn.iced.is_invalid());
         Box::new(Block {
             at: if is_lasting { at } else { u64::MAX },

@@ -71,8 +71,8 @@ pub(super) fn mtrr_cap(_: &Cpu, _: u32) -> u64 {
     super::mtrr::MTRRCAP
 }
 
-/// OSVW_ID_LENGTH: how many errata OSVW_STATUS tells of, all that AMD has numbered. A guest that finds
-/// fewer judges by family and model, and idles as on a processor with erratum 400.
+/// OSVW_ID_LENGTH: how many errata OSVW_STATUS tells of, all that AMD has numbered. A guest that
+/// finds fewer judges by family and model, and idles as on a processor with erratum 400.
 pub(super) fn osvw_id_length(_: &Cpu, _: u32) -> u64 {
     const NUMBERED_ERRATA: u64 = 5;
     NUMBERED_ERRATA

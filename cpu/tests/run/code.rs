@@ -22,8 +22,8 @@ fn al(bench: &Bench) -> u64 {
     bench.cpu.state.gpr[gpr::RAX] & 0xff
 }
 
-/// Every way an instruction stores a byte of value 2 at RBX; what follows is `mov al, 1; hlt`, whose
-/// immediate it hits. RBX is set for it.
+/// Every way an instruction stores a byte of value 2 at RBX; what follows is `mov al, 1; hlt`,
+/// whose immediate it hits. RBX is set for it.
 #[test]
 fn a_store_into_the_next_instruction_counts_at_once() {
     let stores: [(&str, &[u8]); 8] = [
@@ -104,7 +104,8 @@ fn code_and_data_share_a_page() {
     assert_eq!(bench.cpu.retired(), 3001);
 }
 
-/// mov eax, imm32 over a page end, changed in its second page, by stores that leave the first alone.
+/// mov eax, imm32 over a page end, changed in its second page, by stores that leave the first
+/// alone.
 #[test]
 fn an_instruction_over_two_pages_is_looked_up_in_both() {
     let start = CODE + 0xffe;

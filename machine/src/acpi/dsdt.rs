@@ -278,8 +278,8 @@ fn board(config: &AcpiConfig) -> Code {
         Form::Q35 => layout::PM_BYTES as u8,
         Form::Pc => layout::PIIX4_PM_BYTES,
     };
-    // The I/O APIC is not here: Linux takes its registers by the MADT before it reads this, and then
-    // complains of a page that it cannot have as a whole.
+    // The I/O APIC is not here: Linux takes its registers by the MADT before it reads this, and
+    // then complains of a page that it cannot have as a whole.
     let mut taken = vec![
         io(layout::PM_BASE, pm_ports),
         io(SMI_CMD_PORT, 2),
