@@ -1,13 +1,13 @@
 //! MOVS, CMPS, SCAS, LODS, STOS, INS, OUTS and their REP prefixes.
 //!
 //! Each element is an instruction to the guest: it may fault or be interrupted between any two, and
-//! then rCX, rSI and rDI tell how far it got. REP MOVS and REP STOS upwards in RAM go a page at a
-//! time; everything else goes an element at a time, in bounded parts so that interrupts and the
-//! instruction budget are seen.
+//! then rCX, rSI and rDI tell how far it got. Upwards in RAM, REP MOVS and REP STOS go a page at a
+//! time, REP CMPS and REP SCAS a [`WINDOW`]; everything else goes an element at a time. All go in
+//! bounded parts, so that interrupts and the instruction budget are seen.
 
 use iced_x86::{Code, OpKind};
 
-use memory::PAGE_SIZE;
+use memory::{PAGE_SIZE, Ram};
 
 use crate::Cpu;
 use crate::exception::Exec;
@@ -21,6 +21,10 @@ use crate::state::seg;
 
 /// Elements of one part of a REP: the instruction is left and entered again behind it.
 const PART: u64 = 4096;
+
+/// Bytes that REP CMPS and REP SCAS look at together: most searches end within so many, and reading
+/// far ahead of the end would be for nothing.
+const WINDOW: usize = 256;
 
 /// A string instruction.
 trait StringOp {
@@ -82,6 +86,44 @@ impl Cpu {
         }?;
         Some((at, bytes / T::BYTES))
     }
+}
+
+/// A copy of up to [`WINDOW`] bytes of RAM, as elements.
+struct Window([u8; WINDOW]);
+
+impl Window {
+    /// The elements from RAM offset `at`: `limit` of them, or as many as fit.
+    fn read<'w, T: Word>(
+        &'w mut self,
+        ram: &Ram,
+        at: u64,
+        limit: u64,
+    ) -> impl Iterator<Item = T> + use<'w, T> {
+        let count = limit.min(WINDOW as u64 / T::BYTES);
+        let bytes = &mut self.0[..(count * T::BYTES) as usize % (WINDOW + 1)];
+        ram.read_bytes(at, bytes);
+        bytes.chunks_exact(T::BYTES as usize).map(|element| {
+            T::from_u64(element.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte)))
+        })
+    }
+}
+
+/// Compares pairs up to the one that ends the REP, leaves the flags of the last one compared, and
+/// tells how many were.
+fn compare_run<T: Word>(cpu: &mut Cpu, insn: &Insn, pairs: impl Iterator<Item = (T, T)>) -> u64 {
+    let is_repe = insn.iced.has_rep_prefix();
+    let (mut count, mut last) = (0, None);
+    for (a, b) in pairs {
+        count += 1;
+        last = Some((a, b));
+        if (a == b) != is_repe {
+            break;
+        }
+    }
+    if let Some((a, b)) = last {
+        cpu.set_status_flags(flags::sub(a, b, 0).1);
+    }
+    count
 }
 
 #[inline(always)]
@@ -170,6 +212,19 @@ impl StringOp for Scas {
         cpu.step::<T>(insn, RDI);
         Ok(())
     }
+
+    fn bulk<T: Word>(cpu: &mut Cpu, insn: &Insn, limit: u64) -> u64 {
+        let to = cpu.index(insn, RDI);
+        let Some((at, readable)) = cpu.run_of::<T>(insn, seg::ES, to, Access::Read) else {
+            return 0;
+        };
+        let sought = cpu.reg::<T>(RAX as u8);
+        let mut window = Window([0; WINDOW]);
+        let found = window.read::<T>(&cpu.ram, at, limit.min(readable));
+        let count = compare_run(cpu, insn, found.map(|value| (sought, value)));
+        cpu.set_index(insn, RDI, to.wrapping_add(count * T::BYTES));
+        count
+    }
 }
 
 struct Cmps;
@@ -186,6 +241,21 @@ impl StringOp for Cmps {
         cpu.step::<T>(insn, RSI);
         cpu.step::<T>(insn, RDI);
         Ok(())
+    }
+
+    fn bulk<T: Word>(cpu: &mut Cpu, insn: &Insn, limit: u64) -> u64 {
+        let from = cpu.index(insn, RSI);
+        let to = cpu.index(insn, RDI);
+        let left = cpu.run_of::<T>(insn, usize::from(insn.mem.segment), from, Access::Read);
+        let right = cpu.run_of::<T>(insn, seg::ES, to, Access::Read);
+        let (Some((left, more)), Some((right, most))) = (left, right) else { return 0 };
+        let limit = limit.min(more).min(most);
+        let (mut a, mut b) = (Window([0; WINDOW]), Window([0; WINDOW]));
+        let pairs = a.read::<T>(&cpu.ram, left, limit).zip(b.read::<T>(&cpu.ram, right, limit));
+        let count = compare_run(cpu, insn, pairs);
+        cpu.set_index(insn, RSI, from.wrapping_add(count * T::BYTES));
+        cpu.set_index(insn, RDI, to.wrapping_add(count * T::BYTES));
+        count
     }
 }
 
