@@ -27,5 +27,5 @@ pub use address::{GuestLinear, GuestPhysical, PAGE_SHIFT, PAGE_SIZE};
 pub use device::{Device, IoError, Width};
 pub use page_flags::PageFlags;
 pub use ports::PortSpace;
-pub use ram::{HostPtr, Ram, RamError, Scalar};
+pub use ram::{HostPtr, Ram, RamError, Scalar, register_barriers};
 pub use space::{DmaError, MapError, PageKind, PhysicalSpace, RamRange, RegionKind};

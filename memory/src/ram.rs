@@ -361,21 +361,30 @@ unsafe impl ZeroIsValid for std::sync::atomic::AtomicU8 {}
 // SAFETY: as for AtomicU8.
 unsafe impl ZeroIsValid for std::sync::atomic::AtomicU32 {}
 
-/// Makes every running thread of this process pass a full memory barrier.
-pub(crate) fn full_barrier_on_all_threads() {
-    use std::sync::Once;
-    const MEMBARRIER_CMD_GLOBAL: i32 = 1;
-    const MEMBARRIER_CMD_PRIVATE_EXPEDITED: i32 = 1 << 3;
-    const MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED: i32 = 1 << 4;
-    static REGISTER: Once = Once::new();
-    let membarrier = |command: i32| -> i64 {
-        // SAFETY: 1. the arguments are integers, as membarrier(2) wants them; 2. it reads and
-        // writes no memory of ours.
-        unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }
-    };
+const MEMBARRIER_CMD_GLOBAL: i32 = 1;
+const MEMBARRIER_CMD_PRIVATE_EXPEDITED: i32 = 1 << 3;
+const MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED: i32 = 1 << 4;
+
+fn membarrier(command: i32) -> i64 {
+    // SAFETY: 1. the arguments are integers, as membarrier(2) wants them; 2. it reads and writes no
+    // memory of ours.
+    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }
+}
+
+/// Tells the kernel that this process will ask for barriers on all its threads, which every engine
+/// does before it reads code. Call it before the first thread starts: the kernel then has nobody to
+/// wait for, while with threads it takes some 30 ms. Without the call the first barrier does it.
+pub fn register_barriers() {
+    static REGISTER: std::sync::Once = std::sync::Once::new();
     REGISTER.call_once(|| {
+        // A kernel without it says so again when the barrier is asked for.
         membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED);
     });
+}
+
+/// Makes every running thread of this process pass a full memory barrier.
+pub(crate) fn full_barrier_on_all_threads() {
+    register_barriers();
     if membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0 && membarrier(MEMBARRIER_CMD_GLOBAL) != 0 {
         // A host without membarrier: the caller's own fence and the writer's next locked
         // instruction are all there is; self-checks of the code's users cover the rest.

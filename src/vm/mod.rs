@@ -87,6 +87,7 @@ pub(crate) struct Vm {
 impl Vm {
     /// Makes the machine that `config` describes and loads its guest.
     pub(crate) fn new(config: &Config) -> Result<Self> {
+        memory::register_barriers();
         let files = GuestFiles::open(&config.boot)?;
         let mailboxes = Mailboxes::new(config.cpus);
         let control = Control::new(Arc::clone(&mailboxes));
