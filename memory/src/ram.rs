@@ -232,8 +232,8 @@ impl Ram {
         if !self.contains(offset, T::BYTES) {
             return Err(T::from_u64(u64::MAX));
         }
-        // SAFETY: as in `load`; the mapping is writable too.
         let result =
+            // SAFETY: as in `load`; the mapping is writable too.
             unsafe { T::raw_compare_exchange(self.base.as_ptr().add(offset as usize), old, new) };
         self.note(offset);
         result

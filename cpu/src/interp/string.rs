@@ -88,6 +88,29 @@ impl Cpu {
     }
 }
 
+impl Cpu {
+    /// The RAM offsets of the elements at rSI and at ES:rDI, and how many of them, up to `limit`,
+    /// can be touched at once at both; `access` is what happens at ES:rDI.
+    fn run_of_both<T: Word>(
+        &mut self,
+        insn: &Insn,
+        limit: u64,
+        access: Access,
+    ) -> Option<(u64, u64, u64)> {
+        let (from, to) = (self.index(insn, RSI), self.index(insn, RDI));
+        let segment = usize::from(insn.mem.segment);
+        let (source, readable) = self.run_of::<T>(insn, segment, from, Access::Read)?;
+        let (target, reachable) = self.run_of::<T>(insn, seg::ES, to, access)?;
+        Some((source, target, limit.min(readable).min(reachable)))
+    }
+
+    /// Moves an index register up by `count` elements of `T`.
+    fn advance<T: Word>(&mut self, insn: &Insn, register: usize, count: u64) {
+        let value = self.index(insn, register).wrapping_add(count * T::BYTES);
+        self.set_index(insn, register, value);
+    }
+}
+
 /// A copy of up to [`WINDOW`] bytes of RAM, as elements.
 struct Window([u8; WINDOW]);
 
@@ -145,11 +168,7 @@ impl StringOp for Movs {
     }
 
     fn bulk<T: Word>(cpu: &mut Cpu, insn: &Insn, limit: u64) -> u64 {
-        let from = cpu.index(insn, RSI);
-        let to = cpu.index(insn, RDI);
-        let source = cpu.run_of::<T>(insn, usize::from(insn.mem.segment), from, Access::Read);
-        let target = cpu.run_of::<T>(insn, seg::ES, to, Access::Write);
-        let (Some((source, readable)), Some((target, writable))) = (source, target) else {
+        let Some((source, target, count)) = cpu.run_of_both::<T>(insn, limit, Access::Write) else {
             return 0;
         };
         // A copy upwards onto itself repeats a pattern: byte by byte only if elements are bytes,
@@ -158,11 +177,9 @@ impl StringOp for Movs {
         if distance < T::BYTES && distance != 0 {
             return 0;
         }
-        let count = limit.min(readable).min(writable);
-        let bytes = count * T::BYTES;
-        cpu.break_block |= cpu.ram.copy_forward(target, source, bytes);
-        cpu.set_index(insn, RSI, from.wrapping_add(bytes));
-        cpu.set_index(insn, RDI, to.wrapping_add(bytes));
+        cpu.break_block |= cpu.ram.copy_forward(target, source, count * T::BYTES);
+        cpu.advance::<T>(insn, RSI, count);
+        cpu.advance::<T>(insn, RDI, count);
         count
     }
 }
@@ -185,7 +202,7 @@ impl StringOp for Stos {
         let count = limit.min(writable);
         let value = cpu.reg::<T>(RAX as u8);
         cpu.break_block |= cpu.ram.fill(target, value, count);
-        cpu.set_index(insn, RDI, to.wrapping_add(count * T::BYTES));
+        cpu.advance::<T>(insn, RDI, count);
         count
     }
 }
@@ -222,7 +239,7 @@ impl StringOp for Scas {
         let mut window = Window([0; WINDOW]);
         let found = window.read::<T>(&cpu.ram, at, limit.min(readable));
         let count = compare_run(cpu, insn, found.map(|value| (sought, value)));
-        cpu.set_index(insn, RDI, to.wrapping_add(count * T::BYTES));
+        cpu.advance::<T>(insn, RDI, count);
         count
     }
 }
@@ -244,17 +261,14 @@ impl StringOp for Cmps {
     }
 
     fn bulk<T: Word>(cpu: &mut Cpu, insn: &Insn, limit: u64) -> u64 {
-        let from = cpu.index(insn, RSI);
-        let to = cpu.index(insn, RDI);
-        let left = cpu.run_of::<T>(insn, usize::from(insn.mem.segment), from, Access::Read);
-        let right = cpu.run_of::<T>(insn, seg::ES, to, Access::Read);
-        let (Some((left, more)), Some((right, most))) = (left, right) else { return 0 };
-        let limit = limit.min(more).min(most);
+        let Some((left, right, limit)) = cpu.run_of_both::<T>(insn, limit, Access::Read) else {
+            return 0;
+        };
         let (mut a, mut b) = (Window([0; WINDOW]), Window([0; WINDOW]));
         let pairs = a.read::<T>(&cpu.ram, left, limit).zip(b.read::<T>(&cpu.ram, right, limit));
         let count = compare_run(cpu, insn, pairs);
-        cpu.set_index(insn, RSI, from.wrapping_add(count * T::BYTES));
-        cpu.set_index(insn, RDI, to.wrapping_add(count * T::BYTES));
+        cpu.advance::<T>(insn, RSI, count);
+        cpu.advance::<T>(insn, RDI, count);
         count
     }
 }
