@@ -10,6 +10,7 @@ mod boot;
 mod control;
 mod entropy;
 mod guest_files;
+mod halt_poll;
 mod mailboxes;
 mod serial_scheduler;
 mod signals;

@@ -8,6 +8,7 @@ use cpu::engine::{Vcpu, VmExit};
 use cpu::events::Events;
 
 use super::control::{Control, Quit, Request};
+use super::halt_poll::HaltPoll;
 use super::mailboxes::Mailboxes;
 
 /// A CPU that its thread holds while it runs and the machine's owner while all are parked.
@@ -61,19 +62,20 @@ impl Worker {
     fn serve(&self) {
         let _alarm = Alarm(&self.control);
         self.mailboxes.serve_from_here(self.index);
+        let mut poll = HaltPoll::default();
         while self.control.park() {
-            self.run_until_stopped();
+            self.run_until_stopped(&mut poll);
         }
     }
 
     /// Runs the CPU until the machine stops.
-    fn run_until_stopped(&self) {
+    fn run_until_stopped(&self, poll: &mut HaltPoll) {
         let mut cpu = lock(&self.cpu);
         loop {
             match cpu.run(u64::MAX) {
                 VmExit::Requested => return,
                 VmExit::Budget | VmExit::Debug => {}
-                VmExit::Halt { wake } => self.mailboxes.sleep(self.index, wake),
+                VmExit::Halt { wake } => self.mailboxes.halt(self.index, wake, poll),
                 VmExit::WaitForSipi => {
                     let bits = Events::SIPI | Events::INIT | Events::EXIT;
                     self.mailboxes.sleep(self.index, bits);
