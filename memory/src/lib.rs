@@ -4,7 +4,8 @@
 //! RAM, ROM, a device or nothing; [`PortSpace`] is the 64 K ports. Devices implement [`Device`] and
 //! see an offset, a width and a value, never their address. Every page of RAM carries flags
 //! ([`PageFlags`]): *dirty* (written since the flag was cleared) and *code* (an engine keeps
-//! something derived from its bytes), and a generation that moves when a code page is written.
+//! something derived from its bytes), and a generation that moves when code is written; whoever
+//! stores past the flags, or does not look at generations, is a [`CodeWatcher`].
 //!
 //! Neighbours: nothing of ours below; `cpu` reaches RAM through [`Ram`]'s scalar accessors and
 //! everything else through [`PhysicalSpace`]; `machine` maps its chips and does DMA.
@@ -25,7 +26,7 @@ mod space;
 
 pub use address::{GuestLinear, GuestPhysical, PAGE_SHIFT, PAGE_SIZE};
 pub use device::{Device, IoError, Width};
-pub use page_flags::PageFlags;
+pub use page_flags::{CodeWatcher, PageFlags};
 pub use ports::PortSpace;
 pub use ram::{HostPtr, Ram, RamError, Scalar, register_barriers};
 pub use space::{DmaError, MapError, PageKind, PhysicalSpace, RamRange, RegionKind};

@@ -207,7 +207,7 @@ impl Ram {
     }
 
     /// Stores a scalar with one host instruction, and keeps the page's flags. Must not cross a
-    /// page. True if the page held code.
+    /// page. True if the bytes were marked as code ([`PageFlags::note_store`]).
     #[inline(always)]
     pub fn store<T: Scalar>(&self, offset: u64, value: T) -> bool {
         if !self.contains(offset, T::BYTES) {
@@ -215,18 +215,20 @@ impl Ram {
         }
         // SAFETY: as in `load`; the mapping is writable too.
         unsafe { T::raw_store(self.base.as_ptr().add(offset as usize), value) };
-        self.note(offset)
+        self.note(offset, T::BYTES)
     }
 
-    /// Keeps the flags of the page at `offset` after a store. True if the page held code.
+    /// Keeps the flags of the page at `offset` after a store of `bytes` bytes, which are inside it.
+    /// True if they were marked as code.
     #[inline(always)]
-    fn note(&self, offset: u64) -> bool {
+    fn note(&self, offset: u64, bytes: u64) -> bool {
         let page = offset >> PAGE_SHIFT;
-        self.flags.get(page) != PageFlags::PLAIN_DIRTY && self.flags.note_store(page)
+        !self.flags.is_plain(page) && self.flags.note_store(page, offset & (PAGE_SIZE - 1), bytes)
     }
 
     /// Replaces `old` with `new` by one locked host instruction; the error is what was found.
-    /// Must not cross a page. Flags are kept whether or not it succeeds.
+    /// Must not cross a page. Flags are kept whether or not it succeeds, so
+    /// [`PageFlags::generation`] has moved if the bytes were marked as code.
     #[inline]
     pub fn compare_exchange<T: Scalar>(&self, offset: u64, old: T, new: T) -> Result<T, T> {
         if !self.contains(offset, T::BYTES) {
@@ -235,7 +237,7 @@ impl Ram {
         let result =
             // SAFETY: as in `load`; the mapping is writable too.
             unsafe { T::raw_compare_exchange(self.base.as_ptr().add(offset as usize), old, new) };
-        self.note(offset);
+        self.note(offset, T::BYTES);
         result
     }
 
@@ -256,7 +258,7 @@ impl Ram {
                 inout("rax") old as u64 => low, inout("rdx") (old >> 64) as u64 => high,
                 options(nostack));
         }
-        self.note(offset);
+        self.note(offset, 16);
         let found = u128::from(high) << 64 | u128::from(low);
         if found == old { Ok(found) } else { Err(found) }
     }
@@ -280,7 +282,7 @@ impl Ram {
         }
     }
 
-    /// Copies bytes in and keeps the flags of every page touched. True if any page held code.
+    /// Copies bytes in and keeps the flags of every page touched. True if any were marked as code.
     pub fn write_bytes(&self, offset: u64, data: &[u8]) -> bool {
         let bytes = data.len() as u64;
         if !self.contains(offset, bytes) || data.is_empty() {
@@ -298,7 +300,7 @@ impl Ram {
     }
 
     /// Copies `bytes` bytes inside RAM, lowest address first, as `REP MOVSB` does (an overlapping
-    /// copy upwards repeats). True if any page written held code.
+    /// copy upwards repeats). True if any bytes written were marked as code.
     pub fn copy_forward(&self, to: u64, from: u64, bytes: u64) -> bool {
         if bytes == 0 || !self.contains(to, bytes) || !self.contains(from, bytes) {
             return false;
@@ -315,7 +317,8 @@ impl Ram {
         self.note_range(to, bytes)
     }
 
-    /// Stores `count` copies of `value` upwards from `offset`. True if any page held code.
+    /// Stores `count` copies of `value` upwards from `offset`. True if any bytes were marked as
+    /// code.
     pub fn fill<T: Scalar>(&self, offset: u64, value: T, count: u64) -> bool {
         let Some(bytes) = count.checked_mul(T::BYTES) else { return false };
         if bytes == 0 || !self.contains(offset, bytes) {
@@ -332,8 +335,13 @@ impl Ram {
     }
 
     fn note_range(&self, offset: u64, bytes: u64) -> bool {
-        let pages = offset >> PAGE_SHIFT..=(offset + bytes - 1) >> PAGE_SHIFT;
-        pages.fold(false, |code, page| self.flags.note_store(page) | code)
+        let end = offset + bytes;
+        let pages = offset >> PAGE_SHIFT..=(end - 1) >> PAGE_SHIFT;
+        pages.fold(false, |code, page| {
+            let start = offset.max(page << PAGE_SHIFT);
+            let bytes = end.min((page + 1) << PAGE_SHIFT) - start;
+            self.note(start, bytes) | code
+        })
     }
 }
 
@@ -360,6 +368,8 @@ pub(crate) unsafe trait ZeroIsValid {}
 unsafe impl ZeroIsValid for std::sync::atomic::AtomicU8 {}
 // SAFETY: as for AtomicU8.
 unsafe impl ZeroIsValid for std::sync::atomic::AtomicU32 {}
+// SAFETY: as for AtomicU8.
+unsafe impl ZeroIsValid for std::sync::atomic::AtomicU64 {}
 
 const MEMBARRIER_CMD_GLOBAL: i32 = 1;
 const MEMBARRIER_CMD_PRIVATE_EXPEDITED: i32 = 1 << 3;

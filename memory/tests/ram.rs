@@ -1,7 +1,9 @@
 //! [`Ram`]: its bounds, its accesses, and the flags and generations that it keeps.
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
-use memory::{PAGE_SIZE, PageFlags, Ram, RamError, Scalar};
+use std::sync::{Arc, Mutex, Weak};
+
+use memory::{CodeWatcher, PAGE_SIZE, PageFlags, Ram, RamError, Scalar};
 use proptest::prelude::*;
 
 const SIZE: u64 = 4 * PAGE_SIZE;
@@ -138,14 +140,18 @@ const WRITES: [(&str, Write); 6] = [
     ("copy_forward", |ram, at| ram.copy_forward(at, 0, 8)),
     ("fill", |ram, at| ram.fill(at, 1u32, 2)),
     ("compare_exchange", |ram, at| {
-        let _ = ram.compare_exchange(at, 0u64, 1);
-        ram.flags().get(at / PAGE_SIZE) & PageFlags::CODE != 0
+        moves_generation(ram, at, || ram.compare_exchange(at, 0u64, 1).is_ok())
     }),
     ("compare_exchange_16", |ram, at| {
-        let _ = ram.compare_exchange_16(at, 0, 1);
-        ram.flags().get(at / PAGE_SIZE) & PageFlags::CODE != 0
+        moves_generation(ram, at, || ram.compare_exchange_16(at, 0, 1).is_ok())
     }),
 ];
+
+fn moves_generation(ram: &Ram, at: u64, exchange: impl Fn() -> bool) -> bool {
+    let before = ram.flags().generation(at / PAGE_SIZE);
+    exchange();
+    ram.flags().generation(at / PAGE_SIZE) != before
+}
 
 #[test]
 fn every_write_sets_dirty_and_moves_the_generation_of_code() {
@@ -155,7 +161,7 @@ fn every_write_sets_dirty_and_moves_the_generation_of_code() {
         assert!(!write(&ram, 2 * PAGE_SIZE + 16), "{name}: plain data");
         assert_eq!(flags.take_dirty(0..4), [2], "{name}");
         assert_eq!(flags.take_dirty(0..4), [], "{name}: cleared");
-        flags.mark_code(2);
+        flags.mark_code(2, 39, 1);
         let before = flags.generation(2);
         assert!(write(&ram, 2 * PAGE_SIZE + 32), "{name}: code");
         assert_ne!(flags.generation(2), before, "{name}");
@@ -165,13 +171,123 @@ fn every_write_sets_dirty_and_moves_the_generation_of_code() {
 }
 
 #[test]
+fn data_beside_code_leaves_the_mark_alone() {
+    for (name, write) in WRITES {
+        let ram = ram();
+        let flags = ram.flags();
+        flags.mark_code(2, 0x81, 0x3f);
+        let marked = flags.get(2);
+        for at in [0, 0x70, 0xc0, 0xff0] {
+            assert!(!write(&ram, 2 * PAGE_SIZE + at), "{name}: data at {at:#x}");
+            assert_eq!(flags.generation(2), 0, "{name}: data at {at:#x}");
+        }
+        assert_eq!(flags.get(2), marked | PageFlags::DIRTY, "{name}");
+        for at in [0x80, 0xb0] {
+            flags.mark_code(2, 0x81, 0x3f);
+            assert!(write(&ram, 2 * PAGE_SIZE + at), "{name}: code at {at:#x}");
+        }
+        assert_eq!(flags.generation(2), 2, "{name}");
+    }
+}
+
+/// A store over code takes the marks, the next one finds none and takes CODE.
+#[test]
+fn a_page_that_held_code_becomes_plain() {
+    for (name, write) in WRITES {
+        let ram = ram();
+        let flags = ram.flags();
+        for round in 1..4 {
+            flags.mark_code(2, 0, 8);
+            flags.mark_code(2, 0x100, 8);
+            assert!(!flags.is_plain(2), "{name}");
+            assert!(write(&ram, 2 * PAGE_SIZE), "{name}: code");
+            assert!(!write(&ram, 2 * PAGE_SIZE + 0x100), "{name}: its mark went with the other");
+            assert!(flags.is_plain(2), "{name}");
+            assert!(!write(&ram, 2 * PAGE_SIZE), "{name}: data");
+            assert_eq!(flags.generation(2), round, "{name}");
+        }
+    }
+}
+
+#[test]
+fn code_that_is_marked_again_at_once_stays_code() {
+    let ram = ram();
+    for round in 1..4u64 {
+        ram.flags().mark_code(2, 0, 8);
+        assert!(ram.store(2 * PAGE_SIZE, round));
+        assert_ne!(ram.flags().get(2) & PageFlags::CODE, 0);
+        ram.flags().mark_code(2, 0x100, 8);
+        assert!(!ram.store(2 * PAGE_SIZE, round), "not marked");
+        assert_ne!(ram.flags().get(2) & PageFlags::CODE, 0);
+    }
+}
+
+/// What a watcher was called for.
+#[derive(Default)]
+struct Calls(Mutex<Vec<(&'static str, u64)>>);
+
+impl CodeWatcher for Calls {
+    fn stores_must_be_noted(&self, page: u64) {
+        self.0.lock().expect("no panic").push(("noted", page));
+    }
+
+    fn code_written(&self, page: u64) {
+        self.0.lock().expect("no panic").push(("written", page));
+    }
+}
+
+impl Calls {
+    fn take(&self) -> Vec<(&'static str, u64)> {
+        std::mem::take(&mut self.0.lock().expect("no panic"))
+    }
+}
+
+#[test]
+fn watchers_are_called_while_they_live() {
+    let ram = ram();
+    let flags = ram.flags();
+    let [first, second] = [0, 1].map(|_| Arc::new(Calls::default()));
+    for watcher in [&first, &second] {
+        let watcher: Weak<Calls> = Arc::downgrade(watcher);
+        flags.add_watcher(watcher);
+    }
+    flags.mark_code(2, 0, 1);
+    flags.mark_code(2, 0x800, 1);
+    assert_eq!(first.take(), [("noted", 2)], "the second mark changes nothing for stores");
+    ram.store(2 * PAGE_SIZE + 0x400, 1u64);
+    assert_eq!(first.take(), [], "data");
+    ram.store(2 * PAGE_SIZE, 1u64);
+    assert_eq!(first.take(), [("written", 2)]);
+    flags.mark_code(2, 0, 1);
+    assert_eq!(first.take(), [], "stores were noted all the time");
+    ram.store(2 * PAGE_SIZE, 1u64);
+    ram.store(2 * PAGE_SIZE, 1u64);
+    flags.mark_code(2, 0, 1);
+    assert_eq!(first.take(), [("written", 2), ("noted", 2)], "it was plain meanwhile");
+    ram.store(0, 1u64);
+    assert_eq!(flags.take_dirty(0..4), [0, 2]);
+    assert_eq!(first.take(), [("noted", 0), ("noted", 2)]);
+    assert_eq!(flags.take_dirty(0..4), []);
+    assert_eq!(first.take(), []);
+    assert_eq!(second.take().len(), 6, "as the first");
+    drop(second);
+    flags.mark_code(1, 0, 1);
+    assert_eq!(first.take(), [("noted", 1)]);
+}
+
+#[test]
 fn a_range_over_pages_touches_the_flags_of_each() {
     let ram = ram();
-    ram.flags().mark_code(2);
+    ram.flags().mark_code(2, 0, 1);
     assert!(ram.write_bytes(PAGE_SIZE - 1, &vec![1; PAGE_SIZE as usize + 2]));
     assert_eq!(ram.flags().take_dirty(0..4), [0, 1, 2]);
+    ram.flags().mark_code(2, 0, 1);
     assert!(ram.fill(2 * PAGE_SIZE - 8, 1u64, 2));
     assert_eq!(ram.flags().take_dirty(0..4), [1, 2]);
+    ram.flags().mark_code(1, PAGE_SIZE - 1, 1);
+    assert!(!ram.copy_forward(PAGE_SIZE - 8, 0, PAGE_SIZE - 64), "up to the line before");
+    assert!(ram.copy_forward(PAGE_SIZE - 8, 0, PAGE_SIZE), "into the last line");
+    assert_eq!(ram.flags().take_dirty(0..4), [0, 1]);
     assert!(!ram.copy_forward(3 * PAGE_SIZE, 0, 0), "nothing to copy");
     assert!(!ram.write_bytes(2 * PAGE_SIZE, &[]), "nothing to write");
     assert_eq!(ram.flags().take_dirty(0..4), []);
@@ -181,8 +297,9 @@ fn a_range_over_pages_touches_the_flags_of_each() {
 fn pages_that_do_not_exist_are_plain_and_stay_so() {
     let ram = ram();
     for page in [4, 1 << 52, u64::MAX] {
-        ram.flags().mark_code(page);
-        assert!(!ram.flags().note_store(page));
+        ram.flags().mark_code(page, 0, PAGE_SIZE);
+        assert!(!ram.flags().note_store(page, 0, PAGE_SIZE));
+        assert!(ram.flags().is_plain(page));
         assert_eq!(ram.flags().get(page), PageFlags::PLAIN_DIRTY);
         assert_eq!(ram.flags().generation(page), 0);
     }

@@ -151,11 +151,12 @@ fn aliases_are_the_same_bytes_flags_and_generations() {
     let space = with_ram(2);
     space.map(at(0x10_0000), PAGE_SIZE, RegionKind::Ram(PAGE_SIZE)).unwrap();
     space.map(at(0x20_0000), PAGE_SIZE, RegionKind::Rom(PAGE_SIZE)).unwrap();
-    space.ram().flags().mark_code(1);
+    space.ram().flags().mark_code(1, 0, PAGE_SIZE);
     space.write(at(0x10_0010), Width::Word, 0xbeef);
     assert_eq!(space.read(at(0x1010), Width::Word), 0xbeef);
     assert_eq!(space.read(at(0x20_0010), Width::Word), 0xbeef);
     assert_eq!(space.ram().flags().generation(1), 1);
+    space.ram().flags().mark_code(1, 0, PAGE_SIZE);
     space.dma_write(at(0x1010), &[1]).unwrap();
     assert_eq!(space.read(at(0x20_0010), Width::Word), 0xbe01);
     assert_eq!(space.ram().flags().generation(1), 2);

@@ -1,15 +1,17 @@
 //! Decoded code, cached by where its bytes are.
 //!
 //! A block is a run of instructions inside one page of RAM, found again by RAM offset, RIP and
-//! mode. Its bytes are kept: when the page's code generation has moved, they are compared with what
-//! is there now, so a page that holds both code and data costs a comparison and not a decode. An
-//! instruction that spans two pages is a block of its own, compared at every use.
+//! mode. Its bytes are marked as code and kept: when the page's code generation has moved, because
+//! some marked bytes of the page were written, they are marked again and compared with what is
+//! there now, so a store near code costs a comparison and not a decode. An instruction that spans
+//! two pages is a block of its own, compared at every use and therefore not marked. The order of
+//! the steps is that of `memory/src/page_flags.rs`.
 //!
 //! The cache is direct-mapped and bounded; nothing a guest does makes it grow.
 
 use decoder::{BlockEnd, MAX_INSTRUCTION_BYTES};
 use iced_x86::Instruction;
-use memory::{PAGE_SIZE, PageFlags};
+use memory::PAGE_SIZE;
 
 use crate::Cpu;
 use crate::exception::{Exception, Exec};
@@ -22,6 +24,8 @@ use crate::state::seg;
 const SLOTS: usize = 8192;
 /// Instructions in a block at most.
 const MAX_INSTRUCTIONS: usize = 32;
+/// Bytes of a block at most.
+const MAX_BYTES: usize = MAX_INSTRUCTIONS * MAX_INSTRUCTION_BYTES;
 
 /// A decoded run of instructions.
 pub(crate) struct Block {
@@ -29,7 +33,7 @@ pub(crate) struct Block {
     at: u64,
     rip: u64,
     mode_key: u64,
-    /// Code generation of the page when the bytes were last known to be these.
+    /// Code generation of the page, read before the bytes were last known to be these.
     generation: u32,
     /// The last instruction spans into the next page; the block is that one instruction.
     straddles: bool,
@@ -124,27 +128,33 @@ impl Cpu {
             return self.decode_outside_ram(linear);
         };
         let slot = BlockCache::slot_of(at, self.mode.key);
-        let page = at >> 12;
-        self.ram.flags().mark_code(page);
-        let generation = self.ram.flags().generation(page);
+        let generation = self.ram.flags().generation(at >> 12);
         let cached = self.blocks.slots.get_mut(slot).and_then(Option::take);
         if let Some(mut block) = cached
             && block.at == at
             && block.rip == self.state.rip
             && block.mode_key == self.mode.key
             && (self.mode.is_64() || block.last_ip <= limit)
-            && self.bytes_are(&block, linear, at)?
+            && self.mark_and_compare(&block, linear, at)?
         {
             block.generation = generation;
             return Ok(Taken { slot, block });
         }
-        let block = self.decode_block(linear, at, generation)?;
+        let mut block = self.decode_block(linear, at, generation)?;
+        if !block.straddles && !self.mark_and_compare(&block, linear, at)? {
+            // Another thread writes here now: these instructions were there once and run once.
+            block.at = u64::MAX;
+        }
         Ok(Taken { slot, block })
     }
 
-    /// True if the bytes in memory are those of `block`.
-    fn bytes_are(&mut self, block: &Block, linear: u64, at: u64) -> Exec<bool> {
-        let mut now = [0; PAGE_SIZE as usize];
+    /// Marks the bytes of `block` as code. True if they are what is in memory.
+    fn mark_and_compare(&mut self, block: &Block, linear: u64, at: u64) -> Exec<bool> {
+        if !block.straddles {
+            let count = block.bytes.len() as u64;
+            self.ram.flags().mark_code(at >> 12, at & (PAGE_SIZE - 1), count);
+        }
+        let mut now = [0; MAX_BYTES];
         let count = block.bytes.len().min(now.len());
         if block.straddles {
             let first = (PAGE_SIZE - (at & (PAGE_SIZE - 1))) as usize;
@@ -169,10 +179,7 @@ impl Cpu {
         };
         let Some(rest) = bytes.get_mut(first..) else { return Ok(()) };
         match place {
-            Place::Ram(at) => {
-                self.ram.flags().mark_code(at >> 12);
-                self.ram.read_bytes(at, rest);
-            }
+            Place::Ram(at) => self.ram.read_bytes(at, rest),
             Place::Space(at) => {
                 for (index, byte) in (0..).zip(rest) {
                     *byte = self.env.space.read(at.wrapping_add(index), memory::Width::Byte) as u8;
@@ -185,10 +192,10 @@ impl Cpu {
 
     /// Decodes from RAM offset `at` to the end of the block.
     fn decode_block(&mut self, linear: u64, at: u64, generation: u32) -> Exec<Box<Block>> {
-        let mut page = [0; PAGE_SIZE as usize];
+        let mut bytes = [0; MAX_BYTES];
         let left = (PAGE_SIZE - (at & (PAGE_SIZE - 1))) as usize;
-        let window = left.min(MAX_INSTRUCTIONS * MAX_INSTRUCTION_BYTES);
-        let bytes = &mut page[..window];
+        let window = left.min(MAX_BYTES);
+        let bytes = &mut bytes[..window];
         self.ram.read_bytes(at, bytes);
         let insns = self.decode_run(bytes, window == left)?;
         if insns.is_empty() {
@@ -297,6 +304,3 @@ impl Cpu {
         Ok(Taken { slot: usize::MAX, block })
     }
 }
-
-/// The flags of a page that is plain data; kept beside the cache because it relies on it.
-const _: () = assert!(PageFlags::CODE & PageFlags::PLAIN_DIRTY == 0);

@@ -340,13 +340,13 @@ impl Cpu {
                 return result;
             }
         };
+        let generation = self.ram.flags().generation(at >> 12);
         let mut old = self.ram.load(at);
         loop {
             let (new, result) = change(old);
             match self.ram.compare_exchange(at, old, new) {
                 Ok(_) => {
-                    self.break_block |=
-                        self.ram.flags().get(at >> 12) & memory::PageFlags::CODE != 0;
+                    self.break_block |= generation != self.ram.flags().generation(at >> 12);
                     return result;
                 }
                 Err(found) => old = found,
@@ -471,8 +471,9 @@ impl Cpu {
         let linear = self.linear(segment, offset, 16, Access::Write)?;
         let place = self.place(linear, 16, Access::Write, self.mmu.view())?;
         if let Place::Ram(at) = place {
+            let generation = self.ram.flags().generation(at >> 12);
             let result = self.ram.compare_exchange_16(at, old, new);
-            self.break_block |= self.ram.flags().get(at >> 12) & memory::PageFlags::CODE != 0;
+            self.break_block |= generation != self.ram.flags().generation(at >> 12);
             return Ok(result);
         }
         let mut bytes = [0; 16];

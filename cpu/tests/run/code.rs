@@ -102,6 +102,40 @@ fn code_and_data_share_a_page() {
     run_to_halt(&mut bench);
     assert_eq!(u64::from_le_bytes(bench.peek(CODE + 0x100)), 1000);
     assert_eq!(bench.cpu.retired(), 3001);
+    assert_eq!(generation(&bench), 0, "no store over code");
+}
+
+/// The code generation of the page at `CODE`.
+fn generation(bench: &Bench) -> u32 {
+    bench.cpu.env.space.ram().flags().generation(CODE >> 12)
+}
+
+/// A loop that writes a function of its own page, counts in the page, and calls the function: each
+/// version runs, and only the writes over code count as such. The last place shares its lines with
+/// the loop itself.
+#[test]
+fn code_that_is_rewritten_beside_data_of_its_page_runs_each_time() {
+    // mov [rbx+1], cl; inc qword [rdi]; call rbx; add rdx, rax; dec ecx; jnz; hlt
+    let code = [
+        0x88, 0x4b, 0x01, 0x48, 0xff, 0x07, 0xff, 0xd3, 0x48, 0x01, 0xc2, 0xff, 0xc9, 0x75, 0xf1,
+        0xf4,
+    ];
+    for (function, data) in [(0x200, 0x300), (0x3d, 0x300), (0xff0, 0x80), (0x20, 0x30)] {
+        let mut bench = bench(&code);
+        // mov eax, imm32; ret
+        bench.poke(CODE + function, &[0xb8, 0, 0, 0, 0, 0xc3]);
+        let before = generation(&bench);
+        let state = &mut bench.cpu.state;
+        (state.gpr[gpr::RBX], state.gpr[gpr::RDI]) = (CODE + function, CODE + data);
+        (state.gpr[gpr::RCX], state.gpr[gpr::RDX]) = (200, 0);
+        run_to_halt(&mut bench);
+        assert_eq!(bench.cpu.state.gpr[gpr::RDX], (1..=200).sum(), "function at {function:#x}");
+        assert_eq!(u64::from_le_bytes(bench.peek(CODE + data)), 200);
+        let moves = generation(&bench) - before;
+        // The first write came before anybody had decoded the function.
+        let expected = if function / 64 == data / 64 { 400 } else { 199 };
+        assert!((expected..=expected + 1).contains(&moves), "{moves} for {function:#x}");
+    }
 }
 
 /// mov eax, imm32 over a page end, changed in its second page, by stores that leave the first
