@@ -1,12 +1,20 @@
 //! The mailbox through which other threads reach a CPU.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// How an engine that does not look at the mailbox by itself is told that something was posted.
+pub trait Doorbell: Send + Sync {
+    /// Something was posted; called on any thread, after the post.
+    fn ring(&self);
+}
 
 /// What waits for a CPU. Set from any thread; the CPU polls one word between blocks.
 #[derive(Default)]
 pub struct Events {
     pending: AtomicU32,
     sipi_vector: AtomicU8,
+    doorbell: OnceLock<Arc<dyn Doorbell>>,
 }
 
 impl Events {
@@ -28,6 +36,24 @@ impl Events {
     /// Posts `bits`.
     pub fn post(&self, bits: u32) {
         self.pending.fetch_or(bits, Ordering::SeqCst);
+        self.ring();
+    }
+
+    fn ring(&self) {
+        if let Some(doorbell) = self.doorbell.get() {
+            doorbell.ring();
+        }
+    }
+
+    /// Has `doorbell` rung at every post. The first one stays.
+    pub fn set_doorbell(&self, doorbell: Arc<dyn Doorbell>) {
+        // An engine is made once for its CPU; a second one would be of the same machine.
+        let _ = self.doorbell.set(doorbell);
+    }
+
+    /// Where the word of [`Events::peek`] is, for code that looks at it without a call.
+    pub fn pending_address(&self) -> *const AtomicU32 {
+        &raw const self.pending
     }
     /// Posts a start-up IPI to `vector << 12`. The last one posted wins.
     pub fn post_sipi(&self, vector: u8) {
@@ -41,6 +67,7 @@ impl Events {
         let post = |bits| Some(bits | next(bits));
         // The closure always gives a value, so the update cannot fail.
         let _ = self.pending.fetch_update(Ordering::SeqCst, Ordering::SeqCst, post);
+        self.ring();
     }
     /// Takes the NMIs posted since the last call: how many, at most two.
     pub fn take_nmis(&self) -> u8 {

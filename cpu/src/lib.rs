@@ -31,9 +31,11 @@ pub mod state;
 pub mod testing;
 pub mod timing;
 pub mod transfer;
+mod translator;
 pub mod xstate;
 
 mod cpu;
 mod reset;
 
 pub use cpu::{Cpu, Environment};
+pub use translator::{CodePage, DataPage};

@@ -10,7 +10,7 @@ use crate::cpu::{Cpu, Environment};
 use crate::cpuid::Feature;
 use crate::fpu::FpuState;
 use crate::interp::block::BlockCache;
-use crate::mmu::{Mmu, MmuLimits};
+use crate::mmu::{Flush, Mmu, MmuLimits};
 use crate::mode::Mode;
 use crate::msr::Msrs;
 use crate::state::{
@@ -152,15 +152,26 @@ impl Cpu {
         self.env.lapic.set_tsc_offset(self.state.msrs.tsc_offset);
     }
 
-    /// Drops all translations, as MOV CR3 and its like ask for.
+    /// Drops all translations.
     pub(crate) fn flush_translations(&mut self) {
-        self.mmu.flush_all();
+        self.flush(Flush::Everything);
+    }
+
+    /// Drops at least the translations that `flush` names. The interpreter's are not tagged with a
+    /// PCID nor marked as global: only one page is less than everything.
+    pub(crate) fn flush(&mut self, flush: Flush) {
+        match flush {
+            Flush::Page(linear) => self.mmu.flush_page(linear),
+            Flush::Everything | Flush::NonGlobal | Flush::Pcid(_) => self.mmu.flush_all(),
+        }
+        self.mmu.flushes.note(flush);
         self.break_block = true;
     }
 
-    /// Drops the translations of the page of `linear`, as INVLPG asks for.
-    pub(crate) fn flush_translation(&mut self, linear: u64) {
-        self.mmu.flush_page(linear);
+    /// MOV CR3 that keeps the translations of the new PCID (bit 63): the interpreter's have no PCID
+    /// and go all the same.
+    pub(crate) fn keep_pcid(&mut self) {
+        self.mmu.flush_all();
         self.break_block = true;
     }
 

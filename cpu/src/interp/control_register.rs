@@ -12,6 +12,7 @@ use crate::exception::{Exception, Exec};
 use crate::flags::Word;
 use crate::interp::dispatch::Table;
 use crate::interp::insn::Insn;
+use crate::mmu::Flush;
 use crate::state::{attr, cr0, cr4, efer, seg};
 
 /// Every CR0 bit that exists; the reserved ones below bit 32 read as zero and ignore writes.
@@ -158,8 +159,11 @@ impl Cpu {
             self.load_pdptes(new)?;
         }
         self.state.cr3 = new;
-        // Translations are not tagged with a PCID, so bit 63 cannot keep any.
-        self.flush_translations();
+        if has_pcids && value & CR3_KEEP != 0 {
+            self.keep_pcid();
+        } else {
+            self.flush(Flush::Pcid(if has_pcids { value as u16 & 0xfff } else { 0 }));
+        }
         Ok(())
     }
 

@@ -49,7 +49,7 @@ impl Cpu {
     }
 
     /// What the instruction raises instead of executing, if it does.
-    fn gate(&self, row: &Row, iced: &Instruction) -> Option<Handler> {
+    pub(crate) fn gate(&self, row: &Row, iced: &Instruction) -> Option<Handler> {
         // LOCK MOV CR0, which decodes on AMD only, is CR8.
         let is_lock_legal =
             row.lock && iced.op0_kind() == OpKind::Memory || row.class == Class::ControlRegister;

@@ -58,7 +58,7 @@ impl Cpu {
     /// Between two instructions: takes what waits, in the order of SDM Vol. 3A, "Priority Among
     /// Concurrent Events".
     #[inline]
-    fn boundary(&mut self) -> Option<VmExit> {
+    pub(crate) fn boundary(&mut self) -> Option<VmExit> {
         let pending = self.env.events.peek();
         let is_closed = self.state.rflags & rflags::IF == 0;
         let is_quiet = (pending == 0 || pending == Events::INTERRUPT && is_closed)
@@ -150,7 +150,7 @@ impl Cpu {
 
     /// Executes one block, or one instruction where every boundary counts; at most `budget`.
     #[inline]
-    fn run_block(&mut self, budget: u64) {
+    pub(crate) fn run_block(&mut self, budget: u64) {
         let shadow = std::mem::take(&mut self.state.shadow);
         let is_single = shadow != InterruptShadow::None
             || self.state.rflags & (rflags::TF | rflags::RF) != 0

@@ -9,7 +9,7 @@ use crate::Cpu;
 use crate::exception::{Exception, Exec};
 use crate::interp::dispatch::Table;
 use crate::interp::insn::{Insn, register_number};
-use crate::mmu::Access;
+use crate::mmu::{Access, Flush};
 use crate::state::{Activity, cr4, gpr, seg};
 
 /// MWAIT's ECX: an interrupt ends the wait even if it is masked.
@@ -37,7 +37,7 @@ fn invlpg(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let linear = base.wrapping_add(offset);
     let linear = if is_64 { linear } else { linear & 0xffff_ffff };
     if cpu.mode.is_canonical(linear) {
-        cpu.flush_translation(linear);
+        cpu.flush(Flush::Page(linear));
     }
     Ok(())
 }
@@ -57,12 +57,12 @@ fn invpcid(cpu: &mut Cpu, insn: &Insn) -> Exec {
     if !is_valid {
         return Err(Exception::GP0);
     }
-    // Translations are not tagged: one address, or everything.
-    if kind == 0 {
-        cpu.flush_translation(linear);
-    } else {
-        cpu.flush_translations();
-    }
+    cpu.flush(match kind {
+        0 => Flush::Page(linear),
+        1 => Flush::Pcid(pcid as u16),
+        2 => Flush::Everything,
+        _ => Flush::NonGlobal,
+    });
     Ok(())
 }
 

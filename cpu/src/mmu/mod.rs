@@ -5,10 +5,12 @@
 //! keeps accessed and dirty bits, and is the only place where page faults are made.
 
 pub(crate) mod access;
+pub(crate) mod flush;
 pub(crate) mod segment;
 pub(crate) mod tlb;
 pub(crate) mod walk;
 
+pub use flush::{Flush, FlushLog};
 pub(crate) use tlb::Mmu;
 
 /// What an access does, as page faults tell it.

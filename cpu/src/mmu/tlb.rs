@@ -1,7 +1,7 @@
 //! The interpreter's translation cache.
 
 use crate::debug::Breakpoints;
-use crate::mmu::{Access, View};
+use crate::mmu::{Access, FlushLog, View};
 use crate::state::{State, cr0, rflags};
 
 /// Entries of each table.
@@ -44,6 +44,8 @@ pub struct Mmu {
     pub(crate) space_generation: u64,
     /// The current local APIC page, or all ones if it is disabled or in x2APIC mode.
     pub(crate) lapic_page: u64,
+    /// What other caches of translations must drop.
+    pub(crate) flushes: FlushLog,
 }
 
 impl Mmu {
@@ -61,6 +63,7 @@ impl Mmu {
             large: [0; (LARGE_FILTER_BITS / 64) as usize],
             space_generation: u64::MAX,
             lapic_page: u64::MAX,
+            flushes: FlushLog::default(),
         }
     }
 

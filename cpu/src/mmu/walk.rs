@@ -16,6 +16,7 @@ const US: u64 = 1 << 2;
 const A: u64 = 1 << 5;
 const D: u64 = 1 << 6;
 const PS: u64 = 1 << 7;
+const G: u64 = 1 << 8;
 const XD: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
@@ -42,6 +43,8 @@ pub struct Translation {
     pub is_large: bool,
     /// The page may be cached as writable: its dirty bit is set and writing is allowed.
     pub is_dirty: bool,
+    /// A global page: it outlives loads of CR3.
+    pub is_global: bool,
 }
 
 /// One level of a paging structure.
@@ -101,7 +104,7 @@ impl Cpu {
     ) -> Exec<Translation> {
         if self.state.cr0 & cr0::PG == 0 {
             let physical = GuestPhysical(linear & 0xffff_ffff);
-            return Ok(Translation { physical, is_large: false, is_dirty: true });
+            return Ok(Translation { physical, is_large: false, is_dirty: true, is_global: false });
         }
         for _ in 0..RETRIES {
             match self.walk(linear, access, view, true) {
@@ -192,7 +195,9 @@ impl Cpu {
                 if update {
                     self.set_bits(at, entry, wanted, shape.entry_bytes)?;
                 }
-                return Ok(leaf(linear, level.shift, entry, wanted, shape.entry_bytes));
+                let mut found = leaf(linear, level.shift, entry, wanted, shape.entry_bytes);
+                found.is_global = entry & G != 0 && self.state.cr4 & cr4::PGE != 0;
+                return Ok(found);
             }
             if update {
                 self.set_bits(at, entry, A, shape.entry_bytes)?;
@@ -377,5 +382,6 @@ fn leaf(linear: u64, shift: u32, entry: u64, wanted: u64, entry_bytes: u64) -> T
         physical: GuestPhysical(base | linear & offset_mask),
         is_large: shift != 12,
         is_dirty: (entry | wanted) & D != 0,
+        is_global: false,
     }
 }

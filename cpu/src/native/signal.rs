@@ -67,22 +67,47 @@ fn install() {
     }
 }
 
-extern "C" fn on_sigfpe(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+extern "C" fn on_sigfpe(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
     let region = RUNNING.get();
     // SAFETY: 1. the kernel passes a valid ucontext_t to an SA_SIGINFO handler; 2. it is ours to
     // change until we return; 3. a thunk's fault exit is an instruction of the same function with
     // the same stack depth as every instruction that can raise SIGFPE, so going there is legal.
     unsafe {
-        let context = context.cast::<libc::ucontext_t>();
-        let rip = &mut (*context).uc_mcontext.gregs[libc::REG_RIP as usize];
+        let machine = context.cast::<libc::ucontext_t>();
+        let rip = &mut (*machine).uc_mcontext.gregs[libc::REG_RIP as usize];
         if (region.start..region.end).contains(&(*rip as usize)) {
             *rip = region.exit as i64;
             return;
         }
-        // Not ours: what was there before us gets it when the instruction is repeated.
-        match PREVIOUS.get() {
-            Some(previous) => libc::sigaction(libc::SIGFPE, previous, std::ptr::null_mut()),
-            None => libc::raise(libc::SIGKILL),
-        };
+    }
+    pass_on(signal, info, context);
+}
+
+/// A signal that is not a thunk's: it belongs to the handler that was there before ours (the
+/// translator's, say, which must stay callable), or gets its action when the instruction is
+/// repeated.
+fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+    let Some(previous) = PREVIOUS.get() else {
+        // SAFETY: raise(3) is async-signal-safe and takes an integer.
+        unsafe { libc::raise(libc::SIGKILL) };
+        return;
+    };
+    let is_function = previous.sa_flags & libc::SA_SIGINFO != 0
+        && ![libc::SIG_DFL, libc::SIG_IGN].contains(&previous.sa_sigaction);
+    // SAFETY: 1. the kernel reported this action as installed with SA_SIGINFO, so the word is a
+    // function of that signature; 2. the arguments are those the kernel gave us; 3. sigaction(2) is
+    // async-signal-safe, and `previous` lives for ever.
+    unsafe {
+        if is_function {
+            let handler: Handler = std::mem::transmute(previous.sa_sigaction);
+            handler(signal, info, context);
+        } else {
+            libc::sigaction(libc::SIGFPE, previous, std::ptr::null_mut());
+        }
     }
 }

@@ -1,0 +1,243 @@
+//! What translated code reaches through the GS segment: guest registers that have no host register,
+//! virtual flags, the software TLBs, the jump caches and the pages that code may run from.
+//!
+//! There is one context for each address-space slot of a vCPU, so that a load of CR3 swaps TLB,
+//! jump cache and valid pages by moving the GS base. Translated code is the same for all of them:
+//! every offset below is a constant of the code.
+//!
+//! Invariant: a TLB entry whose tag matches an address gives the host address of a mapped page of
+//! guest memory, and its write tag is set only while stores to the page need not be noted.
+
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicPtr, AtomicU32};
+
+use cpu::fpu::FpuState;
+use cpu::mmu::View;
+
+/// One page of a software TLB.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct TlbEntry {
+    /// Linear address of the page, if it may be read; else [`NO_PAGE`].
+    pub(crate) read_tag: u64,
+    /// Linear address of the page, if it may be written without being noted; else [`NO_PAGE`].
+    pub(crate) write_tag: u64,
+    /// Host address of the page.
+    pub(crate) host: u64,
+    /// What to add to a linear address for the host address.
+    pub(crate) delta: u64,
+}
+
+/// A tag that no canonical address of any page matches.
+pub(crate) const NO_PAGE: u64 = 1 << 63;
+
+/// The entry of no page.
+pub(crate) const EMPTY: TlbEntry =
+    TlbEntry { read_tag: NO_PAGE, write_tag: NO_PAGE, host: 0, delta: 0 };
+
+/// log2 of the bytes of an entry.
+pub(crate) const ENTRY_SHIFT: u32 = 5;
+const _: () = assert!(size_of::<TlbEntry>() == 1 << ENTRY_SHIFT);
+
+/// Entries of the TLB of CPL 3.
+const USER_ENTRIES: usize = 2048;
+/// Entries of the TLB of the supervisor.
+const SUPERVISOR_ENTRIES: usize = 2048;
+/// Entries of the TLB of the supervisor with EFLAGS.AC.
+const SUPERVISOR_AC_ENTRIES: usize = 512;
+/// Entries of each jump cache.
+pub(crate) const JUMPS: usize = 2048;
+/// Pages of code that can be told apart; see [`Context::valid`].
+pub(crate) const CODE_PAGES: usize = 1 << 16;
+/// Code pages from this number on are global: they stay valid over loads of CR3.
+pub(crate) const FIRST_GLOBAL_PAGE: usize = CODE_PAGES / 2;
+/// Groups of accesses with a common check that a block can have at a time.
+pub(crate) const GROUPS: usize = 8;
+/// A rip that no jump cache looks up (it is not canonical).
+pub(crate) const NO_RIP: u64 = 1 << 63;
+
+/// Where jumps to computed addresses find their code.
+#[repr(C)]
+pub(crate) struct JumpCache {
+    /// Guest RIPs, by their hash.
+    pub(crate) rips: [u64; JUMPS],
+    /// Host addresses.
+    pub(crate) codes: [u64; JUMPS],
+}
+
+/// See the head of this file.
+#[repr(C, align(64))]
+pub(crate) struct Context {
+    /// Guest registers: R13 to R15 live here, the others while translated code does not run.
+    pub(crate) gpr: [u64; 16],
+    /// Guest RIP, as exits leave it.
+    pub(crate) rip: u64,
+    /// Status flags while they are not in EFLAGS: AH as LAHF gives it, AL 1 for OF.
+    pub(crate) flags: u32,
+    /// RFLAGS.IF in its place, or 0.
+    pub(crate) interrupt_flag: u32,
+    /// RFLAGS.DF in its place, or 0.
+    pub(crate) direction_flag: u32,
+    /// RFLAGS.AC in its place, or 0.
+    pub(crate) alignment_flag: u32,
+    /// The other flags of RFLAGS.
+    pub(crate) system_flags: u32,
+    /// Why the code was left, see [`crate::exit::Exit`].
+    pub(crate) exit_kind: u32,
+    /// A link, for exits by one.
+    pub(crate) exit_link: u32,
+    /// RSP of the Rust code that entered.
+    pub(crate) host_rsp: u64,
+    /// RSP of translated code while a helper runs.
+    pub(crate) code_rsp: u64,
+    /// The bottom of the stack of return predictions.
+    pub(crate) stack_bottom: u64,
+    /// The bottom of the one for supervisor code with EFLAGS.AC, and RSP of the other meanwhile.
+    pub(crate) ac_stack_bottom: u64,
+    /// See [`Context::ac_stack_bottom`].
+    pub(crate) saved_rsp: u64,
+    /// Bytes of an access over two pages.
+    pub(crate) bounce: [u8; 64],
+    /// The guest's vector registers and MXCSR while translated code does not run.
+    pub(crate) fpu: *mut FpuState,
+    /// The owner, for helpers.
+    pub(crate) owner: *mut u8,
+    /// MXCSR of Rust code.
+    pub(crate) host_mxcsr: u32,
+    /// Not zero: leave at the next transfer that asks.
+    pub(crate) poll: AtomicU32,
+    /// Where back-edges load from: a readable word, or none to be stopped.
+    pub(crate) safepoint: AtomicPtr<u8>,
+    /// The word of the vCPU's mailbox.
+    pub(crate) events: *const AtomicU32,
+    /// Bases of FS and GS.
+    pub(crate) fs_base: u64,
+    /// See [`Context::fs_base`].
+    pub(crate) gs_base: u64,
+    /// Instructions left of the budget, where they are counted.
+    pub(crate) budget: u64,
+    /// Room for values that two scratch registers cannot hold.
+    pub(crate) spare: [u64; 4],
+    /// For each group of accesses, what to add to a linear address for its host address.
+    pub(crate) deltas: [u64; GROUPS],
+    /// Jumps that missed their cache, and TLB misses.
+    pub(crate) tlb_misses: u64,
+    pub(crate) jumps_user: JumpCache,
+    pub(crate) jumps_supervisor: JumpCache,
+    pub(crate) jumps_supervisor_ac: JumpCache,
+    /// By number of a code page: not zero if its linear page is mapped to its RAM page here.
+    pub(crate) valid: [u8; CODE_PAGES],
+    pub(crate) tlb_user: [TlbEntry; USER_ENTRIES],
+    pub(crate) tlb_supervisor: [TlbEntry; SUPERVISOR_ENTRIES],
+    pub(crate) tlb_supervisor_ac: [TlbEntry; SUPERVISOR_AC_ENTRIES],
+}
+
+/// The offsets of what depends on who executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ViewOffsets {
+    /// The TLB.
+    pub(crate) tlb: i32,
+    /// Ones for the bits of `linear >> (12 - ENTRY_SHIFT)` that are the offset of an entry.
+    pub(crate) tlb_mask: i32,
+    /// RIPs of the jump cache.
+    pub(crate) jump_rips: i32,
+    /// Codes of the jump cache.
+    pub(crate) jump_codes: i32,
+}
+
+/// The offsets for code that `view` executes.
+pub(crate) const fn view_offsets(view: View) -> ViewOffsets {
+    let (tlb, entries, jumps) = match view {
+        View::User => {
+            (offset_of!(Context, tlb_user), USER_ENTRIES, offset_of!(Context, jumps_user))
+        }
+        View::Supervisor => (
+            offset_of!(Context, tlb_supervisor),
+            SUPERVISOR_ENTRIES,
+            offset_of!(Context, jumps_supervisor),
+        ),
+        View::SupervisorAc => (
+            offset_of!(Context, tlb_supervisor_ac),
+            SUPERVISOR_AC_ENTRIES,
+            offset_of!(Context, jumps_supervisor_ac),
+        ),
+    };
+    ViewOffsets {
+        tlb: tlb as i32,
+        tlb_mask: ((entries - 1) << ENTRY_SHIFT) as i32,
+        jump_rips: (jumps + offset_of!(JumpCache, rips)) as i32,
+        jump_codes: (jumps + offset_of!(JumpCache, codes)) as i32,
+    }
+}
+
+/// The multiplier and shift that make an index of a RIP's low half.
+pub(crate) const JUMP_HASH: u32 = 0x9e37_79b1;
+/// See [`JUMP_HASH`].
+pub(crate) const JUMP_SHIFT: u32 = 32 - JUMPS.trailing_zeros();
+
+/// The index of `rip` in a jump cache; translated code computes the same.
+pub(crate) fn jump_index(rip: u64) -> usize {
+    ((rip as u32).wrapping_mul(JUMP_HASH) >> JUMP_SHIFT) as usize
+}
+
+impl Context {
+    /// The TLB of `view`.
+    pub(crate) fn tlb(&mut self, view: View) -> &mut [TlbEntry] {
+        match view {
+            View::User => &mut self.tlb_user,
+            View::Supervisor => &mut self.tlb_supervisor,
+            View::SupervisorAc => &mut self.tlb_supervisor_ac,
+        }
+    }
+
+    /// The entry in which `view` keeps the page of `linear`.
+    pub(crate) fn entry(&mut self, view: View, linear: u64) -> Option<&mut TlbEntry> {
+        let tlb = self.tlb(view);
+        let index = (linear >> 12) as usize & (tlb.len() - 1);
+        tlb.get_mut(index)
+    }
+
+    /// The jump cache of `view`.
+    pub(crate) fn jumps(&mut self, view: View) -> &mut JumpCache {
+        match view {
+            View::User => &mut self.jumps_user,
+            View::Supervisor => &mut self.jumps_supervisor,
+            View::SupervisorAc => &mut self.jumps_supervisor_ac,
+        }
+    }
+
+    /// Drops all TLB entries.
+    pub(crate) fn clear_tlbs(&mut self) {
+        for view in VIEWS {
+            self.tlb(view).fill(EMPTY);
+        }
+    }
+
+    /// Drops every store's shortcut to the page of RAM at host address `host`.
+    pub(crate) fn drop_write_tags(&mut self, host: u64) {
+        for view in VIEWS {
+            for entry in self.tlb(view).iter_mut().filter(|entry| entry.host == host) {
+                entry.write_tag = NO_PAGE;
+            }
+        }
+    }
+
+    /// Drops `linear`'s page from all TLBs.
+    pub(crate) fn drop_page(&mut self, linear: u64) {
+        for view in VIEWS {
+            if let Some(entry) = self.entry(view, linear) {
+                *entry = EMPTY;
+            }
+        }
+    }
+}
+
+impl JumpCache {
+    /// Forgets every jump.
+    pub(crate) fn clear(&mut self) {
+        self.rips.fill(NO_RIP);
+    }
+}
+
+/// All views.
+pub(crate) const VIEWS: [View; 3] = [View::User, View::Supervisor, View::SupervisorAc];

@@ -1,0 +1,819 @@
+//! From the steps of a block to host code: the frame that all steps share.
+//!
+//! Code of a block, in order: entries, the steps, and out of line whatever is not on the path that
+//! is expected: slow paths of memory accesses, links to other blocks before they are made.
+//!
+//! Entries: *live* (flags in EFLAGS; from the same page), *spilled* (flags in the context; from the
+//! same page), and *guarded* (flags in the context; from anywhere: checks that the block's linear
+//! page still is where the code came from). Direct jumps inside a page need no guard, since whoever
+//! executes the jump has the page mapped.
+
+use std::mem::offset_of;
+
+use cpu::mmu::View;
+
+use crate::asm::{Alu, Asm, Mem, Patch, Rm, cc, displacement};
+use crate::context::{Context, JUMP_HASH, JUMP_SHIFT, ViewOffsets, view_offsets};
+use crate::flow::{Effect, Flags, effect};
+use crate::plan::{Access, Action, Step};
+use crate::registers::{GUEST_RSP, Number, RAX, S0, S1, host};
+use crate::thunks::Thunks;
+
+/// Where a jump from one block to another is, until and after it is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Link {
+    /// Position of the 32-bit displacement to patch; 0 if the exit cannot become a jump.
+    pub(crate) at: usize,
+    /// Guest RIP of the target.
+    pub(crate) target: u64,
+    /// How the target is entered.
+    pub(crate) entry: Entry,
+    /// For returns and indirect transfers: RIP of the instruction, and by how much it moved RSP.
+    pub(crate) undo: Option<(u64, i64)>,
+}
+
+/// The entries of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// Flags in EFLAGS, same page.
+    Live,
+    /// Flags in the context, same page.
+    Spilled,
+    /// Flags in the context, page to be checked.
+    Guarded,
+}
+
+/// What a host position belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// Offset from the start of the block's code.
+    pub(crate) host: u32,
+    /// Index of the step.
+    pub(crate) step: u16,
+    /// The flags are in EFLAGS there.
+    pub(crate) is_live: bool,
+}
+
+/// What the translation of a block is.
+pub(crate) struct Emitted {
+    pub(crate) bytes: Vec<u8>,
+    /// Positions of the entries.
+    pub(crate) live: usize,
+    pub(crate) spilled: usize,
+    pub(crate) guarded: usize,
+    /// Where the entries of a dead block go.
+    pub(crate) dead_live: usize,
+    pub(crate) dead_spilled: usize,
+    /// Where out-of-line code begins.
+    pub(crate) hot_end: usize,
+    /// In order of position.
+    pub(crate) marks: Vec<Mark>,
+    pub(crate) links: Vec<Link>,
+    /// Positions behind calls, to which host returns go.
+    pub(crate) return_sites: Vec<usize>,
+}
+
+/// A memory access's slow path, to be emitted behind the block.
+struct SlowPath {
+    from: Patch,
+    back: usize,
+    step: u16,
+    kind: SlowKind,
+    /// The flags are in EFLAGS when it is entered.
+    is_live: bool,
+}
+
+enum SlowKind {
+    /// S0 is address XOR tag; S1 the entry. Wanted: S0 the host address.
+    Access { size: u32, is_write: bool },
+    /// The address is known; S0 is wanted to be the host page.
+    Constant { address: u64, size: u32, is_write: bool },
+    /// As Access for the lowest byte of a group. Wanted: S0 the delta.
+    Group { span: u32, is_write: bool },
+    /// Nothing but a link of the block.
+    Link { link: usize, must_spill: bool },
+}
+
+/// What is fixed for all blocks of a mode.
+#[derive(Clone, Copy)]
+pub(crate) struct Surroundings<'a> {
+    pub(crate) thunks: &'a Thunks,
+    pub(crate) view: View,
+    pub(crate) is_64: bool,
+    /// Instructions are counted.
+    pub(crate) is_counting: bool,
+    /// Host address of the mailbox and of the first link's number.
+    pub(crate) first_link: u32,
+    pub(crate) first_handler: u32,
+}
+
+/// The emitter of one block.
+pub(crate) struct Emitter<'a> {
+    pub(crate) asm: Asm,
+    pub(crate) around: Surroundings<'a>,
+    pub(crate) offsets: ViewOffsets,
+    pub(crate) flags: Flags,
+    /// Guest RIP of the block.
+    pub(crate) rip: u64,
+    pub(crate) steps: &'a [Step],
+    /// The step being emitted.
+    pub(crate) current: u16,
+    /// The code bytes from the block's first on.
+    pub(crate) code: &'a [u8],
+    /// S0 holds the delta of this group.
+    pub(crate) delta_in_s0: Option<u8>,
+    slow: Vec<SlowPath>,
+    marks: Vec<Mark>,
+    pub(crate) links: Vec<Link>,
+    return_sites: Vec<usize>,
+    /// Steps that call a handler, in order.
+    pub(crate) handlers: Vec<u16>,
+}
+
+macro_rules! context {
+    ($($field:tt)+) => { Mem::context(offset_of!(Context, $($field)+)) };
+}
+pub(crate) use context;
+
+/// The context's copy of guest register `number`.
+pub(crate) const fn in_context(number: Number) -> Mem {
+    Mem::context(offset_of!(Context, gpr) + 8 * number as usize)
+}
+
+/// Where the flags must be when a block's first step runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    Live,
+    Spilled,
+    Any,
+}
+
+impl<'a> Emitter<'a> {
+    pub(crate) fn new(
+        around: Surroundings<'a>,
+        start: usize,
+        rip: u64,
+        steps: &'a [Step],
+        code: &'a [u8],
+    ) -> Self {
+        Self {
+            asm: Asm::new(start),
+            around,
+            offsets: view_offsets(around.view),
+            flags: Flags::Live,
+            rip,
+            steps,
+            current: 0,
+            code,
+            delta_in_s0: None,
+            slow: Vec::new(),
+            marks: Vec::with_capacity(steps.len() + 8),
+            links: Vec::new(),
+            return_sites: Vec::new(),
+            handlers: Vec::new(),
+        }
+    }
+
+    /// Emits the whole block. `pages` are the numbers of the code pages that it comes from.
+    pub(crate) fn emit(&mut self, pages: &[u32]) -> Emitted {
+        let is_straddling = pages.len() > 1;
+        let need = if self.around.is_counting { Need::Spilled } else { self.need() };
+        // Back to the dispatcher for this very block: when a page is not mapped as it was, or when
+        // the block is dead.
+        let again = self.add_link(0, self.rip, Entry::Guarded, None);
+        let guarded = self.asm.here();
+        let mut misses = Vec::new();
+        for &page in pages {
+            let valid = offset_of!(Context, valid) + page as usize;
+            self.asm.cmp8_imm(Mem::context(valid), 0);
+            misses.push(self.asm.jcc(cc::E));
+        }
+        let (mut live, mut spilled) = self.emit_entries(need);
+        self.emit_steps();
+        let hot_end = self.asm.here();
+        for miss in misses {
+            self.asm.patch_here(miss);
+        }
+        self.mark(0, false);
+        let dead_spilled = self.asm.here();
+        self.leave_by(again, false);
+        let dead_live = self.asm.here();
+        self.leave_by(again, true);
+        if is_straddling {
+            // The second page is nobody's jump's own.
+            live = self.asm.here();
+            self.spill_flags();
+            self.asm.jmp_to(guarded);
+            spilled = guarded;
+        }
+        self.emit_slow_paths();
+        Emitted {
+            bytes: std::mem::take(&mut self.asm.bytes),
+            live,
+            spilled,
+            guarded,
+            dead_live,
+            dead_spilled,
+            hot_end,
+            marks: std::mem::take(&mut self.marks),
+            links: std::mem::take(&mut self.links),
+            return_sites: std::mem::take(&mut self.return_sites),
+        }
+    }
+
+    /// The entries behind the guard: live, spilled. They are at least [`KILL_BYTES`] apart, so that
+    /// each can be made a jump.
+    fn emit_entries(&mut self, need: Need) -> (usize, usize) {
+        match need {
+            Need::Any => {
+                let spilled = self.asm.here();
+                self.asm.raw(&[0x0f, 0x1f, 0x44, 0, 0]);
+                self.flags = Flags::Live;
+                (self.asm.here(), spilled)
+            }
+            Need::Live => {
+                let spilled = self.asm.here();
+                self.restore_flags();
+                self.flags = Flags::Live;
+                (self.asm.here(), spilled)
+            }
+            Need::Spilled => {
+                // Over the spill of the live entry.
+                self.asm.raw(&[0xeb, SPILL_BYTES as u8]);
+                let live = self.asm.here();
+                self.spill_flags();
+                self.flags = Flags::Spilled;
+                (live, self.asm.here())
+            }
+        }
+    }
+
+    /// What the first step that cares about flags wants.
+    fn need(&self) -> Need {
+        for step in self.steps {
+            if self.destroys_flags(step) {
+                return Need::Spilled;
+            }
+            match effect(step.row, &step.iced) {
+                Effect::None if step.action != Action::Handler => {}
+                Effect::None => return Need::Spilled,
+                Effect::Reads | Effect::Changes => return Need::Live,
+                // A fault in the instruction itself would show the flags before it.
+                Effect::Replaces if step.row.class == decoder::Class::MulDiv => return Need::Live,
+                Effect::Replaces => return Need::Any,
+            }
+        }
+        Need::Live
+    }
+
+    /// True if the step needs EFLAGS for itself before it looks at the guest's.
+    fn destroys_flags(&self, step: &Step) -> bool {
+        let has_memory =
+            (0..step.iced.op_count()).any(|n| step.iced.op_kind(n) == iced_x86::OpKind::Memory);
+        match step.action {
+            Action::Copy => has_memory,
+            Action::Push
+            | Action::Pop
+            | Action::Leave
+            | Action::PushFlags
+            | Action::PopFlags
+            | Action::Call
+            | Action::CallIndirect
+            | Action::JumpIndirect
+            | Action::Return(_)
+            | Action::Handler
+            | Action::SetInterruptFlag(_) => true,
+            _ => false,
+        }
+    }
+
+    fn emit_steps(&mut self) {
+        self.count_block();
+        let steps = self.steps;
+        for (index, step) in steps.iter().enumerate() {
+            self.current = index as u16;
+            self.mark(self.current, self.flags != Flags::Spilled);
+            self.emit_step(step);
+        }
+        let is_open = steps.last().is_none_or(|step| !step.action.ends_block(step.row))
+            || steps.last().is_some_and(|step| {
+                matches!(
+                    step.action,
+                    Action::Handler
+                        | Action::PopFlags
+                        | Action::SetAlignmentFlag(_)
+                        | Action::SetInterruptFlag(_)
+                )
+            });
+        if is_open {
+            let next = steps.last().map_or(self.rip, |step| step.iced.next_ip());
+            self.jump_to(next);
+        }
+    }
+
+    /// Takes the block's instructions off the budget, where they are counted.
+    fn count_block(&mut self) {
+        if !self.around.is_counting {
+            return;
+        }
+        self.mark(0, false);
+        let budget = context!(budget);
+        let count = self.steps.len() as i32;
+        self.asm.alu_imm(true, Alu::Cmp, Rm::Mem(budget), count);
+        // Not enough: the rest is the interpreter's.
+        let enough = self.asm.jcc(cc::A - 4); // AE
+        let link = self.add_link(0, self.rip, Entry::Guarded, None);
+        self.leave_by(link, false);
+        self.asm.patch_here(enough);
+        self.asm.alu_imm(true, Alu::Sub, Rm::Mem(budget), count);
+    }
+
+    /// Gives back what of the block will not be executed after the current step.
+    fn uncount_rest(&mut self) {
+        if !self.around.is_counting {
+            return;
+        }
+        let rest = self.steps.len() as i32 - i32::from(self.current) - 1;
+        if rest == 0 {
+            return;
+        }
+        // Flag-free: the flags may be live here.
+        let budget = context!(budget);
+        self.asm.load(S1, budget);
+        self.asm.lea(S1, Mem::at(S1).with_disp(rest));
+        self.asm.store(budget, S1);
+    }
+
+    /// Notes that what comes next belongs to step `step`.
+    pub(crate) fn mark(&mut self, step: u16, is_live: bool) {
+        let host = (self.asm.here() - self.asm.start()) as u32;
+        self.marks.push(Mark { host, step, is_live });
+    }
+
+    /// Linear page of an address.
+    fn is_same_page(&self, target: u64) -> bool {
+        target & !0xfff == self.rip & !0xfff
+    }
+
+    // Flags.
+
+    /// Makes EFLAGS free to be destroyed.
+    pub(crate) fn free_flags(&mut self) {
+        if self.flags == Flags::Live {
+            self.spill_flags();
+        }
+        self.flags = Flags::Spilled;
+        self.remark(false);
+    }
+
+    /// Puts the flags into EFLAGS.
+    pub(crate) fn want_flags(&mut self) {
+        if self.flags == Flags::Spilled {
+            self.restore_flags();
+            self.flags = Flags::Both;
+        }
+    }
+
+    /// Puts the flags into the context, without destroying EFLAGS.
+    pub(crate) fn want_spilled(&mut self) {
+        if self.flags == Flags::Live {
+            self.spill_flags();
+            self.flags = Flags::Both;
+        }
+    }
+
+    /// From here on the current step's flags are somewhere else.
+    fn remark(&mut self, is_live: bool) {
+        if self.marks.last().is_some_and(|mark| mark.is_live != is_live) {
+            self.mark(self.current, is_live);
+        }
+    }
+
+    /// 18 bytes, flags kept: RAX is RAX again.
+    fn spill_flags(&mut self) {
+        self.asm.mov(S1, RAX);
+        self.asm.raw(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
+        self.asm.store32(context!(flags), RAX);
+        self.asm.mov(RAX, S1);
+    }
+
+    fn restore_flags(&mut self) {
+        self.asm.mov(S1, RAX);
+        self.asm.load32(RAX, context!(flags));
+        self.asm.raw(&[0x04, 0x7f, 0x9e]); // add al, 0x7f; sahf
+        self.asm.mov(RAX, S1);
+    }
+
+    // Guest registers.
+
+    /// A host register that holds guest register `number`: its own, or `scratch` after a load.
+    pub(crate) fn read(&mut self, number: Number, scratch: Number) -> Number {
+        host(number).unwrap_or_else(|| {
+            self.asm.load(scratch, in_context(number));
+            if scratch == S0 {
+                self.delta_in_s0 = None;
+            }
+            scratch
+        })
+    }
+
+    /// Puts `from` into guest register `number`.
+    pub(crate) fn write(&mut self, number: Number, from: Number) {
+        match host(number) {
+            Some(to) => self.asm.mov(to, from),
+            None => self.asm.store(in_context(number), from),
+        }
+    }
+
+    // Memory.
+
+    /// Where the step's operand of `size` bytes is for host code. Flags are free behind it, S1 too.
+    pub(crate) fn operand(&mut self, step: &Step, size: u32, is_write: bool) -> Mem {
+        if let Some(access) = step.accesses[0] {
+            let base = step.iced.memory_base().number() as Number;
+            let displacement = step.iced.memory_displacement64() as i32;
+            return self.grouped(access, base, displacement);
+        }
+        self.free_flags();
+        self.delta_in_s0 = None;
+        if let Some(address) = self.constant_address(step)
+            && address & 0xfff <= u64::from(4096 - size)
+        {
+            return self.check_constant(address, size, is_write);
+        }
+        self.effective_address(step);
+        self.check(size, is_write);
+        Mem::at(S0)
+    }
+
+    /// Where `displacement` bytes from a base register is, for host code.
+    pub(crate) fn by_base(
+        &mut self,
+        access: Option<Access>,
+        base: Number,
+        displacement: i32,
+        size: u32,
+        is_write: bool,
+    ) -> Mem {
+        if let Some(access) = access {
+            return self.grouped(access, base, displacement);
+        }
+        self.free_flags();
+        self.delta_in_s0 = None;
+        let register = self.read(base, S0);
+        let mem = Mem::at(register).with_disp(displacement);
+        if self.around.is_64 {
+            self.asm.lea(S0, mem)
+        } else {
+            self.asm.lea32(S0, mem)
+        }
+        self.check(size, is_write);
+        Mem::at(S0)
+    }
+
+    fn grouped(&mut self, access: Access, base: Number, displacement: i32) -> Mem {
+        let Some(group) = access.group else { return Mem::at(S0) };
+        let delta = Mem::context(offset_of!(Context, deltas) + 8 * usize::from(group));
+        if access.is_first {
+            self.free_flags();
+            let register = self.read(base, S0);
+            self.asm.lea(S0, Mem::at(register).with_disp(access.lowest));
+            self.compare(access.span, access.has_write);
+            let from = self.asm.jcc(cc::A);
+            self.asm.load(S0, Mem::context_at(S1, self.offsets.tlb + TLB_DELTA));
+            let back = self.asm.here();
+            self.asm.store(delta, S0);
+            let kind = SlowKind::Group { span: access.span, is_write: access.has_write };
+            self.add_slow(from, back, kind);
+        } else if self.delta_in_s0 != Some(group) {
+            self.asm.load(S0, delta);
+        }
+        self.delta_in_s0 = Some(group);
+        match host(base) {
+            Some(register) => {
+                Mem { base: Some(S0), index: Some((register, 0)), disp: displacement, is_gs: false }
+            }
+            None => {
+                self.asm.load(S1, in_context(base));
+                let sum =
+                    Mem { base: Some(S0), index: Some((S1, 0)), disp: displacement, is_gs: false };
+                self.asm.lea(S0, sum);
+                self.delta_in_s0 = None;
+                Mem::at(S0)
+            }
+        }
+    }
+
+    /// The linear address of an operand that no register changes, if it is one.
+    pub(crate) fn constant_address(&self, step: &Step) -> Option<u64> {
+        use iced_x86::Register as R;
+        let iced = &step.iced;
+        let is_based = matches!(iced.memory_segment(), R::FS | R::GS);
+        match iced.memory_base() {
+            R::RIP | R::EIP if !is_based => Some(iced.memory_displacement64()),
+            R::None if iced.memory_index() == R::None && !is_based => {
+                let address = iced.memory_displacement64();
+                Some(if self.around.is_64 { address } else { address & 0xffff_ffff })
+            }
+            _ => None,
+        }
+    }
+
+    /// Puts the operand's linear address into S0. Destroys S1, not the flags.
+    pub(crate) fn effective_address(&mut self, step: &Step) {
+        use iced_x86::Register as R;
+        let iced = &step.iced;
+        let (base, index) = (iced.memory_base(), iced.memory_index());
+        let displacement = iced.memory_displacement64();
+        let is_wide = base.size() != 4 && index.size() != 4 && self.around.is_64;
+        if matches!(base, R::RIP | R::EIP) || base == R::None && index == R::None {
+            let narrow = displacement & 0xffff_ffff;
+            let is_narrow = iced.memory_displ_size() == 4 && !self.around.is_64 || base == R::EIP;
+            self.asm.constant(S0, if is_narrow { narrow } else { displacement });
+        } else {
+            let base_in = (base != R::None).then(|| self.read(base.number() as Number, S0));
+            let index_in = (index != R::None).then(|| {
+                let scale = iced.memory_index_scale().trailing_zeros() as u8;
+                (self.read(index.number() as Number, S1), scale)
+            });
+            let mem =
+                Mem { base: base_in, index: index_in, disp: displacement as i32, is_gs: false };
+            match (is_wide, base_in, index_in, mem.disp) {
+                (true, Some(base), None, 0) => self.asm.mov(S0, base),
+                (true, ..) => self.asm.lea(S0, mem),
+                _ => self.asm.lea32(S0, mem),
+            }
+        }
+        self.delta_in_s0 = None;
+        let segment_base = match iced.memory_segment() {
+            R::FS => context!(fs_base),
+            R::GS => context!(gs_base),
+            _ => return,
+        };
+        self.asm.load(S1, segment_base);
+        let sum = Mem { base: Some(S0), index: Some((S1, 0)), disp: 0, is_gs: false };
+        if self.around.is_64 { self.asm.lea(S0, sum) } else { self.asm.lea32(S0, sum) }
+    }
+
+    /// Compares the page of the address in S0, and that `size` bytes fit in it: *above* is a miss.
+    /// S1 becomes the TLB entry, S0 the address XOR the tag.
+    fn compare(&mut self, size: u32, is_write: bool) {
+        let tag = self.offsets.tlb + if is_write { TLB_WRITE } else { TLB_READ };
+        self.asm.mov32(S1, S0);
+        self.asm.shr32(S1, (12 - crate::context::ENTRY_SHIFT) as u8);
+        self.asm.alu_imm(false, Alu::And, Rm::Reg(S1), self.offsets.tlb_mask);
+        self.asm.alu(Alu::Xor, S0, Rm::Mem(Mem::context_at(S1, tag)));
+        self.asm.alu_imm(true, Alu::Cmp, Rm::Reg(S0), 4096 - size as i32);
+    }
+
+    /// Turns the linear address in S0 into a host address.
+    fn check(&mut self, size: u32, is_write: bool) {
+        self.compare(size.max(1), is_write);
+        let from = self.asm.jcc(cc::A);
+        let host = self.offsets.tlb + TLB_HOST;
+        self.asm.alu(Alu::Add, S0, Rm::Mem(Mem::context_at(S1, host)));
+        let back = self.asm.here();
+        self.add_slow(from, back, SlowKind::Access { size: size.max(1), is_write });
+    }
+
+    fn check_constant(&mut self, address: u64, size: u32, is_write: bool) -> Mem {
+        let page = address & !0xfff;
+        let entry = (address >> (12 - crate::context::ENTRY_SHIFT)) as i32 & self.offsets.tlb_mask;
+        let tag = self.offsets.tlb + entry + if is_write { TLB_WRITE } else { TLB_READ };
+        let tag = Mem::context(tag as usize);
+        if let Ok(short) = i32::try_from(page as i64) {
+            self.asm.alu_imm(true, Alu::Cmp, Rm::Mem(tag), short);
+        } else {
+            self.asm.constant(S0, page);
+            self.asm.alu(Alu::Cmp, S0, Rm::Mem(tag));
+        }
+        let from = self.asm.jcc(cc::NE);
+        self.asm.load(S0, Mem::context((self.offsets.tlb + entry + TLB_HOST) as usize));
+        let back = self.asm.here();
+        self.add_slow(from, back, SlowKind::Constant { address, size: size.max(1), is_write });
+        Mem::at(S0).with_disp((address & 0xfff) as i32)
+    }
+
+    fn add_slow(&mut self, from: Patch, back: usize, kind: SlowKind) {
+        let is_live = self.flags != Flags::Spilled;
+        self.slow.push(SlowPath { from, back, step: self.current, kind, is_live });
+    }
+
+    // Leaving.
+
+    /// Registers a link; its number.
+    pub(crate) fn add_link(
+        &mut self,
+        at: usize,
+        target: u64,
+        entry: Entry,
+        undo: Option<(u64, i64)>,
+    ) -> usize {
+        self.links.push(Link { at, target, entry, undo });
+        self.links.len() - 1
+    }
+
+    /// Leaves to the dispatcher by link `link`. Destroys S1.
+    pub(crate) fn leave_by(&mut self, link: usize, is_live: bool) {
+        self.asm.constant(S1, u64::from(self.around.first_link) + link as u64);
+        let thunks = self.around.thunks;
+        self.asm.jmp_to(if is_live { thunks.leave_live } else { thunks.leave_spilled });
+    }
+
+    /// Goes on at `target`, as the last thing of the block's path.
+    pub(crate) fn jump_to(&mut self, target: u64) {
+        if target <= self.rip_here() && self.current > 0 || target <= self.rip {
+            self.poll();
+        }
+        self.uncount_rest();
+        if !self.is_same_page(target) {
+            self.free_flags();
+        }
+        let patch = self.asm.jmp();
+        self.link_at(patch, target, false);
+    }
+
+    /// RIP of the current step.
+    pub(crate) fn rip_here(&self) -> u64 {
+        self.steps.get(usize::from(self.current)).map_or(self.rip, |step| step.iced.ip())
+    }
+
+    /// Goes to `target` on condition `code`; falls through otherwise.
+    pub(crate) fn branch_to(&mut self, code: u8, target: u64) {
+        self.want_flags();
+        if target <= self.rip_here() {
+            self.poll();
+        }
+        let patch = self.asm.jcc(code);
+        self.link_at(patch, target, true);
+    }
+
+    /// Makes the jump at `patch` a link to `target`. `is_side` says that the path goes on behind it,
+    /// so whatever the link needs must be out of line.
+    pub(crate) fn link_at(&mut self, patch: Patch, target: u64, is_side: bool) {
+        let is_same_page = self.is_same_page(target);
+        let needs_code = is_side && (!is_same_page || self.around.is_counting);
+        let entry = match (is_same_page, self.flags) {
+            (false, _) => Entry::Guarded,
+            (true, Flags::Spilled) => Entry::Spilled,
+            (true, _) => Entry::Live,
+        };
+        let at = if needs_code { 0 } else { patch.0 };
+        let link = self.add_link(at, target, entry, None);
+        let must_spill = is_side && !is_same_page && self.flags == Flags::Live;
+        let kind = SlowKind::Link { link, must_spill };
+        self.add_slow(patch, usize::from(needs_code), kind);
+    }
+
+    /// A load that faults when somebody wants this vCPU to stop. Destroys S1.
+    pub(crate) fn poll(&mut self) {
+        self.remark(self.flags != Flags::Spilled);
+        self.asm.load(S1, context!(safepoint));
+        self.asm.load(S1, Mem::at(S1));
+    }
+
+    /// Looks up the guest address in S0 in the jump cache, flags being spilled: behind it S1 is the
+    /// index of the code's address, or the link was taken.
+    pub(crate) fn look_up_jump(&mut self, undo: (u64, i64)) {
+        let link = self.add_link(0, 0, Entry::Guarded, Some(undo));
+        self.asm.alu_imm(false, Alu::Cmp, Rm::Mem(context!(poll)), 0);
+        let stop = self.asm.jcc(cc::NE);
+        emit_jump_hash(&mut self.asm);
+        let rips = self.jump_slot(self.offsets.jump_rips);
+        self.asm.alu(Alu::Cmp, S0, Rm::Mem(rips));
+        let miss = self.asm.jcc(cc::NE);
+        let first_link = self.around.first_link;
+        for from in [stop, miss] {
+            let kind = SlowKind::Link { link, must_spill: false };
+            let _ = first_link;
+            self.add_slow(from, INDIRECT, kind);
+        }
+    }
+
+    /// The slot of the jump cache that S1 is the index of.
+    pub(crate) fn jump_slot(&self, offset: i32) -> Mem {
+        Mem { base: None, index: Some((S1, 3)), disp: offset, is_gs: true }
+    }
+
+    /// What follows a host call: where the callee's host RET comes back to, with the guest's return
+    /// address in S0.
+    pub(crate) fn return_site(&mut self, next: u64) {
+        self.return_sites.push(self.asm.here());
+        if let Ok(short) = i32::try_from(next as i64) {
+            self.asm.alu_imm(true, Alu::Cmp, Rm::Reg(S0), short);
+        } else {
+            self.asm.constant(S1, next);
+            self.asm.alu(Alu::Cmp, S0, Rm::Reg(S1));
+        }
+        self.asm.jcc_to(cc::NE, self.around.thunks.mispredicted(self.around.view));
+        self.flags = Flags::Spilled;
+        let patch = self.asm.jmp();
+        self.link_at(patch, next, false);
+    }
+
+    // Out of line.
+
+    fn emit_slow_paths(&mut self) {
+        for path in std::mem::take(&mut self.slow) {
+            self.asm.patch_here(path.from);
+            self.current = path.step;
+            self.mark(path.step, path.is_live);
+            self.emit_slow_path(&path);
+        }
+    }
+
+    fn emit_slow_path(&mut self, path: &SlowPath) {
+        let thunks = self.around.thunks;
+        match path.kind {
+            SlowKind::Access { size, is_write } => {
+                self.recover_address(is_write);
+                self.asm.constant(S1, u64::from(size | u32::from(is_write) << 16));
+                self.asm.call_to(thunks.access);
+                self.asm.jmp_to(path.back);
+            }
+            SlowKind::Constant { address, size, is_write } => {
+                self.asm.constant(S0, address);
+                self.asm.constant(S1, u64::from(size | u32::from(is_write) << 16));
+                self.asm.call_to(thunks.access);
+                let offset = (address & 0xfff) as i32;
+                if offset != 0 {
+                    self.asm.lea(S0, Mem::at(S0).with_disp(-offset));
+                }
+                self.asm.jmp_to(path.back);
+            }
+            SlowKind::Group { span, is_write } => {
+                self.recover_address(is_write);
+                self.asm.constant(S1, u64::from(span | u32::from(is_write) << 16));
+                self.asm.call_to(thunks.group);
+                self.asm.jmp_to(path.back);
+            }
+            SlowKind::Link { link, .. } if path.back == INDIRECT => {
+                self.asm.constant(S1, u64::from(self.around.first_link) + link as u64);
+                self.asm.jmp_to(thunks.leave_indirect);
+            }
+            SlowKind::Link { link, must_spill } => {
+                let mut is_live = path.is_live;
+                if path.back != 0 {
+                    // A jump of its own, after what the link needs.
+                    if must_spill {
+                        self.spill_flags();
+                    }
+                    self.uncount_rest();
+                    let patch = self.asm.jmp();
+                    self.asm.patch_here(patch);
+                    if let Some(link) = self.links.get_mut(link) {
+                        link.at = patch.0;
+                    }
+                    is_live &= self.links.get(link).is_some_and(|l| l.entry == Entry::Live);
+                }
+                self.leave_by(link, is_live);
+            }
+        }
+    }
+
+    /// S0 becomes the address again.
+    fn recover_address(&mut self, is_write: bool) {
+        let tag = self.offsets.tlb + if is_write { TLB_WRITE } else { TLB_READ };
+        self.asm.alu(Alu::Xor, S0, Rm::Mem(Mem::context_at(S1, tag)));
+    }
+
+    /// The bytes of a step's encoding.
+    pub(crate) fn encoding(&self, step: &Step) -> &'a [u8] {
+        self.code.get(step.at..step.at + step.iced.len()).unwrap_or_default()
+    }
+
+    /// Guest RSP moves by `bytes`, flags untouched.
+    pub(crate) fn move_stack(&mut self, bytes: i32) {
+        let sum = Mem::at(GUEST_RSP).with_disp(bytes);
+        if self.around.is_64 {
+            self.asm.lea(GUEST_RSP, sum);
+        } else {
+            self.asm.lea32(GUEST_RSP, sum);
+        }
+    }
+}
+
+/// Marks a slow path of a link as one by the address in S0.
+const INDIRECT: usize = 2;
+
+/// Bytes of the jump that makes an entry a dead one.
+pub(crate) const KILL_BYTES: usize = 5;
+
+/// Bytes of [`Emitter::spill_flags`].
+const SPILL_BYTES: usize = 18;
+
+const TLB_READ: i32 = offset_of!(crate::context::TlbEntry, read_tag) as i32;
+const TLB_WRITE: i32 = offset_of!(crate::context::TlbEntry, write_tag) as i32;
+const TLB_HOST: i32 = offset_of!(crate::context::TlbEntry, host) as i32;
+const TLB_DELTA: i32 = offset_of!(crate::context::TlbEntry, delta) as i32;
+
+/// S1 becomes the jump cache's index of the address in S0.
+pub(crate) fn emit_jump_hash(asm: &mut Asm) {
+    asm.imul32(S1, S0, JUMP_HASH);
+    asm.shr32(S1, JUMP_SHIFT as u8);
+}
+
+/// The displacement that sends the jump at position `at` to `target`.
+pub(crate) fn link_displacement(at: usize, target: usize) -> i32 {
+    displacement(at, target)
+}

@@ -1,0 +1,575 @@
+//! What a block is to become: its instructions, each with the way it is translated, and the memory
+//! accesses that can share a check.
+
+use cpu::mode::Mode;
+use decoder::{Class, MemoryShape, Row, Unit, row};
+use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+use crate::context::GROUPS;
+use crate::registers::Number;
+
+/// How an instruction is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// The same instruction with its operands renamed.
+    Copy,
+    /// Nothing to do.
+    Nothing,
+    /// LEA.
+    Lea,
+    /// A jump to a known address.
+    Jump,
+    /// A conditional jump, by condition code.
+    Branch(u8),
+    /// LOOP, LOOPE, LOOPNE, JECXZ, JRCXZ, by opcode.
+    Counted(u8),
+    /// A call of a known address.
+    Call,
+    /// A jump to a computed address.
+    JumpIndirect,
+    /// A call of a computed address.
+    CallIndirect,
+    /// RET, with the bytes it releases besides the address.
+    Return(u16),
+    /// PUSH of a register, an immediate or memory.
+    Push,
+    /// POP into a register.
+    Pop,
+    /// LEAVE.
+    Leave,
+    /// PUSHF of the full width.
+    PushFlags,
+    /// POPF of the full width, at CPL 0.
+    PopFlags,
+    /// CLI and STI at CPL 0.
+    SetInterruptFlag(bool),
+    /// CLD and STD.
+    SetDirectionFlag(bool),
+    /// CLAC and STAC.
+    SetAlignmentFlag(bool),
+    /// Executed by the interpreter's handler, called from the block.
+    Handler,
+}
+
+/// One guest instruction of a block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    pub(crate) iced: Instruction,
+    pub(crate) row: &'static Row,
+    pub(crate) action: Action,
+    /// Offset of its first byte in the bytes that the block was decoded from.
+    pub(crate) at: usize,
+    /// Its accesses: by ModRM, and of the stack.
+    pub(crate) accesses: [Option<Access>; 2],
+}
+
+/// A memory access by one base register.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Access {
+    /// The group that checks it, if it is not alone.
+    pub(crate) group: Option<u8>,
+    /// It is the first of its group, and does the check.
+    pub(crate) is_first: bool,
+    /// What to add to the base register for the lowest byte of the group. Good at the first one.
+    pub(crate) lowest: i32,
+    /// Bytes from the group's lowest to its last.
+    pub(crate) span: u32,
+    /// Some access of the group writes.
+    pub(crate) has_write: bool,
+}
+
+/// Bytes that a group spans at most.
+const MAX_SPAN: i64 = 1024;
+
+/// What an instruction may be translated for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target<'a> {
+    pub(crate) mode: &'a Mode,
+    /// CR0.NE: x87 exceptions come as #MF.
+    pub(crate) has_numeric_exceptions: bool,
+    pub(crate) fs_is_whole: bool,
+    pub(crate) gs_is_whole: bool,
+}
+
+/// The step for `iced`, whose first byte is `at`.
+pub(crate) fn step(target: &Target<'_>, iced: Instruction, at: usize, is_gated: bool) -> Step {
+    let row = row(iced.code());
+    let action = if is_gated { Action::Handler } else { action(target, row, &iced) };
+    Step { iced, row, action, at, accesses: [None; 2] }
+}
+
+fn action(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
+    if !can_address(target, iced) {
+        return Action::Handler;
+    }
+    match row.class {
+        Class::Alu
+        | Class::Condition
+        | Class::MulDiv
+        | Class::Shift
+        | Class::Exchange
+        | Class::SimdInteger
+        | Class::SimdFloat
+        | Class::Opmask
+        | Class::Crypto
+        | Class::X87
+        | Class::Bit
+        | Class::Mov => copied(target, row, iced),
+        Class::Nop => match iced.mnemonic() {
+            Mnemonic::Pause => Action::Copy,
+            _ => Action::Nothing,
+        },
+        Class::Cache => match iced.mnemonic() {
+            Mnemonic::Mfence | Mnemonic::Lfence | Mnemonic::Sfence => Action::Copy,
+            _ => Action::Handler,
+        },
+        Class::Branch => branch(target, iced),
+        Class::Stack => stack(target, iced),
+        Class::Flag => flag(target, iced),
+        _ => Action::Handler,
+    }
+}
+
+/// True if the address of the memory operand can be computed by the emitter.
+fn can_address(target: &Target<'_>, iced: &Instruction) -> bool {
+    let has_memory = (0..iced.op_count()).any(|n| iced.op_kind(n) == OpKind::Memory);
+    if !has_memory {
+        return true;
+    }
+    let segment_is_whole = match iced.memory_segment() {
+        Register::FS => target.mode.is_64() || target.fs_is_whole,
+        Register::GS => target.mode.is_64() || target.gs_is_whole,
+        // A write by CS is a fault outside 64-bit mode.
+        Register::CS => target.mode.is_64(),
+        _ => true,
+    };
+    let base = iced.memory_base();
+    let is_16 =
+        base.size() == 2 || iced.memory_index().size() == 2 || iced.memory_displ_size() == 2;
+    segment_is_whole && !is_16
+}
+
+fn copied(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
+    use MemoryShape as S;
+    let uses_x87 = matches!(row.unit, Unit::X87 | Unit::Mmx | Unit::SseMmx);
+    if uses_x87 && !target.has_numeric_exceptions || iced.mnemonic() == Mnemonic::Wait {
+        return Action::Handler;
+    }
+    if iced.mnemonic() == Mnemonic::Lea {
+        return if iced.op0_register().size() == 2 { Action::Handler } else { Action::Lea };
+    }
+    match row.memory.shape {
+        S::None
+        | S::Read
+        | S::Write
+        | S::ReadWrite
+        | S::MaskedRead
+        | S::MaskedWrite
+        | S::ExpandRead
+        | S::CompressWrite => {}
+        S::BitString if iced.op0_kind() != OpKind::Memory => {}
+        _ => return Action::Handler,
+    }
+    let is_absolute = matches!(
+        iced.code(),
+        Code::Mov_AL_moffs8
+            | Code::Mov_AX_moffs16
+            | Code::Mov_EAX_moffs32
+            | Code::Mov_RAX_moffs64
+            | Code::Mov_moffs8_AL
+            | Code::Mov_moffs16_AX
+            | Code::Mov_moffs32_EAX
+            | Code::Mov_moffs64_RAX
+    );
+    let is_misfit = is_absolute || matches!(iced.mnemonic(), Mnemonic::Movdir64b | Mnemonic::Xlatb);
+    if is_misfit { Action::Handler } else { Action::Copy }
+}
+
+fn branch(target: &Target<'_>, iced: &Instruction) -> Action {
+    let is_near = matches!(iced.op0_kind(), OpKind::NearBranch32 | OpKind::NearBranch64);
+    let goes_far = is_near && !is_valid_target(target.mode, iced.near_branch_target());
+    if goes_far || iced.op0_kind() == OpKind::NearBranch16 {
+        return Action::Handler;
+    }
+    let width = if target.mode.is_64() { 8 } else { 4 };
+    let is_full_width = match iced.op0_kind() {
+        OpKind::Register => iced.op0_register().size() == width,
+        OpKind::Memory => iced.memory_size().size() == width,
+        _ => true,
+    };
+    match iced.flow_control() {
+        FlowControl::UnconditionalBranch => Action::Jump,
+        FlowControl::ConditionalBranch => conditional(iced),
+        FlowControl::Call => Action::Call,
+        FlowControl::IndirectBranch if is_full_width => Action::JumpIndirect,
+        FlowControl::IndirectCall if is_full_width => Action::CallIndirect,
+        FlowControl::Return => match iced.code() {
+            Code::Retnq | Code::Retnd => Action::Return(0),
+            Code::Retnq_imm16 | Code::Retnd_imm16 => Action::Return(iced.immediate16()),
+            _ => Action::Handler,
+        },
+        _ => Action::Handler,
+    }
+}
+
+fn is_valid_target(mode: &Mode, rip: u64) -> bool {
+    if mode.is_64() { mode.is_canonical(rip) } else { rip >> 32 == 0 }
+}
+
+fn conditional(iced: &Instruction) -> Action {
+    use Mnemonic as M;
+    let opcode = match iced.mnemonic() {
+        M::Loopne => 0xe0,
+        M::Loope => 0xe1,
+        M::Loop => 0xe2,
+        M::Jecxz | M::Jrcxz => 0xe3,
+        M::Jcxz => return Action::Handler,
+        _ => {
+            let code = iced.condition_code() as u8;
+            return if code == 0 { Action::Handler } else { Action::Branch(code - 1) };
+        }
+    };
+    let is_cx = matches!(
+        iced.code(),
+        Code::Loop_rel8_16_CX
+            | Code::Loop_rel8_32_CX
+            | Code::Loope_rel8_16_CX
+            | Code::Loope_rel8_32_CX
+            | Code::Loopne_rel8_16_CX
+            | Code::Loopne_rel8_32_CX
+    );
+    if is_cx { Action::Handler } else { Action::Counted(opcode) }
+}
+
+fn stack(target: &Target<'_>, iced: &Instruction) -> Action {
+    let width = if target.mode.is_64() { 8 } else { 4 };
+    if iced.stack_pointer_increment().unsigned_abs() as usize != width {
+        let is_leave = matches!(iced.code(), Code::Leaveq | Code::Leaved);
+        return if is_leave && is_native_leave(target, iced) {
+            Action::Leave
+        } else {
+            Action::Handler
+        };
+    }
+    let is_segment =
+        iced.op0_kind() == OpKind::Register && iced.op0_register().is_segment_register();
+    match iced.mnemonic() {
+        Mnemonic::Push if !is_segment => Action::Push,
+        Mnemonic::Pop if !is_segment && iced.op0_kind() == OpKind::Register => Action::Pop,
+        Mnemonic::Pushfq => Action::PushFlags,
+        Mnemonic::Popfq if target.mode.cpl == 0 => Action::PopFlags,
+        Mnemonic::Leave if is_native_leave(target, iced) => Action::Leave,
+        _ => Action::Handler,
+    }
+}
+
+fn is_native_leave(target: &Target<'_>, iced: &Instruction) -> bool {
+    iced.code() == if target.mode.is_64() { Code::Leaveq } else { Code::Leaved }
+}
+
+fn flag(target: &Target<'_>, iced: &Instruction) -> Action {
+    use Mnemonic as M;
+    let is_supervisor = target.mode.cpl == 0;
+    match iced.mnemonic() {
+        M::Clc | M::Stc | M::Cmc | M::Lahf | M::Sahf => Action::Copy,
+        M::Cld => Action::SetDirectionFlag(false),
+        M::Std => Action::SetDirectionFlag(true),
+        M::Cli if is_supervisor => Action::SetInterruptFlag(false),
+        M::Sti if is_supervisor => Action::SetInterruptFlag(true),
+        M::Clac => Action::SetAlignmentFlag(false),
+        M::Stac => Action::SetAlignmentFlag(true),
+        _ => Action::Handler,
+    }
+}
+
+impl Action {
+    /// True if no instruction follows in the block.
+    pub(crate) fn ends_block(self, row: &Row) -> bool {
+        match self {
+            Self::Jump
+            | Self::Counted(_)
+            | Self::Call
+            | Self::JumpIndirect
+            | Self::CallIndirect
+            | Self::Return(_)
+            | Self::PopFlags
+            | Self::SetAlignmentFlag(_)
+            | Self::SetInterruptFlag(true) => true,
+            Self::Handler => row.ends_block,
+            _ => false,
+        }
+    }
+}
+
+/// The value of a register, as far as it is known: a constant more than some unknown value.
+#[derive(Clone, Copy)]
+struct Value {
+    origin: u32,
+    offset: i64,
+}
+
+/// Finds the accesses of `steps` that one check can cover: those by one base register that changed
+/// by constants only. Only for 64-bit addresses, whose sums wrap as the host's do.
+pub(crate) fn group_accesses(steps: &mut [Step], is_64: bool) {
+    if !is_64 {
+        return;
+    }
+    let mut tracker = Tracker::new();
+    let mut groups: Vec<Group> = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        for (slot, found) in tracker.accesses(step).into_iter().enumerate() {
+            if let Some(found) = found {
+                join(&mut groups, found, (index, slot));
+            }
+        }
+        tracker.advance(step);
+    }
+    groups.retain(|group| group.members.len() > 1);
+    for (number, group) in groups.iter().take(GROUPS).enumerate() {
+        group.assign(steps, number as u8);
+    }
+}
+
+/// An access in terms of known values.
+#[derive(Clone, Copy)]
+struct Found {
+    value: Value,
+    displacement: i64,
+    size: i64,
+    is_write: bool,
+}
+
+struct Group {
+    origin: u32,
+    low: i64,
+    high: i64,
+    has_write: bool,
+    /// Step and slot of each access, with the base register's offset then.
+    members: Vec<(usize, usize, i64)>,
+}
+
+fn join(groups: &mut Vec<Group>, found: Found, (step, slot): (usize, usize)) {
+    let low = found.value.offset + found.displacement;
+    let high = low + found.size;
+    let member = (step, slot, found.value.offset);
+    let fitting = groups.iter_mut().rev().find(|group| {
+        group.origin == found.value.origin && group.high.max(high) - group.low.min(low) <= MAX_SPAN
+    });
+    match fitting {
+        Some(group) => {
+            group.low = group.low.min(low);
+            group.high = group.high.max(high);
+            group.has_write |= found.is_write;
+            group.members.push(member);
+        }
+        None => groups.push(Group {
+            origin: found.value.origin,
+            low,
+            high,
+            has_write: found.is_write,
+            members: vec![member],
+        }),
+    }
+}
+
+impl Group {
+    fn assign(&self, steps: &mut [Step], number: u8) {
+        for (position, &(step, slot, offset)) in self.members.iter().enumerate() {
+            let Ok(lowest) = i32::try_from(self.low - offset) else { return };
+            let access = Access {
+                group: Some(number),
+                is_first: position == 0,
+                lowest,
+                span: (self.high - self.low) as u32,
+                has_write: self.has_write,
+            };
+            if let Some(slot) = steps.get_mut(step).and_then(|step| step.accesses.get_mut(slot)) {
+                *slot = Some(access);
+            }
+        }
+    }
+}
+
+/// Follows what registers hold.
+struct Tracker {
+    registers: [Value; 16],
+    next: u32,
+}
+
+impl Tracker {
+    fn new() -> Self {
+        let registers = std::array::from_fn(|n| Value { origin: n as u32, offset: 0 });
+        Self { registers, next: 16 }
+    }
+
+    fn value(&self, number: Number) -> Value {
+        self.registers[usize::from(number & 15)]
+    }
+
+    fn set(&mut self, number: Number, value: Value) {
+        self.registers[usize::from(number & 15)] = value;
+    }
+
+    fn forget(&mut self, number: Number) {
+        self.set(number, Value { origin: self.next, offset: 0 });
+        self.next += 1;
+    }
+
+    fn add(&mut self, number: Number, addend: i64) {
+        let value = self.value(number);
+        // Sums that leave the range of a displacement are of no use.
+        if (value.offset + addend).abs() < 1 << 30 {
+            self.set(number, Value { offset: value.offset + addend, ..value });
+        } else {
+            self.forget(number);
+        }
+    }
+
+    /// The accesses of a step by a base register alone.
+    fn accesses(&self, step: &Step) -> [Option<Found>; 2] {
+        [self.explicit(step), self.of_stack(step)]
+    }
+
+    fn explicit(&self, step: &Step) -> Option<Found> {
+        let iced = &step.iced;
+        let is_access = match step.action {
+            Action::Copy | Action::Push | Action::JumpIndirect | Action::CallIndirect => true,
+            _ => return None,
+        };
+        let base = iced.memory_base();
+        let is_plain = is_access
+            && (0..iced.op_count()).any(|n| iced.op_kind(n) == OpKind::Memory)
+            && base.is_gpr64()
+            && iced.memory_index() == Register::None
+            && !matches!(iced.memory_segment(), Register::FS | Register::GS);
+        let size = access_bytes(step);
+        (is_plain && size != 0).then(|| Found {
+            value: self.value(base.number() as Number),
+            displacement: iced.memory_displacement64() as i64,
+            size: i64::from(size),
+            is_write: writes_memory(step),
+        })
+    }
+
+    fn of_stack(&self, step: &Step) -> Option<Found> {
+        let value = self.value(crate::registers::RSP);
+        let found = |displacement, is_write| Some(Found { value, displacement, size: 8, is_write });
+        match step.action {
+            Action::Push | Action::PushFlags | Action::Call | Action::CallIndirect => {
+                found(-8, true)
+            }
+            Action::Pop | Action::PopFlags | Action::Return(_) => found(0, false),
+            Action::Leave => {
+                Some(Found { value: self.value(5), displacement: 0, size: 8, is_write: false })
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes over what a step does to registers.
+    fn advance(&mut self, step: &Step) {
+        use crate::registers::RSP;
+        let iced = &step.iced;
+        match step.action {
+            Action::Nothing
+            | Action::Branch(_)
+            | Action::SetDirectionFlag(_)
+            | Action::SetInterruptFlag(_) => {}
+            Action::Push | Action::PushFlags => self.add(RSP, -8),
+            Action::Pop => {
+                self.add(RSP, 8);
+                self.forget(iced.op0_register().number() as Number);
+            }
+            Action::Leave => {
+                self.set(RSP, self.value(5));
+                self.add(RSP, 8);
+                self.forget(5);
+            }
+            Action::Lea => self.advance_lea(iced),
+            Action::Copy => self.advance_copy(step),
+            _ => (0..16).for_each(|number| self.forget(number)),
+        }
+    }
+
+    fn advance_lea(&mut self, iced: &Instruction) {
+        let to = iced.op0_register();
+        let base = iced.memory_base();
+        let is_sum = to.is_gpr64() && base.is_gpr64() && iced.memory_index() == Register::None;
+        if is_sum {
+            self.set(to.number() as Number, self.value(base.number() as Number));
+            self.add(to.number() as Number, iced.memory_displacement64() as i64);
+        } else {
+            self.forget(to.number() as Number);
+        }
+    }
+
+    fn advance_copy(&mut self, step: &Step) {
+        let iced = &step.iced;
+        let to = iced.op0_register();
+        let number = to.full_register().number() as Number;
+        if iced.op0_kind() == OpKind::Register && to.is_gpr64() {
+            match (iced.mnemonic(), iced.try_immediate(1)) {
+                (Mnemonic::Add, Ok(addend)) => return self.add(number, addend as i64),
+                (Mnemonic::Sub, Ok(addend)) => {
+                    return self.add(number, (addend as i64).wrapping_neg());
+                }
+                (Mnemonic::Inc, _) => return self.add(number, 1),
+                (Mnemonic::Dec, _) => return self.add(number, -1),
+                (Mnemonic::Mov, _) if iced.op1_register().is_gpr64() => {
+                    return self.set(number, self.value(iced.op1_register().number() as Number));
+                }
+                (Mnemonic::Cmp | Mnemonic::Test, _) => return,
+                _ => {}
+            }
+        }
+        // Every general register that an instruction names may be written, and those that it does
+        // not name by RAX, RCX, RDX, RBX.
+        for operand in 0..iced.op_count() {
+            let register = iced.op_register(operand);
+            if iced.op_kind(operand) == OpKind::Register && register.is_gpr() {
+                let is_source = operand > 0
+                    && !matches!(iced.mnemonic(), Mnemonic::Xchg | Mnemonic::Xadd | Mnemonic::Mulx);
+                if !is_source && !matches!(iced.mnemonic(), Mnemonic::Cmp | Mnemonic::Test) {
+                    self.forget(register.full_register().number() as Number);
+                }
+            }
+        }
+        if matches!(step.row.class, Class::MulDiv | Class::Exchange | Class::Mov | Class::Flag)
+            || matches!(step.row.class, Class::SimdInteger | Class::SimdFloat | Class::X87)
+        {
+            self.forget_implicit(step);
+        }
+    }
+
+    fn forget_implicit(&mut self, step: &Step) {
+        use Mnemonic as M;
+        let numbers: &[Number] = match step.iced.mnemonic() {
+            M::Mul | M::Imul | M::Div | M::Idiv | M::Cmpxchg8b | M::Cmpxchg16b => &[0, 2],
+            M::Cwd | M::Cdq | M::Cqo => &[2],
+            M::Cbw | M::Cwde | M::Cdqe | M::Cmpxchg | M::Lahf | M::Fnstsw => &[0],
+            _ if step.row.class == Class::SimdInteger => &[1],
+            _ => &[],
+        };
+        numbers.iter().for_each(|&number| self.forget(number));
+    }
+}
+
+/// The bytes of a step's access by ModRM; 0 if it has none.
+pub(crate) fn access_bytes(step: &Step) -> u32 {
+    let iced = &step.iced;
+    match step.action {
+        Action::Copy if step.row.memory.shape == MemoryShape::BitString => {
+            iced.memory_size().size() as u32
+        }
+        Action::Copy if iced.is_broadcast() => u32::from(step.row.memory.element),
+        Action::Copy => u32::from(step.row.memory.size),
+        _ => iced.memory_size().size() as u32,
+    }
+}
+
+/// True if a step's access by ModRM writes.
+pub(crate) fn writes_memory(step: &Step) -> bool {
+    use MemoryShape as S;
+    matches!(step.row.memory.shape, S::Write | S::ReadWrite | S::MaskedWrite | S::CompressWrite)
+        && step.action == Action::Copy
+}

@@ -1,0 +1,237 @@
+//! Address-space slots: which context belongs to which PCID, and what flushes do to them.
+//!
+//! A slot keeps the TLBs, the jump caches and the valid code pages of one PCID while others run.
+//! The pool is small and fixed; the slot that was left longest ago goes first.
+
+use std::sync::Arc;
+
+use cpu::mmu::{Flush, View};
+
+use crate::cache::Cache;
+use crate::code_memory::Contexts;
+use crate::context::{Context, FIRST_GLOBAL_PAGE, NO_RIP, VIEWS};
+use crate::runtime::context_in;
+
+/// Slots of a vCPU.
+pub(crate) const SLOTS: usize = 8;
+
+/// Words of the filter of large pages.
+const FILTER_WORDS: usize = 4;
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    pcid: Option<u16>,
+    last_used: u64,
+    /// The supervisor's TLB has translations that are not global.
+    has_local_supervisor: bool,
+    /// Which GiB ranges may have entries of large pages, hashed.
+    large: [u64; FILTER_WORDS],
+    /// The mode that each view's jump cache was filled for.
+    jump_modes: [u16; 3],
+}
+
+const NO_MODE: u16 = u16::MAX;
+
+const FREE: Slot = Slot {
+    pcid: None,
+    last_used: 0,
+    has_local_supervisor: false,
+    large: [0; FILTER_WORDS],
+    jump_modes: [NO_MODE; 3],
+};
+
+/// All slots of a vCPU.
+pub(crate) struct Slots {
+    contexts: Arc<Contexts>,
+    slots: [Slot; SLOTS],
+    current: usize,
+    clock: u64,
+    /// Flushes done, for the figures.
+    pub(crate) flushes: u64,
+}
+
+fn view_index(view: View) -> usize {
+    match view {
+        View::User => 0,
+        View::Supervisor => 1,
+        View::SupervisorAc => 2,
+    }
+}
+
+fn large_bit(linear: u64) -> (usize, u64) {
+    let bit = (linear >> 30) % (64 * FILTER_WORDS as u64);
+    ((bit / 64) as usize, 1 << (bit % 64))
+}
+
+impl Slots {
+    pub(crate) fn new(contexts: Arc<Contexts>) -> Self {
+        let mut slots = Self { contexts, slots: [FREE; SLOTS], current: 0, clock: 0, flushes: 0 };
+        for index in 0..SLOTS {
+            slots.empty(index);
+        }
+        slots
+    }
+
+    fn context(&mut self, index: usize) -> &mut Context {
+        context_in(&self.contexts, index)
+    }
+
+    /// The number of the current slot.
+    pub(crate) fn current(&self) -> usize {
+        self.current
+    }
+
+    /// The context of the current slot.
+    pub(crate) fn current_context(&mut self) -> &mut Context {
+        self.context(self.current)
+    }
+
+    /// Makes the slot of `pcid` the current one.
+    pub(crate) fn select(&mut self, pcid: u16) {
+        if self.slots[self.current].pcid == Some(pcid) {
+            return;
+        }
+        self.clock += 1;
+        self.slots[self.current].last_used = self.clock;
+        let found = self.slots.iter().position(|slot| slot.pcid == Some(pcid));
+        self.current = found.unwrap_or_else(|| {
+            let oldest = (0..SLOTS).min_by_key(|&index| {
+                (self.slots[index].pcid.is_some(), self.slots[index].last_used)
+            });
+            let index = oldest.unwrap_or(0);
+            self.empty(index);
+            self.slots[index].pcid = Some(pcid);
+            index
+        });
+    }
+
+    /// Empties a slot of everything.
+    fn empty(&mut self, index: usize) {
+        let context = self.context(index);
+        context.clear_tlbs();
+        context.valid.fill(0);
+        for view in VIEWS {
+            context.jumps(view).rips.fill(NO_RIP);
+        }
+        self.slots[index] = FREE;
+    }
+
+    /// Makes the jump cache of `view` that of mode `mode`.
+    pub(crate) fn prepare_jumps(&mut self, view: View, mode: u16) {
+        let current = self.current;
+        let known = &mut self.slots[current].jump_modes[view_index(view)];
+        if *known != mode {
+            *known = mode;
+            self.context(current).jumps(view).clear();
+        }
+    }
+
+    /// Forgets all jumps and valid code pages of all slots: the cache was cleared.
+    pub(crate) fn forget_code(&mut self) {
+        for index in 0..SLOTS {
+            self.context(index).valid.fill(0);
+            for view in VIEWS {
+                self.context(index).jumps(view).clear();
+            }
+            self.slots[index].jump_modes = [NO_MODE; 3];
+        }
+    }
+
+    /// Notes what a translation of the current slot was made of.
+    pub(crate) fn note(&mut self, linear: u64, view: View, is_global: bool, is_large: bool) {
+        let slot = &mut self.slots[self.current];
+        slot.has_local_supervisor |= view == View::Supervisor && !is_global;
+        if is_large {
+            let (word, bit) = large_bit(linear);
+            slot.large[word] |= bit;
+        }
+    }
+
+    /// Does what `flush` asks for.
+    pub(crate) fn flush(&mut self, flush: Flush, cache: &Cache) {
+        self.flushes += 1;
+        match flush {
+            Flush::Everything => (0..SLOTS).for_each(|index| self.flush_all(index, cache)),
+            Flush::NonGlobal => (0..SLOTS).for_each(|index| self.flush_local(index, cache)),
+            Flush::Pcid(pcid) => {
+                if let Some(index) = self.slots.iter().position(|slot| slot.pcid == Some(pcid)) {
+                    self.flush_local(index, cache);
+                }
+            }
+            Flush::Page(linear) => {
+                (0..SLOTS).for_each(|index| self.flush_page(index, linear, cache))
+            }
+        }
+    }
+
+    fn flush_all(&mut self, index: usize, cache: &Cache) {
+        if self.slots[index].pcid.is_none() {
+            return;
+        }
+        let (_, globals) = cache.pages_in_use();
+        let context = self.context(index);
+        context.tlb_supervisor.fill(crate::context::EMPTY);
+        let end = FIRST_GLOBAL_PAGE + globals;
+        context.valid[FIRST_GLOBAL_PAGE..end].fill(0);
+        self.slots[index].has_local_supervisor = false;
+        self.flush_local(index, cache);
+        self.slots[index].large = [0; FILTER_WORDS];
+    }
+
+    /// Drops what is not global of a slot.
+    fn flush_local(&mut self, index: usize, cache: &Cache) {
+        if self.slots[index].pcid.is_none() {
+            return;
+        }
+        let (locals, _) = cache.pages_in_use();
+        let has_local_supervisor = self.slots[index].has_local_supervisor;
+        let context = self.context(index);
+        context.tlb_user.fill(crate::context::EMPTY);
+        context.tlb_supervisor_ac.fill(crate::context::EMPTY);
+        if has_local_supervisor {
+            context.tlb_supervisor.fill(crate::context::EMPTY);
+        }
+        context.valid[..locals].fill(0);
+        self.slots[index].has_local_supervisor = false;
+    }
+
+    fn flush_page(&mut self, index: usize, linear: u64, cache: &Cache) {
+        if self.slots[index].pcid.is_none() {
+            return;
+        }
+        let linear = linear & !0xfff;
+        let (word, bit) = large_bit(linear);
+        let may_be_large = self.slots[index].large[word] & bit != 0;
+        let context = self.context(index);
+        if !may_be_large {
+            context.drop_page(linear);
+            for &page in cache.pages_at(linear) {
+                if let Some(valid) = context.valid.get_mut(page as usize) {
+                    *valid = 0;
+                }
+            }
+            return;
+        }
+        // Every fragment of a large page goes, of whatever size it is.
+        let range = linear >> 30;
+        for view in VIEWS {
+            for entry in context.tlb(view).iter_mut() {
+                if entry.read_tag >> 30 == range || entry.write_tag >> 30 == range {
+                    *entry = crate::context::EMPTY;
+                }
+            }
+        }
+        for (number, _) in cache.pages().filter(|(_, page)| page.linear >> 30 == range) {
+            context.valid[number] = 0;
+        }
+    }
+
+    /// Lets stores to the RAM page at host address `host` be noted again.
+    pub(crate) fn drop_write_tags(&mut self, host: u64) {
+        for index in 0..SLOTS {
+            if self.slots[index].pcid.is_some() {
+                self.context(index).drop_write_tags(host);
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Figures about a translator's run.
+
+use std::fmt;
+
+use crate::cache::Figures;
+use crate::vcpu::Inner;
+
+/// Why translated code called or left, and how often.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SlowReasons {
+    pub(crate) tlb_misses: u64,
+    pub(crate) page_crossings: u64,
+    pub(crate) devices: u64,
+    pub(crate) faults: u64,
+    pub(crate) code_pages: u64,
+    pub(crate) ungrouped: u64,
+    pub(crate) handlers: u64,
+    pub(crate) signals: u64,
+    pub(crate) interpreted: u64,
+}
+
+/// What one vCPU's translator has done so far.
+#[derive(Clone, Copy, Debug)]
+pub struct Statistics {
+    figures: Figures,
+    slow: SlowReasons,
+    flushes: u64,
+    used_bytes: usize,
+    translation_ns: u64,
+    is_counting: bool,
+}
+
+impl Statistics {
+    /// True if the vCPU's count of retired instructions is exact.
+    pub fn is_counting(&self) -> bool {
+        self.is_counting
+    }
+}
+
+impl Inner {
+    pub(crate) fn statistics(&self) -> Statistics {
+        Statistics {
+            figures: self.cache.figures,
+            slow: self.slow,
+            flushes: self.slots.flushes,
+            used_bytes: self.cache.used(),
+            translation_ns: self.translation_ns,
+            is_counting: self.options.counting,
+        }
+    }
+}
+
+impl fmt::Display for Statistics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { figures, slow, .. } = self;
+        let per = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
+        writeln!(
+            f,
+            "blocks {} ({} dead), instructions {}, links {}, evictions {}",
+            figures.blocks,
+            figures.dead_blocks,
+            figures.instructions,
+            figures.links_made,
+            figures.evictions
+        )?;
+        writeln!(
+            f,
+            "guest bytes {}, host bytes {} ({:.2} a guest byte on the path, {:.2} in all), in use {}",
+            figures.guest_bytes,
+            figures.host_bytes,
+            per(figures.hot_bytes, figures.guest_bytes),
+            per(figures.host_bytes, figures.guest_bytes),
+            self.used_bytes
+        )?;
+        writeln!(
+            f,
+            "translation {:.1} ms, {:.0} ns an instruction",
+            self.translation_ns as f64 / 1e6,
+            per(self.translation_ns, figures.instructions)
+        )?;
+        writeln!(
+            f,
+            "slow accesses {} (page-crossing {}, devices {}, faults {}, code pages {}, ungrouped {})",
+            slow.tlb_misses,
+            slow.page_crossings,
+            slow.devices,
+            slow.faults,
+            slow.code_pages,
+            slow.ungrouped
+        )?;
+        write!(
+            f,
+            "handlers {}, signals {}, interpreted {}, flushes {}",
+            slow.handlers, slow.signals, slow.interpreted, self.flushes
+        )
+    }
+}

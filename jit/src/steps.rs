@@ -1,0 +1,712 @@
+//! From one step to host code.
+//!
+//! Commit order, for every step: what can fault comes first, guest registers change last, so that a
+//! fault finds the state before the instruction.
+
+use std::mem::offset_of;
+
+use cpu::state::rflags;
+use decoder::MemoryShape;
+use iced_x86::{Mnemonic, OpCodeOperandKind as K, OpKind, Register};
+
+use crate::asm::{Alu, Mem, Rm, cc};
+use crate::context::Context;
+use crate::emit::{Emitter, Entry, context, in_context};
+use crate::encoding::{Encoding, Operands};
+use crate::flow::{Effect, Flags, effect};
+use crate::plan::{Action, Step, access_bytes, writes_memory};
+use crate::registers::{GUEST_RSP, Number, RAX, RSP, S0, S1, host};
+
+/// RBP and RDI by number.
+const RBP: Number = 5;
+const RDI: Number = 7;
+
+impl Emitter<'_> {
+    pub(crate) fn emit_step(&mut self, step: &Step) {
+        match step.action {
+            Action::Nothing => {}
+            Action::Copy => self.copy(step),
+            Action::Lea => self.load_address(step),
+            Action::Jump => self.jump_to(step.iced.near_branch_target()),
+            Action::Branch(code) => self.branch_to(code, step.iced.near_branch_target()),
+            Action::Counted(opcode) => self.counted(step, opcode),
+            Action::Call => self.call(step),
+            Action::JumpIndirect => self.jump_indirect(step),
+            Action::CallIndirect => self.call_indirect(step),
+            Action::Return(released) => self.return_near(step, released),
+            Action::Push => self.push(step),
+            Action::Pop => self.pop(step),
+            Action::Leave => self.leave(step),
+            Action::PushFlags => self.push_flags(step),
+            Action::PopFlags => self.pop_flags(step),
+            Action::SetInterruptFlag(is_set) => self.set_interrupt_flag(step, is_set),
+            Action::SetDirectionFlag(is_set) => {
+                let value = if is_set { rflags::DF as u32 } else { 0 };
+                self.asm.store32_imm(context!(direction_flag), value);
+            }
+            Action::SetAlignmentFlag(is_set) => {
+                let value = if is_set { rflags::AC as u32 } else { 0 };
+                self.asm.store32_imm(context!(alignment_flag), value);
+                self.switch_stack(is_set);
+            }
+            Action::Handler => self.handler(step),
+        }
+    }
+
+    /// Calls with EFLAGS.AC and without must not return to each other: each has a stack of its own.
+    fn switch_stack(&mut self, is_set: bool) {
+        use cpu::mmu::View;
+        const HOST_RSP: Number = 4;
+        match (self.around.view, is_set) {
+            (View::Supervisor, true) => {
+                self.asm.store(context!(saved_rsp), HOST_RSP);
+                self.asm.load(HOST_RSP, context!(ac_stack_bottom));
+            }
+            (View::SupervisorAc, false) => self.asm.load(HOST_RSP, context!(saved_rsp)),
+            _ => {}
+        }
+    }
+
+    /// Has the interpreter's handler execute the step.
+    fn handler(&mut self, step: &Step) {
+        let _ = step;
+        self.want_spilled();
+        let number = self.around.first_handler + self.handlers.len() as u32;
+        self.handlers.push(self.current);
+        self.mark(self.current, false);
+        self.asm.constant(S1, u64::from(number));
+        self.asm.call_to(self.around.thunks.handler);
+        // The return address belongs to this step still.
+        self.mark(self.current, false);
+        self.asm.raw(&[0x90]);
+        self.flags = Flags::Spilled;
+        self.delta_in_s0 = None;
+    }
+
+    // Copies.
+
+    fn copy(&mut self, step: &Step) {
+        let Some(encoding) = Encoding::parse(&step.iced, self.encoding(step), self.around.is_64)
+        else {
+            return self.handler(step);
+        };
+        let fields = Fields::of(step, &encoding);
+        if fields.has_unencodable_byte(&encoding) {
+            return self.handler(step);
+        }
+        let has_memory = (0..step.iced.op_count()).any(|n| step.iced.op_kind(n) == OpKind::Memory);
+        let memory = has_memory.then(|| {
+            let is_write = writes_memory(step)
+                || step.row.memory.shape == MemoryShape::BitString
+                    && step.iced.mnemonic() != Mnemonic::Bt;
+            self.operand(step, access_bytes(step), is_write)
+        });
+        let effect = effect(step.row, &step.iced);
+        if matches!(effect, Effect::Reads | Effect::Changes)
+            || step.row.class == decoder::Class::MulDiv
+        {
+            self.want_flags();
+        }
+        self.emit_copy(step, &encoding, &fields, memory);
+        if matches!(effect, Effect::Changes | Effect::Replaces) {
+            self.flags = Flags::Live;
+        }
+    }
+
+    fn emit_copy(
+        &mut self,
+        step: &Step,
+        encoding: &Encoding<'_>,
+        fields: &Fields,
+        memory: Option<Mem>,
+    ) {
+        let mut scratch = Scratch::new(memory);
+        let mut operands = Operands {
+            reg: encoding.reg,
+            rm: Rm::Reg(encoding.rm),
+            vvvv: encoding.vvvv,
+            opcode_register: None,
+            has_low_byte: fields.has_low_byte,
+            has_high_byte: fields.has_high_byte,
+        };
+        let mut stores = [None; 2];
+        // Sources first: what is only written may then share their scratch registers.
+        for is_source_pass in [true, false] {
+            for field in fields.iter().filter(|field| field.is_source == is_source_pass) {
+                let number = if field.is_high_byte {
+                    field.guest
+                } else if let Some(number) = host(field.guest) {
+                    number
+                } else {
+                    let register = scratch.take(field.guest);
+                    if field.is_source {
+                        self.asm.load(register, in_context(field.guest));
+                    }
+                    if register == S0 {
+                        self.delta_in_s0 = None;
+                    }
+                    if field.is_target {
+                        note_store(&mut stores, field.guest, register);
+                    }
+                    register
+                };
+                match field.place {
+                    Place::Reg => operands.reg = number,
+                    Place::Rm => operands.rm = Rm::Reg(number),
+                    Place::Vvvv => operands.vvvv = number,
+                    Place::Opcode => operands.opcode_register = Some(number),
+                }
+            }
+        }
+        if let Some(memory) = memory {
+            operands.rm = Rm::Mem(memory);
+        }
+        self.emit_encoding(step, encoding, operands);
+        for (guest, register) in stores.into_iter().flatten() {
+            self.asm.store(in_context(guest), register);
+        }
+    }
+
+    fn emit_encoding(&mut self, step: &Step, encoding: &Encoding<'_>, operands: Operands) {
+        // XCHG with the accumulator in one byte: the accumulator may be another register here.
+        let is_short_exchange = encoding.opcode & 0xf8 == 0x90
+            && step.iced.mnemonic() == Mnemonic::Xchg
+            && operands.opcode_register.is_some();
+        // INC and DEC of 32-bit code in one byte are REX prefixes in the host's mode.
+        let is_short_increment = !self.around.is_64
+            && matches!(encoding.opcode, 0x40..=0x4f)
+            && matches!(step.iced.mnemonic(), Mnemonic::Inc | Mnemonic::Dec);
+        if is_short_exchange || is_short_increment {
+            let number = operands.opcode_register.unwrap_or(RAX);
+            let (opcode, reg) = match step.iced.mnemonic() {
+                Mnemonic::Xchg => (0x87, RAX),
+                Mnemonic::Inc => (0xff, 0),
+                _ => (0xff, 1),
+            };
+            let size = step.iced.op0_register().size();
+            if size == 2 {
+                self.asm.byte(0x66);
+            }
+            self.asm.op(size == 8, &[opcode], reg, Rm::Reg(number));
+            return;
+        }
+        let is_done = encoding.emit(&mut self.asm, operands);
+        if is_done {
+            return;
+        }
+        // A high byte register beside a host address: RDI lends itself for the address.
+        let Rm::Mem(memory) = operands.rm else { return };
+        let spare = context!(spare);
+        self.asm.lea(S0, memory);
+        self.delta_in_s0 = None;
+        self.asm.store(spare, RDI);
+        self.asm.mov(RDI, S0);
+        let operands = Operands { rm: Rm::Mem(Mem::at(RDI)), ..operands };
+        encoding.emit(&mut self.asm, operands);
+        self.asm.load(RDI, spare);
+    }
+
+    fn load_address(&mut self, step: &Step) {
+        let to = step.iced.op0_register();
+        let number = to.full_register().number() as Number;
+        let is_wide = to.size() == 8;
+        let saved = step.iced.memory_segment();
+        let _ = saved;
+        if let Some(address) = self.constant_address(step) {
+            let address = if is_wide { address } else { address & 0xffff_ffff };
+            let register = host(number).unwrap_or(S1);
+            self.asm.constant(register, address);
+            return self.write(number, register);
+        }
+        let mut plain = *step;
+        plain.iced.set_segment_prefix(Register::None);
+        let (base, index) = (plain.iced.memory_base(), plain.iced.memory_index());
+        let is_address_wide = self.around.is_64 && base.size() != 4 && index.size() != 4;
+        let target = host(number);
+        let is_simple = |register: Register| {
+            register == Register::None || host(register.number() as Number).is_some()
+        };
+        if let Some(target) = target
+            && is_simple(base)
+            && is_simple(index)
+        {
+            let mem = Mem {
+                base: (base != Register::None).then(|| host(base.number() as Number)).flatten(),
+                index: (index != Register::None)
+                    .then(|| host(index.number() as Number))
+                    .flatten()
+                    .map(|number| (number, plain.iced.memory_index_scale().trailing_zeros() as u8)),
+                disp: plain.iced.memory_displacement64() as i32,
+                is_gs: false,
+            };
+            if is_wide && is_address_wide {
+                return self.asm.lea(target, mem);
+            }
+            return self.asm.lea32(target, mem);
+        }
+        self.effective_address(&plain);
+        if !is_wide {
+            self.asm.mov32(S0, S0);
+        }
+        self.write(number, S0);
+    }
+
+    // Control.
+
+    fn counted(&mut self, step: &Step, opcode: u8) {
+        let target = step.iced.near_branch_target();
+        let next = step.iced.next_ip();
+        self.want_flags();
+        if target <= self.rip_here() {
+            self.poll();
+        }
+        let is_narrow = matches!(
+            step.iced.code(),
+            iced_x86::Code::Jecxz_rel8_32
+                | iced_x86::Code::Jecxz_rel8_64
+                | iced_x86::Code::Loop_rel8_32_ECX
+                | iced_x86::Code::Loop_rel8_64_ECX
+                | iced_x86::Code::Loope_rel8_32_ECX
+                | iced_x86::Code::Loope_rel8_64_ECX
+                | iced_x86::Code::Loopne_rel8_32_ECX
+                | iced_x86::Code::Loopne_rel8_64_ECX
+        );
+        if is_narrow {
+            self.asm.byte(0x67);
+        }
+        // Over the jump of the path that is not taken.
+        self.asm.raw(&[opcode, 5]);
+        let fall = self.asm.jmp();
+        let taken = self.asm.jmp();
+        self.link_at(fall, next, true);
+        self.link_at(taken, target, true);
+    }
+
+    fn call(&mut self, step: &Step) {
+        let target = step.iced.near_branch_target();
+        let next = step.iced.next_ip();
+        if target <= self.rip_here() {
+            self.poll();
+        }
+        self.push_return_address(step, next);
+        self.move_stack(-self.word());
+        self.want_spilled();
+        self.flags = Flags::Spilled;
+        let patch = self.asm.call();
+        self.link_at(patch, target, true);
+        self.return_site(next);
+    }
+
+    /// Bytes of a stack slot.
+    fn word(&self) -> i32 {
+        if self.around.is_64 { 8 } else { 4 }
+    }
+
+    fn push_return_address(&mut self, step: &Step, next: u64) {
+        let slot = self.stack_slot(step, -self.word(), true);
+        if self.around.is_64 && i32::try_from(next as i64).is_err() {
+            self.asm.constant(S1, next);
+            self.asm.store(slot, S1);
+        } else {
+            self.asm.op(self.around.is_64, &[0xc7], 0, Rm::Mem(slot));
+            self.asm.raw(&(next as u32).to_le_bytes());
+        }
+    }
+
+    /// Where the stack slot at `displacement` from RSP is for host code.
+    fn stack_slot(&mut self, step: &Step, displacement: i32, is_write: bool) -> Mem {
+        let size = self.word() as u32;
+        self.by_base(step.accesses[1], RSP, displacement, size, is_write)
+    }
+
+    fn load_word(&mut self, to: Number, from: Mem) {
+        if self.around.is_64 { self.asm.load(to, from) } else { self.asm.load32(to, from) }
+    }
+
+    fn store_word(&mut self, to: Mem, from: Number) {
+        if self.around.is_64 { self.asm.store(to, from) } else { self.asm.store32(to, from) }
+    }
+
+    /// Puts the target of an indirect transfer into S0.
+    fn load_target(&mut self, step: &Step) {
+        if step.iced.op0_kind() == OpKind::Register {
+            let number = step.iced.op0_register().number() as Number;
+            let register = self.read(number, S0);
+            if self.around.is_64 {
+                self.asm.mov(S0, register)
+            } else {
+                self.asm.mov32(S0, register)
+            }
+        } else {
+            let operand = self.operand(step, self.word() as u32, false);
+            self.load_word(S0, operand);
+        }
+        self.delta_in_s0 = None;
+    }
+
+    fn jump_indirect(&mut self, step: &Step) {
+        self.load_target(step);
+        self.want_spilled();
+        self.flags = Flags::Spilled;
+        self.look_up_jump((step.iced.ip(), 0));
+        let codes = self.jump_slot(self.offsets.jump_codes);
+        self.asm.jmp_rm(Rm::Mem(codes));
+    }
+
+    fn call_indirect(&mut self, step: &Step) {
+        let next = step.iced.next_ip();
+        self.load_target(step);
+        self.asm.store(context!(spare), S0);
+        self.push_return_address(step, next);
+        self.asm.load(S0, context!(spare));
+        self.delta_in_s0 = None;
+        self.move_stack(-self.word());
+        self.want_spilled();
+        self.flags = Flags::Spilled;
+        self.look_up_jump((step.iced.ip(), -i64::from(self.word())));
+        let codes = self.jump_slot(self.offsets.jump_codes);
+        self.asm.op(false, &[0xff], 2, Rm::Mem(codes));
+        self.return_site(next);
+    }
+
+    fn return_near(&mut self, step: &Step, released: u16) {
+        let slot = self.stack_slot(step, 0, false);
+        self.load_word(S0, slot);
+        self.delta_in_s0 = None;
+        let bytes = self.word() + i32::from(released);
+        self.move_stack(bytes);
+        self.want_spilled();
+        self.flags = Flags::Spilled;
+        // For a target that turns out not to be one.
+        let undo = Some((step.iced.ip(), i64::from(bytes)));
+        let link = self.add_link(0, 0, Entry::Guarded, undo);
+        self.asm.constant(S1, u64::from(self.around.first_link) + link as u64);
+        self.asm.ret();
+    }
+
+    // Stack.
+
+    fn push(&mut self, step: &Step) {
+        let word = self.word();
+        if step.iced.op0_kind() == OpKind::Memory {
+            let operand = self.operand(step, word as u32, false);
+            self.load_word(S1, operand);
+            self.asm.store(context!(spare), S1);
+            let slot = self.stack_slot(step, -word, true);
+            self.asm.load(S1, context!(spare));
+            self.store_word(slot, S1);
+        } else if step.iced.op0_kind() == OpKind::Register {
+            let slot = self.stack_slot(step, -word, true);
+            let number = step.iced.op0_register().number() as Number;
+            let register = self.read(number, S1);
+            self.store_word(slot, register);
+        } else {
+            let slot = self.stack_slot(step, -word, true);
+            let value = step.iced.immediate(0) as u32;
+            self.asm.op(self.around.is_64, &[0xc7], 0, Rm::Mem(slot));
+            self.asm.raw(&value.to_le_bytes());
+        }
+        self.move_stack(-word);
+    }
+
+    fn pop(&mut self, step: &Step) {
+        let slot = self.stack_slot(step, 0, false);
+        let number = step.iced.op0_register().number() as Number;
+        if number == RSP {
+            return self.load_word(GUEST_RSP, slot);
+        }
+        match host(number) {
+            Some(register) => self.load_word(register, slot),
+            None => {
+                self.load_word(S1, slot);
+                self.write(number, S1);
+            }
+        }
+        self.move_stack(self.word());
+    }
+
+    fn leave(&mut self, step: &Step) {
+        let word = self.word();
+        let slot = self.by_base(step.accesses[1], RBP, 0, word as u32, false);
+        self.load_word(S1, slot);
+        let above = Mem::at(RBP).with_disp(word);
+        if self.around.is_64 {
+            self.asm.lea(GUEST_RSP, above);
+        } else {
+            self.asm.lea32(GUEST_RSP, above);
+        }
+        self.asm.mov(RBP, S1);
+    }
+
+    // Flags.
+
+    fn push_flags(&mut self, step: &Step) {
+        self.want_spilled();
+        self.free_flags();
+        self.delta_in_s0 = None;
+        self.asm.movzx8(S1, Rm::Mem(Mem::context(offset_of!(Context, flags) + 1)));
+        self.asm.movzx8(S0, Rm::Mem(context!(flags)));
+        self.asm.shl32(S0, 11);
+        self.asm.alu32(Alu::Or, S1, Rm::Reg(S0));
+        for field in [
+            context!(interrupt_flag),
+            context!(direction_flag),
+            context!(alignment_flag),
+            context!(system_flags),
+        ] {
+            self.asm.alu32(Alu::Or, S1, Rm::Mem(field));
+        }
+        // RF is not pushed.
+        self.asm.alu_imm(false, Alu::And, Rm::Reg(S1), !(rflags::RF | rflags::VM) as i32);
+        self.asm.store(context!(spare), S1);
+        let slot = self.stack_slot(step, -8, true);
+        self.asm.load(S1, context!(spare));
+        self.asm.store(slot, S1);
+        self.move_stack(-8);
+    }
+
+    /// POPF at CPL 0 without a change but of the status flags, IF and DF, and with nothing in the
+    /// mailbox; everything else is the handler's.
+    fn pop_flags(&mut self, step: &Step) {
+        self.want_spilled();
+        self.free_flags();
+        let slot = self.stack_slot(step, 0, false);
+        self.load_word(S1, slot);
+        self.asm.store(context!(spare), S1);
+        // What must be as it is.
+        self.delta_in_s0 = None;
+        self.asm.mov32(S0, S1);
+        self.asm.alu32(Alu::Xor, S0, Rm::Mem(context!(system_flags)));
+        self.asm.alu32(Alu::Xor, S0, Rm::Mem(context!(alignment_flag)));
+        let free = rflags::STATUS | rflags::IF | rflags::DF;
+        self.asm.op(false, &[0xf7], 0, Rm::Reg(S0));
+        self.asm.raw(&(!free as u32).to_le_bytes());
+        let other = self.asm.jcc(cc::NE);
+        self.asm.load(S0, context!(events));
+        self.asm.alu_imm(false, Alu::Cmp, Rm::Mem(Mem::at(S0)), 0);
+        let pending = self.asm.jcc(cc::NE);
+        self.store_masked(rflags::IF as i32, context!(interrupt_flag));
+        self.store_masked(rflags::DF as i32, context!(direction_flag));
+        // CF, PF, AF, ZF, SF as LAHF has them; OF in the low byte.
+        self.asm.mov32(S0, S1);
+        self.asm.alu_imm(false, Alu::And, Rm::Reg(S0), 0xd5);
+        self.asm.shl32(S0, 8);
+        self.asm.shr32(S1, 11);
+        self.asm.alu_imm(false, Alu::And, Rm::Reg(S1), 1);
+        self.asm.alu32(Alu::Or, S0, Rm::Reg(S1));
+        self.asm.store32(context!(flags), S0);
+        self.move_stack(8);
+        let done = self.asm.jmp();
+        self.asm.patch_here(other);
+        self.asm.patch_here(pending);
+        self.handler(step);
+        self.asm.patch_here(done);
+        self.flags = Flags::Spilled;
+    }
+
+    /// Stores the bits `mask` of S1. Destroys S0.
+    fn store_masked(&mut self, mask: i32, to: Mem) {
+        self.asm.mov32(S0, S1);
+        self.asm.alu_imm(false, Alu::And, Rm::Reg(S0), mask);
+        self.asm.store32(to, S0);
+    }
+
+    /// STI with something in the mailbox is the handler's; with nothing there, its shadow does not
+    /// show.
+    fn set_interrupt_flag(&mut self, step: &Step, is_set: bool) {
+        if !is_set {
+            return self.asm.store32_imm(context!(interrupt_flag), 0);
+        }
+        self.want_spilled();
+        self.free_flags();
+        self.delta_in_s0 = None;
+        self.asm.load(S0, context!(events));
+        self.asm.alu_imm(false, Alu::Cmp, Rm::Mem(Mem::at(S0)), 0);
+        let pending = self.asm.jcc(cc::NE);
+        self.asm.store32_imm(context!(interrupt_flag), rflags::IF as u32);
+        let done = self.asm.jmp();
+        self.asm.patch_here(pending);
+        self.handler(step);
+        self.asm.patch_here(done);
+        self.flags = Flags::Spilled;
+    }
+}
+
+/// The two scratch registers, as far as they are free for operands.
+struct Scratch {
+    free: [Option<Number>; 2],
+    taken: [(Number, Number); 2],
+    count: usize,
+}
+
+impl Scratch {
+    fn new(memory: Option<Mem>) -> Self {
+        let is_s0_free = memory.is_none();
+        Self { free: [Some(S1), is_s0_free.then_some(S0)], taken: [(0xff, 0); 2], count: 0 }
+    }
+
+    /// A register for guest register `guest`: the one it has, a free one, or one that is shared with
+    /// a source.
+    fn take(&mut self, guest: Number) -> Number {
+        if let Some(&(_, register)) = self.taken.iter().find(|(taken, _)| *taken == guest) {
+            return register;
+        }
+        let register = self.free.iter_mut().find_map(Option::take).unwrap_or(match self.count {
+            // Two targets beside a source: the address is read before either is written.
+            1 => S0,
+            _ => S1,
+        });
+        if let Some(slot) = self.taken.get_mut(self.count) {
+            *slot = (guest, register);
+        }
+        self.count += 1;
+        register
+    }
+}
+
+fn note_store(stores: &mut [Option<(Number, Number)>; 2], guest: Number, register: Number) {
+    if stores.iter().flatten().any(|(known, _)| *known == guest) {
+        return;
+    }
+    if let Some(slot) = stores.iter_mut().find(|slot| slot.is_none()) {
+        *slot = Some((guest, register));
+    }
+}
+
+/// Where an encoding names a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Reg,
+    Rm,
+    Vvvv,
+    Opcode,
+}
+
+/// A general register that an encoding names.
+#[derive(Clone, Copy, Debug)]
+struct Field {
+    place: Place,
+    guest: Number,
+    is_high_byte: bool,
+    is_source: bool,
+    is_target: bool,
+}
+
+/// The general registers that an encoding names.
+struct Fields {
+    fields: [Option<Field>; 3],
+    has_low_byte: bool,
+    has_high_byte: bool,
+}
+
+impl Fields {
+    fn of(step: &Step, encoding: &Encoding<'_>) -> Self {
+        let mut found = Self { fields: [None; 3], has_low_byte: false, has_high_byte: false };
+        let info = step.iced.code().op_code();
+        let mut count = 0;
+        for (operand, kind) in info.op_kinds().iter().enumerate() {
+            let Some(place) = place_of(*kind) else { continue };
+            if step.iced.op_kind(operand as u32) != OpKind::Register {
+                continue;
+            }
+            let register = step.iced.op_register(operand as u32);
+            if !register.is_gpr() {
+                continue;
+            }
+            let field_number = match place {
+                Place::Reg => encoding.reg,
+                Place::Rm => encoding.rm,
+                Place::Vvvv => encoding.vvvv,
+                Place::Opcode => encoding.opcode_register,
+            };
+            let is_byte = register.size() == 1;
+            let is_high_byte = is_byte && encoding.is_high_byte(field_number);
+            found.has_high_byte |= is_high_byte;
+            found.has_low_byte |= is_byte && !is_high_byte && matches!(field_number, 4..=7);
+            let is_target = is_target(step, operand);
+            if let Some(slot) = found.fields.get_mut(count) {
+                *slot = Some(Field {
+                    place,
+                    guest: field_number & 15,
+                    is_high_byte,
+                    is_source: !is_target || !is_pure_target(step, register, operand),
+                    is_target,
+                });
+            }
+            count += 1;
+        }
+        // SPL is in R13's low byte, which needs no help to be named.
+        found
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Field> {
+        self.fields.iter().flatten()
+    }
+
+    /// True if a high byte register meets a register that only a REX prefix can name.
+    fn has_unencodable_byte(&self, encoding: &Encoding<'_>) -> bool {
+        let _ = encoding;
+        self.has_high_byte
+            && self.iter().any(|field| {
+                !field.is_high_byte && host(field.guest).is_none_or(|number| number > 7)
+            })
+    }
+}
+
+fn place_of(kind: K) -> Option<Place> {
+    match kind {
+        K::r8_reg | K::r16_reg | K::r32_reg | K::r64_reg => Some(Place::Reg),
+        K::r16_reg_mem | K::r32_reg_mem | K::r64_reg_mem => Some(Place::Reg),
+        K::r8_or_mem
+        | K::r16_or_mem
+        | K::r32_or_mem
+        | K::r64_or_mem
+        | K::r16_rm
+        | K::r32_rm
+        | K::r64_rm => Some(Place::Rm),
+        K::r32_vvvv | K::r64_vvvv => Some(Place::Vvvv),
+        K::r8_opcode | K::r16_opcode | K::r32_opcode | K::r64_opcode => Some(Place::Opcode),
+        _ => None,
+    }
+}
+
+/// True if the instruction may write its register operand `operand`.
+fn is_target(step: &Step, operand: usize) -> bool {
+    use Mnemonic as M;
+    match operand {
+        0 => !matches!(step.iced.mnemonic(), M::Cmp | M::Test | M::Bt),
+        _ => matches!(step.iced.mnemonic(), M::Xchg | M::Xadd | M::Mulx),
+    }
+}
+
+/// True if nothing of the register's old value shows in its new one.
+fn is_pure_target(step: &Step, register: Register, operand: usize) -> bool {
+    use Mnemonic as M;
+    if register.size() < 4 || operand != 0 && step.iced.mnemonic() != M::Mulx {
+        return false;
+    }
+    matches!(
+        step.iced.mnemonic(),
+        M::Mov
+            | M::Movzx
+            | M::Movsx
+            | M::Movsxd
+            | M::Movbe
+            | M::Andn
+            | M::Bextr
+            | M::Blsi
+            | M::Blsr
+            | M::Blsmsk
+            | M::Bzhi
+            | M::Mulx
+            | M::Pdep
+            | M::Pext
+            | M::Rorx
+            | M::Sarx
+            | M::Shlx
+            | M::Shrx
+            | M::Popcnt
+            | M::Lzcnt
+            | M::Tzcnt
+    )
+}

@@ -1,0 +1,757 @@
+//! One vCPU on the translator: the loop around translated code, and what that code calls.
+//!
+//! The interpreter's [`Cpu`] holds the state whenever translated code does not run, and executes
+//! whatever the translator leaves out: modes without translation, single steps, accesses to devices
+//! and to pages with code. The x87 unit alone may stay in the host's registers outside (`is_x87_live`),
+//! until somebody needs its contents.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use cpu::engine::{Vcpu, VmExit};
+use cpu::events::Events;
+use cpu::exception::Exception;
+use cpu::mmu::{Access, View};
+use cpu::state::{State, cr4, rflags, seg};
+use cpu::{Cpu, Environment};
+use decoder::{Class, Unit};
+use memory::CodeWatcher;
+
+use crate::cache::{Cache, ModeKey, Place};
+use crate::code_memory::{CodeMemory, Contexts, Stacks};
+use crate::context::{Context, NO_PAGE};
+use crate::exit::Exit;
+use crate::handlers::Handlers;
+use crate::remote::Remote;
+use crate::runtime::{self, Resumed};
+use crate::slots::{SLOTS, Slots};
+use crate::statistics::{SlowReasons, Statistics};
+use crate::thunks::{self, VectorUnit};
+use crate::{JitError, Options};
+
+/// Exceptions in a row, with nothing retired between them, after which a guest that does nothing
+/// else gives its thread back.
+const STORM: u32 = 1024;
+
+/// A vCPU whose guest code is translated.
+pub struct JitCpu {
+    inner: Box<Inner>,
+}
+
+/// What translated code knows the address of.
+pub(crate) struct Inner {
+    pub(crate) cpu: Cpu,
+    pub(crate) cache: Cache,
+    pub(crate) handlers: Handlers,
+    pub(crate) slots: Slots,
+    pub(crate) options: Options,
+    pub(crate) remote: Arc<Remote>,
+    stacks: Stacks,
+    contexts: Arc<Contexts>,
+    has_fsgsbase: bool,
+    /// The guest's x87 state is in the host's unit.
+    is_x87_live: bool,
+    /// Raised by a helper, to be delivered.
+    exception: Option<Exception>,
+    /// The mode that the state is in, if it was looked up since it last changed.
+    mode: Option<(ModeKey, u16)>,
+    /// Budget when translated code was entered, where instructions are counted.
+    entered_budget: u64,
+    pub(crate) slow: SlowReasons,
+    pub(crate) translation_ns: u64,
+}
+
+/// A link to be made once its target is known.
+#[derive(Clone, Copy)]
+struct PendingLink {
+    number: u32,
+    target: u64,
+    mode: ModeKey,
+    generation: u64,
+}
+
+/// What the dispatcher knows of how it got where it is.
+#[derive(Default)]
+struct Arrival {
+    link: Option<PendingLink>,
+    is_ungrouped: bool,
+    /// The jump cache has failed: the page must be looked at.
+    must_look: bool,
+}
+
+impl JitCpu {
+    /// A vCPU after RESET.
+    pub fn new(environment: Environment, options: &Options) -> Result<Self, JitError> {
+        crate::supported().map_err(JitError::Host)?;
+        runtime::install_signal_handlers();
+        let contexts = Arc::new(Contexts::new(SLOTS)?);
+        let mut stacks = Stacks::new()?;
+        let mut code = CodeMemory::new(options.cache_bytes as usize)?;
+        let (bytes, thunks) = thunks::emit(VectorUnit::of_host(), runtime::helpers());
+        if !code.write(0, &bytes) || bytes.is_empty() {
+            return Err(JitError::Size { bytes: options.cache_bytes });
+        }
+        stacks.set_sentinel((code.base() + thunks.mispredicted(View::User)) as u64);
+        let remote = Arc::new(Remote::new(Arc::clone(&contexts), stacks.trap()));
+        environment.events.set_doorbell(Arc::clone(&remote) as _);
+        let watcher = Arc::downgrade(&(Arc::clone(&remote) as Arc<dyn CodeWatcher>));
+        environment.space.ram().flags().add_watcher(watcher);
+        let inner = Inner {
+            cpu: Cpu::new(environment),
+            cache: Cache::new(code, thunks),
+            handlers: Handlers::default(),
+            slots: Slots::new(Arc::clone(&contexts)),
+            options: options.clone(),
+            remote,
+            stacks,
+            contexts,
+            has_fsgsbase: crate::host::has_fsgsbase(),
+            is_x87_live: false,
+            exception: None,
+            mode: None,
+            entered_budget: 0,
+            slow: SlowReasons::default(),
+            translation_ns: 0,
+        };
+        Ok(Self { inner: Box::new(inner) })
+    }
+
+    /// The interpreter's CPU, which has the state.
+    pub fn cpu(&self) -> &Cpu {
+        &self.inner.cpu
+    }
+
+    /// The interpreter's CPU. Whatever is changed while the vCPU does not run is seen when it runs
+    /// again.
+    pub fn cpu_mut(&mut self) -> &mut Cpu {
+        self.inner.mode = None;
+        &mut self.inner.cpu
+    }
+
+    /// Figures so far.
+    pub fn statistics(&self) -> Statistics {
+        self.inner.statistics()
+    }
+}
+
+impl Vcpu for JitCpu {
+    fn run(&mut self, budget: u64) -> VmExit {
+        self.inner.run(budget)
+    }
+
+    fn retired(&self) -> u64 {
+        self.inner.cpu.retired()
+    }
+
+    fn state(&self) -> &State {
+        &self.inner.cpu.state
+    }
+
+    fn set_state(&mut self, state: State) {
+        self.inner.mode = None;
+        self.inner.cpu.set_state(state);
+    }
+
+    fn events(&self) -> &Arc<Events> {
+        self.inner.cpu.events()
+    }
+}
+
+impl Inner {
+    /// Host address of the enter thunk.
+    pub(crate) fn enter_address(&self) -> usize {
+        self.cache.code.base() + self.cache.thunks.enter
+    }
+
+    /// The current context.
+    pub(crate) fn context_address(&mut self) -> *mut Context {
+        self.contexts.address(self.slots.current())
+    }
+
+    pub(crate) fn has_fsgsbase(&self) -> bool {
+        self.has_fsgsbase
+    }
+
+    /// True if host address `pc` is in translated code or its thunks.
+    pub(crate) fn is_code(&self, pc: usize) -> bool {
+        pc.wrapping_sub(self.cache.code.base()) < self.cache.code.size()
+    }
+
+    fn run(&mut self, budget: u64) -> VmExit {
+        runtime::ensure_signal_stack();
+        let end = self.cpu.retired().saturating_add(budget);
+        let mut barren = 0u32;
+        let mut arrival = Arrival::default();
+        self.mode = None;
+        self.cpu.start_guest();
+        let exit = loop {
+            self.remote.quiet_if_ringing();
+            if let Some(exit) = self.cpu.at_boundary() {
+                break exit;
+            }
+            let before = self.cpu.retired();
+            if before >= end || barren == STORM {
+                break VmExit::Budget;
+            }
+            arrival = self.step(end - before, arrival);
+            let is_barren = self.options.counting && self.cpu.retired() == before;
+            barren = if is_barren { barren + 1 } else { 0 };
+        };
+        self.settle_x87();
+        self.cpu.stop_guest();
+        exit
+    }
+
+    /// Runs translated code from where the state is, or the interpreter, until something else is to
+    /// be done.
+    fn step(&mut self, budget: u64, arrival: Arrival) -> Arrival {
+        self.serve();
+        if !self.cpu.is_unwatched() || !self.cpu.is_flat() {
+            self.interpret(budget);
+            return Arrival::default();
+        }
+        let Some((key, mode)) = self.mode() else {
+            self.clear_cache();
+            return Arrival::default();
+        };
+        let code = match self.find_code(key, mode, &arrival) {
+            Ok(Some(code)) => code,
+            Ok(None) => {
+                let budget = if self.options.counting { 1 } else { budget.min(64) };
+                self.interpret(budget);
+                return Arrival::default();
+            }
+            Err(exception) => {
+                self.cpu.raise(exception);
+                self.mode = None;
+                return Arrival::default();
+            }
+        };
+        if self.cpu.has_flushes() {
+            // The walk of a fetch changes nothing, but its page may be a device's that does.
+            return Arrival { must_look: true, ..Arrival::default() };
+        }
+        self.execute(code, budget)
+    }
+
+    /// Does what waits: flushes, requests of other threads.
+    fn serve(&mut self) {
+        if self.cpu.has_flushes() {
+            for flush in self.cpu.take_flushes().iter() {
+                self.slots.flush(flush, &self.cache);
+            }
+            self.mode = None;
+        }
+        if self.remote.has_requests() {
+            self.serve_requests();
+        }
+    }
+
+    fn serve_requests(&mut self) {
+        let requests = self.remote.take();
+        if requests.noted.is_all || requests.written.is_all {
+            for flush in [cpu::mmu::Flush::Everything] {
+                self.slots.flush(flush, &self.cache);
+            }
+            self.clear_cache();
+            return;
+        }
+        for page in requests.noted.pages {
+            if let Some(host) = self.cpu.ram().host_address(page << 12) {
+                self.slots.drop_write_tags(host.0);
+            }
+        }
+        for page in requests.written.pages {
+            self.cache.kill_page(page << 12);
+        }
+    }
+
+    /// Drops everything translated.
+    pub(crate) fn clear_cache(&mut self) {
+        self.cache.clear();
+        self.handlers.clear();
+        self.slots.forget_code();
+        self.mode = None;
+    }
+
+    /// The current mode and its number; `None` if there are too many.
+    fn mode(&mut self) -> Option<(ModeKey, u16)> {
+        if self.mode.is_none() {
+            let is_64 = self.cpu.mode.is_64();
+            let key = ModeKey {
+                key: self.cpu.mode.key,
+                view: self.cpu.view(),
+                whole: [seg::FS, seg::GS].map(|s| is_64 || self.cpu.is_whole_segment(s)),
+            };
+            self.mode = self.cache.mode(key).map(|number| (key, number));
+            let pcid = if self.cpu.state.cr4 & cr4::PCIDE != 0 {
+                self.cpu.state.cr3 as u16 & 0xfff
+            } else {
+                0
+            };
+            self.slots.select(pcid);
+        }
+        self.mode
+    }
+
+    /// Interprets, at most `count` instructions.
+    fn interpret(&mut self, count: u64) {
+        self.slow.interpreted += 1;
+        self.settle_x87();
+        self.cpu.interpret(count);
+        self.mode = None;
+    }
+
+    /// Position of code for where the state is; `None` if it is to be interpreted.
+    fn find_code(
+        &mut self,
+        key: ModeKey,
+        mode: u16,
+        arrival: &Arrival,
+    ) -> Result<Option<usize>, Exception> {
+        let rip = self.cpu.state.rip;
+        self.slots.prepare_jumps(key.view, mode);
+        if !arrival.must_look && !arrival.is_ungrouped && arrival.link.is_none() {
+            let jumps = self.slots.current_context().jumps(key.view);
+            let index = crate::context::jump_index(rip);
+            if jumps.rips[index] == rip {
+                return Ok(Some(jumps.codes[index] as usize - self.cache.code.base()));
+            }
+        }
+        let Some(number) = self.find_block(rip, key, mode, arrival.is_ungrouped)? else {
+            return Ok(None);
+        };
+        let Some(block) = self.cache.block(number) else { return Ok(None) };
+        let guarded = block.guarded;
+        if let Some(link) = arrival.link
+            && link.generation == self.cache.generation
+            && link.target == rip
+            && link.mode == key
+        {
+            self.cache.make_link(link.number, number);
+        } else if !arrival.is_ungrouped {
+            let code = (self.cache.code.base() + guarded) as u64;
+            let index = crate::context::jump_index(rip);
+            let jumps = self.slots.current_context().jumps(key.view);
+            jumps.rips[index] = rip;
+            jumps.codes[index] = code;
+        }
+        Ok(Some(guarded))
+    }
+
+    /// Enters code at position `code` and does what its exit asks for.
+    fn execute(&mut self, code: usize, budget: u64) -> Arrival {
+        let Some((key, _)) = self.mode else { return Arrival::default() };
+        if !self.is_x87_live {
+            runtime::load_x87(&self.cpu.state.fpu);
+            self.is_x87_live = true;
+        }
+        self.load_context(budget);
+        if !self.remote.enter_code() {
+            return Arrival::default();
+        }
+        runtime::enter(self, self.cache.code.base() + code);
+        self.remote.leave_code();
+        if self.options.trash_helpers {
+            runtime::trash();
+        }
+        let context = self.slots.current_context();
+        let exit = Exit::of(context.exit_kind);
+        if matches!(exit, Exit::Link | Exit::Indirect | Exit::Signal) {
+            self.save_context();
+        }
+        self.after(exit, key)
+    }
+
+    fn after(&mut self, exit: Exit, entered: ModeKey) -> Arrival {
+        let context = self.slots.current_context();
+        let (number, target) = (context.exit_link, context.rip);
+        let signal = context.spare[1];
+        match exit {
+            Exit::Link => self.after_link(number, entered),
+            Exit::Indirect => {
+                self.cpu.state.rip = target;
+                self.undo_wild_transfer(number);
+                Arrival { must_look: true, ..Arrival::default() }
+            }
+            Exit::Signal => {
+                self.cpu.state.rip = target;
+                if signal & SIGNAL_SAFEPOINT != 0 {
+                    self.remote.quiet();
+                } else {
+                    self.slow.signals += 1;
+                    self.interpret(1);
+                }
+                Arrival::default()
+            }
+            Exit::Interpret => {
+                self.interpret(1);
+                Arrival::default()
+            }
+            Exit::Ungrouped => Arrival { is_ungrouped: true, ..Arrival::default() },
+            Exit::Exception => {
+                if let Some(exception) = self.exception.take() {
+                    self.cpu.raise(exception);
+                    self.mode = None;
+                }
+                Arrival::default()
+            }
+            Exit::State => Arrival::default(),
+        }
+    }
+
+    fn after_link(&mut self, number: u32, entered: ModeKey) -> Arrival {
+        let Some(owned) = self.cache.link(number) else { return Arrival::default() };
+        self.cpu.state.rip = owned.link.target;
+        // STAC and CLAC change who the block's successor is executed by.
+        let mode = ModeKey { view: self.cpu.view(), ..entered };
+        let link = (owned.link.at != 0).then_some(PendingLink {
+            number,
+            target: owned.link.target,
+            mode,
+            generation: self.cache.generation,
+        });
+        Arrival { link, must_look: true, is_ungrouped: false }
+    }
+
+    /// A transfer to an address that is no address faults at the instruction that made it: its
+    /// effect on RSP is taken back, and the interpreter raises what is to be raised.
+    fn undo_wild_transfer(&mut self, number: u32) {
+        let rip = self.cpu.state.rip;
+        let is_valid =
+            if self.cpu.mode.is_64() { self.cpu.mode.is_canonical(rip) } else { rip >> 32 == 0 };
+        if is_valid {
+            return;
+        }
+        let Some((from, moved)) = self.cache.link(number).and_then(|owned| owned.link.undo) else {
+            return;
+        };
+        let rsp = &mut self.cpu.state.gpr[cpu::state::gpr::RSP];
+        *rsp = rsp.wrapping_sub_signed(moved);
+        self.cpu.state.rip = from;
+        self.interpret(1);
+    }
+
+    /// State to context.
+    fn load_context(&mut self, budget: u64) {
+        let flags = self.cpu.state.rflags;
+        let fpu: *mut cpu::fpu::FpuState = &raw mut self.cpu.state.fpu;
+        let gpr = self.cpu.state.gpr;
+        let (fs, gs) =
+            (self.cpu.state.segments[seg::FS].base, self.cpu.state.segments[seg::GS].base);
+        let events = self.cpu.events().pending_address();
+        let (bottom, ac_bottom) = (self.stacks.bottom(), self.stacks.ac_bottom());
+        let view = if self.cpu.state.cpl == 3 { View::User } else { View::Supervisor };
+        let sentinel = self.cache.code.base() + self.cache.thunks.mispredicted(view);
+        self.stacks.set_sentinel(sentinel as u64);
+        self.entered_budget = budget;
+        let context = self.slots.current_context();
+        context.gpr = gpr;
+        put_flags(context, flags);
+        context.fpu = fpu;
+        context.host_mxcsr = 0x1f80;
+        context.events = events;
+        context.fs_base = fs;
+        context.gs_base = gs;
+        context.stack_bottom = bottom;
+        context.ac_stack_bottom = ac_bottom;
+        context.saved_rsp = bottom;
+        context.budget = budget;
+    }
+
+    /// Context to state, RIP apart.
+    fn save_context(&mut self) {
+        let context = self.slots.current_context();
+        let gpr = context.gpr;
+        let flags = flags_of(context);
+        let (before, after) = (self.entered_budget, context.budget);
+        context.budget = 0;
+        self.entered_budget = 0;
+        self.cpu.state.gpr = gpr;
+        let changed = self.cpu.state.rflags ^ flags;
+        self.cpu.state.rflags = flags;
+        if changed & rflags::AC != 0 {
+            self.cpu.mode_changed();
+            self.mode = None;
+        }
+        if self.options.counting {
+            self.cpu.add_retired(before - after);
+        }
+    }
+
+    /// Takes x87 state out of the host's unit, if it is there.
+    fn settle_x87(&mut self) {
+        if std::mem::take(&mut self.is_x87_live) {
+            runtime::save_x87(&mut self.cpu.state.fpu);
+        }
+    }
+
+    /// The place of a call's return address.
+    fn place(&self, from: usize) -> Option<Place> {
+        self.cache.locate(from.wrapping_sub(self.cache.code.base()))
+    }
+
+    /// Makes the state that of the instruction at `place`, for a helper that will not return.
+    fn stop_at(&mut self, place: Option<Place>, exit: Exit) -> u64 {
+        if let Some(place) = place {
+            if self.options.counting {
+                self.slots.current_context().budget += place.left;
+            }
+            self.save_context();
+            self.cpu.state.rip = place.rip;
+        }
+        self.slots.current_context().exit_kind = exit as u32;
+        0
+    }
+
+    // What translated code calls.
+
+    /// The host address of `size` bytes at linear address `address`; 0 to leave.
+    pub(crate) fn access(&mut self, address: u64, size: u32, is_write: bool, from: usize) -> u64 {
+        self.remote.leave_code();
+        self.slow.tlb_misses += 1;
+        if self.options.trash_helpers {
+            runtime::trash();
+        }
+        loop {
+            let Some(host) = self.host_address(address, size, is_write) else {
+                let place = self.place(from);
+                return self.stop_at(place, Exit::Interpret);
+            };
+            if self.remote.enter_code() {
+                return host;
+            }
+            self.serve_requests();
+        }
+    }
+
+    fn host_address(&mut self, address: u64, size: u32, is_write: bool) -> Option<u64> {
+        if (address & 0xfff) + u64::from(size) > 4096 {
+            self.slow.page_crossings += 1;
+            return if is_write { None } else { self.bounce(address, size) };
+        }
+        let page = self.fill(address, size, is_write)?;
+        Some(page + (address & 0xfff))
+    }
+
+    /// The bytes of a read over two pages, copied together.
+    fn bounce(&mut self, address: u64, size: u32) -> Option<u64> {
+        let second = (address & !0xfff).wrapping_add(4096);
+        if size > 64 || !self.cpu.mode.is_64() && second >> 32 != 0 {
+            return None;
+        }
+        let first_bytes = (4096 - (address & 0xfff)) as usize;
+        let pages = [self.readable(address)?, self.readable(second)?];
+        let mut bytes = [0; 64];
+        let (low, high) = bytes[..size as usize].split_at_mut(first_bytes.min(size as usize));
+        self.cpu.ram().read_bytes(pages[0] | address & 0xfff, low);
+        self.cpu.ram().read_bytes(pages[1], high);
+        let context = self.slots.current_context();
+        context.bounce = bytes;
+        Some(context.bounce.as_ptr() as u64)
+    }
+
+    /// Offset in RAM of the page at `address`, if it may be read.
+    fn readable(&mut self, address: u64) -> Option<u64> {
+        if self.cpu.mode.is_64() && !self.cpu.mode.is_canonical(address) {
+            return None;
+        }
+        self.cpu.data_page(address, Access::Read).ok()?.map(|page| page.ram_page)
+    }
+
+    /// Puts the page of an access into the TLB; its host address. `None` if the interpreter must do
+    /// the access.
+    fn fill(&mut self, address: u64, size: u32, is_write: bool) -> Option<u64> {
+        if self.cpu.mode.is_64() && !self.cpu.mode.is_canonical(address) {
+            return None;
+        }
+        let access = if is_write { Access::Write } else { Access::Read };
+        let page = match self.cpu.data_page(address, access) {
+            Ok(Some(page)) => page,
+            Ok(None) => {
+                self.slow.devices += 1;
+                return None;
+            }
+            Err(_) => {
+                self.slow.faults += 1;
+                return None;
+            }
+        };
+        let number = page.ram_page >> 12;
+        if is_write && !self.may_write(number, address & 0xfff, size) {
+            self.slow.code_pages += 1;
+            return None;
+        }
+        let host = self.cpu.ram().host_address(page.ram_page)?.0;
+        let view = self.cpu.view();
+        self.slots.note(address, view, page.is_global, page.is_large);
+        let linear = address & !0xfff;
+        let entry = self.slots.current_context().entry(view, address)?;
+        if entry.read_tag != linear || entry.host != host {
+            entry.write_tag = NO_PAGE;
+        }
+        entry.read_tag = linear;
+        if is_write {
+            entry.write_tag = linear;
+        }
+        entry.host = host;
+        entry.delta = host.wrapping_sub(linear);
+        Some(host)
+    }
+
+    /// Makes the page dirty; false if its stores must be noted one by one.
+    fn may_write(&mut self, number: u64, first_byte: u64, size: u32) -> bool {
+        let flags = self.cpu.ram().flags();
+        if !flags.is_plain(number) && flags.get(number) & memory::PageFlags::CODE == 0 {
+            flags.note_store(number, first_byte, u64::from(size));
+        }
+        flags.is_plain(number)
+    }
+
+    /// What to add to linear addresses for the `span` bytes from `address`; 0 to leave.
+    pub(crate) fn group(&mut self, address: u64, span: u32, is_write: bool, from: usize) -> u64 {
+        self.remote.leave_code();
+        self.slow.tlb_misses += 1;
+        if self.options.trash_helpers {
+            runtime::trash();
+        }
+        loop {
+            let is_inside = (address & 0xfff) + u64::from(span) <= 4096;
+            let host = if is_inside { self.fill(address, span, is_write) } else { None };
+            let Some(host) = host else {
+                self.slow.ungrouped += 1;
+                let place = self.place(from);
+                return self.stop_at(place, Exit::Ungrouped);
+            };
+            if self.remote.enter_code() {
+                return host.wrapping_sub(address & !0xfff);
+            }
+            self.serve_requests();
+        }
+    }
+
+    /// Executes handler `number`. True if the block may go on.
+    pub(crate) fn run_handler(&mut self, number: usize, from: usize) -> bool {
+        self.remote.leave_code();
+        self.slow.handlers += 1;
+        if self.options.trash_helpers {
+            runtime::trash();
+        }
+        let place = self.place(from);
+        let left = place.map_or(0, |place| place.left);
+        let Some((handler, place)) = self.handlers.get(number).zip(place) else {
+            self.stop_at(place, Exit::Interpret);
+            return false;
+        };
+        let row = decoder::row(handler.iced.code());
+        let needs_x87 = matches!(row.unit, Unit::X87 | Unit::Mmx | Unit::SseMmx)
+            || matches!(row.class, Class::StateImage | Class::X87);
+        if needs_x87 {
+            self.settle_x87();
+        }
+        let budget = self.entered_budget;
+        self.slots.current_context().budget += left;
+        let rest = self.slots.current_context().budget;
+        self.save_context();
+        self.cpu.state.rip = place.rip;
+        let outcome = self.cpu.execute_prepared(&handler);
+        let may_go_on = match outcome {
+            Err(exception) => {
+                self.exception = Some(exception);
+                self.slots.current_context().exit_kind = Exit::Exception as u32;
+                return false;
+            }
+            Ok(may_go_on) => may_go_on,
+        };
+        let _ = budget;
+        self.slots.current_context().exit_kind = Exit::State as u32;
+        let is_next = self.cpu.state.rip == handler.next_ip;
+        if !may_go_on || !is_next || self.must_stop() {
+            self.mode = None;
+            return false;
+        }
+        if !self.is_x87_live {
+            runtime::load_x87(&self.cpu.state.fpu);
+            self.is_x87_live = true;
+        }
+        self.reload_context(rest - left);
+        self.entered_budget = rest - 1;
+        self.remote.enter_code()
+    }
+
+    /// Something waits that translated code does not see.
+    fn must_stop(&self) -> bool {
+        let pending = self.cpu.events().peek();
+        let is_open = self.cpu.state.rflags & rflags::IF != 0;
+        pending != 0 && (pending != Events::INTERRUPT || is_open)
+            || self.cpu.has_flushes()
+            || self.remote.has_requests()
+            || !self.cpu.is_unwatched()
+    }
+
+    /// As [`Inner::load_context`], for code that goes on where it was: its stack stays.
+    fn reload_context(&mut self, budget: u64) {
+        let flags = self.cpu.state.rflags;
+        let gpr = self.cpu.state.gpr;
+        let (fs, gs) =
+            (self.cpu.state.segments[seg::FS].base, self.cpu.state.segments[seg::GS].base);
+        let context = self.slots.current_context();
+        context.gpr = gpr;
+        put_flags(context, flags);
+        context.fs_base = fs;
+        context.gs_base = gs;
+        context.budget = budget;
+    }
+
+    // Signals.
+
+    /// What to do about a fault of translated code at host address `pc` that touched `address`.
+    /// Called by the signal handler.
+    pub(crate) fn on_fault(&mut self, pc: usize, address: usize) -> Resumed {
+        if let Some(rsp) = self.stacks.after_overflow(address) {
+            return Resumed { rip: pc, rsp: Some(rsp) };
+        }
+        let is_safepoint = address.wrapping_sub(self.stacks.trap()) < 4096;
+        let base = self.cache.code.base();
+        let Some(place) = self.cache.locate(pc - base) else {
+            // A fault in a thunk is ours: nothing sensible can be gone on with.
+            std::process::abort();
+        };
+        let context = self.slots.current_context();
+        context.rip = place.rip;
+        context.spare[1] = if is_safepoint { SIGNAL_SAFEPOINT } else { 0 };
+        context.budget += place.left;
+        let thunks = &self.cache.thunks;
+        let thunk =
+            if place.is_live { thunks.leave_signal_live } else { thunks.leave_signal_spilled };
+        Resumed { rip: base + thunk, rsp: None }
+    }
+}
+
+/// The signal was a safe point's.
+const SIGNAL_SAFEPOINT: u64 = 1;
+
+/// RFLAGS into the context's parts.
+fn put_flags(context: &mut Context, flags: u64) {
+    let special = rflags::STATUS | rflags::IF | rflags::DF | rflags::AC;
+    context.flags = (flags as u32 & 0xd5) << 8 | (flags >> 11 & 1) as u32;
+    context.interrupt_flag = (flags & rflags::IF) as u32;
+    context.direction_flag = (flags & rflags::DF) as u32;
+    context.alignment_flag = (flags & rflags::AC) as u32;
+    context.system_flags = (flags & !special) as u32;
+}
+
+/// RFLAGS from the context's parts.
+fn flags_of(context: &Context) -> u64 {
+    let status = context.flags >> 8 & 0xd5 | (context.flags & 1) << 11;
+    u64::from(
+        status
+            | context.interrupt_flag
+            | context.direction_flag
+            | context.alignment_flag
+            | context.system_flags,
+    )
+}
+
+/// Orders a store before loads behind it, for readers of the rules above.
+const _: Ordering = Ordering::SeqCst;
