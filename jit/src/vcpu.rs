@@ -475,7 +475,7 @@ impl Inner {
             self.mode = None;
         }
         if self.options.counting {
-            self.cpu.add_retired(before - after);
+            self.cpu.add_retired(before.wrapping_sub(after));
         }
     }
 
@@ -495,7 +495,8 @@ impl Inner {
     fn stop_at(&mut self, place: Option<Place>, exit: Exit) -> u64 {
         if let Some(place) = place {
             if self.options.counting {
-                self.slots.current_context().budget += place.left;
+                let context = self.slots.current_context();
+                context.budget = context.budget.wrapping_add(place.left);
             }
             self.save_context();
             self.cpu.state.rip = place.rip;
@@ -650,8 +651,9 @@ impl Inner {
             self.settle_x87();
         }
         let budget = self.entered_budget;
-        self.slots.current_context().budget += left;
-        let rest = self.slots.current_context().budget;
+        let context = self.slots.current_context();
+        context.budget = context.budget.wrapping_add(left);
+        let rest = context.budget;
         self.save_context();
         self.cpu.state.rip = place.rip;
         let outcome = self.cpu.execute_prepared(&handler);
@@ -674,8 +676,8 @@ impl Inner {
             runtime::load_x87(&self.cpu.state.fpu);
             self.is_x87_live = true;
         }
-        self.reload_context(rest - left);
-        self.entered_budget = rest - 1;
+        self.reload_context(rest.wrapping_sub(left));
+        self.entered_budget = rest.wrapping_sub(1);
         self.remote.enter_code()
     }
 
@@ -720,7 +722,7 @@ impl Inner {
         let context = self.slots.current_context();
         context.rip = place.rip;
         context.spare[1] = if is_safepoint { SIGNAL_SAFEPOINT } else { 0 };
-        context.budget += place.left;
+        context.budget = context.budget.wrapping_add(place.left);
         let thunks = &self.cache.thunks;
         let thunk =
             if place.is_live { thunks.leave_signal_live } else { thunks.leave_signal_spilled };
