@@ -19,6 +19,50 @@ pub(crate) enum Accel {
     Interp,
 }
 
+/// How the translator works, where it is the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct JitConfig {
+    /// Bytes of translated code that all CPUs together keep; none for the default.
+    pub(crate) cache_bytes: Option<u64>,
+    /// Guest instructions in a block at most.
+    pub(crate) block_size: usize,
+    /// Overwrite the registers that a call may change, to find code that relies on them.
+    pub(crate) trash_helpers: bool,
+    /// Have the interpreter execute every block too, and compare.
+    pub(crate) cross_check: bool,
+    /// Tell perf where translated code is.
+    pub(crate) perf_map: bool,
+}
+
+impl JitConfig {
+    /// The longest blocks there are.
+    pub(crate) const BLOCK_SIZE_MAX: usize = 64;
+    /// The least code that a CPU keeps, most, and without a word about it.
+    pub(crate) const CPU_CACHE_MIN: u64 = 4 << 20;
+    pub(crate) const CPU_CACHE_MAX: u64 = 1 << 30;
+    const CPU_CACHE_DEFAULT: u64 = 64 << 20;
+
+    /// Bytes of translated code that each of `cpus` keeps.
+    pub(crate) fn cpu_cache_bytes(&self, cpus: u32) -> u64 {
+        let each = |bytes: u64| bytes / u64::from(cpus.max(1));
+        self.cache_bytes
+            .map_or(Self::CPU_CACHE_DEFAULT, each)
+            .clamp(Self::CPU_CACHE_MIN, Self::CPU_CACHE_MAX)
+    }
+}
+
+impl Default for JitConfig {
+    fn default() -> Self {
+        Self {
+            cache_bytes: None,
+            block_size: Self::BLOCK_SIZE_MAX,
+            trash_helpers: false,
+            cross_check: false,
+            perf_map: false,
+        }
+    }
+}
+
 /// How vCPUs share the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scheduler {
@@ -122,6 +166,8 @@ pub(crate) struct Config {
     pub(crate) name: Option<String>,
     /// The engine.
     pub(crate) accel: Accel,
+    /// How the translator works.
+    pub(crate) jit: JitConfig,
     /// The number of CPUs.
     pub(crate) cpus: u32,
     /// RAM in bytes, a multiple of 4096.
@@ -156,6 +202,7 @@ impl Default for Config {
         Self {
             name: None,
             accel: Accel::Auto,
+            jit: JitConfig::default(),
             cpus: 1,
             memory_bytes: 512 << 20,
             cpu_model: "max".into(),

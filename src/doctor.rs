@@ -27,6 +27,8 @@ pub(crate) struct Host {
     pub(crate) cpus: usize,
     /// What KVM is good for.
     pub(crate) kvm: Kvm,
+    /// Whether the translator can run, or what it lacks.
+    pub(crate) translator: Result<(), String>,
     /// Memory, and what limits it.
     pub(crate) limits: Limits,
 }
@@ -52,7 +54,8 @@ pub(crate) fn report(host: &Host) -> String {
     row("Address space", &limits::amount(host.limits.address_space_bytes));
     row("Mappings", &host.limits.mappings.map_or("unknown".into(), |count| count.to_string()));
     row("memfd", if host.limits.has_memfd { "works" } else { "refused" });
-    row("Engine", "interp, which --accel auto takes: the translator and KVM come later");
+    row("Translator", host.translator.as_ref().map_or_else(|lack| lack.as_str(), |()| "works"));
+    row("Engine", engine(host));
     for remedy in remedies(host) {
         let _ = write!(text, "\n- {remedy}");
     }
@@ -70,6 +73,14 @@ fn isa_level(level: u8) -> String {
     match level {
         0 => "below x86-64-v1".into(),
         level => format!("x86-64-v{level}"),
+    }
+}
+
+/// What `--accel auto` takes, and why nothing better.
+fn engine(host: &Host) -> &'static str {
+    match host.translator {
+        Ok(()) => "jit, which --accel auto takes: the translator works, and KVM comes later",
+        Err(_) => "interp, which --accel auto takes: the translator cannot run, KVM comes later",
     }
 }
 

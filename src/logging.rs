@@ -18,6 +18,7 @@ pub(crate) const TARGETS: &[(&str, &str)] = &[
     ("cpu::msr",    "accesses to model-specific registers that do not exist"),
     ("dev",         "every chip; dev::rtc and its like for one"),
     ("guest_error", "mistakes of the guest's software"),
+    ("jit",         "the translator: code made, thrown away, and what it cannot translate"),
     ("volvelle",    "the program: engine, terminal, sockets, threads"),
 ];
 

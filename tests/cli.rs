@@ -125,6 +125,10 @@ fn command_lines_that_make_no_sense_are_usage_errors_and_qemus_are_failures() {
     check_refusal(&["run", "--kernle", "x"], 2, &["--kernle", "--kernel"]);
     check_refusal(&["run", "--memory", "1M"], 2, &["--memory", "1M", "2M"]);
     check_refusal(&["run", "--cpu", "i860"], 1, &["i860", "x86-64-v3"]);
+    check_refusal(&["run", "--accel", "kvm"], 2, &["--accel", "kvm", "later"]);
+    let interp = ["run", "--accel", "interp"];
+    check_refusal(&[&interp[..], &["--perf-map"]].concat(), 2, &["--perf-map", "--accel jit"]);
+    check_refusal(&[&interp[..], &["--jit-cache", "1G"]].concat(), 2, &["--jit-cache"]);
     check_refusal(&["bench"], 2, &["bench", "later"]);
     check_refusal(&["qemu", "-drive", "file=x"], 1, &["-drive"]);
     check_refusal(
@@ -157,6 +161,55 @@ fn the_way_a_guest_ends_is_the_exit_status() {
         ]);
         assert_eq!(output.status.code(), Some(qemu), "{name}: {}", stderr(&output));
     }
+}
+
+#[test]
+fn every_engine_and_every_way_to_translate_runs_a_guest() {
+    let rom = file("engines.rom", &rom(DEBUG_EXIT_5));
+    for words in [
+        &["--accel", "auto"][..],
+        &["--accel", "interp"],
+        &["--accel", "jit"],
+        &["--accel", "jit", "--jit-cache", "8M", "--jit-block-size", "1"],
+        &["--accel", "jit", "--jit-trash-helpers", "--jit-cross-check"],
+        &["--accel", "jit", "--clock", "icount"],
+    ] {
+        let output = run(&[&["run", "--debug-exit", "--bios", &rom], words].concat());
+        assert_eq!(output.status.code(), Some(11), "{words:?}: {}", stderr(&output));
+        assert_eq!(stderr(&output), "", "{words:?}");
+    }
+    let qemu = ["qemu", "-nodefaults", "-device", "isa-debug-exit,iobase=0xf4", "-bios", &rom];
+    for accel in ["tcg", "tcg,tb-size=32,one-insn-per-tb=on", "tcg,thread=single", "interp"] {
+        let output = run(&[&qemu[..], &["-accel", accel]].concat());
+        assert_eq!(output.status.code(), Some(11), "{accel}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn figures_name_instructions_only_where_they_are_counted() {
+    let rom = file("figures.rom", &rom(DEBUG_EXIT_5));
+    for (words, has_counts) in [
+        (&["--accel", "interp"][..], true),
+        (&["--accel", "jit", "--sched", "serial"], true),
+        (&["--accel", "jit"], false),
+    ] {
+        let output = run(&[&["run", "--stats", "--debug-exit", "--bios", &rom], words].concat());
+        let figures = stderr(&output);
+        assert!(figures.contains("s of processor time ("), "{words:?}: {figures}");
+        assert_eq!(figures.contains("MIPS"), has_counts, "{words:?}: {figures}");
+        assert_eq!(figures.contains("instructions, trace 0x"), has_counts, "{figures}");
+    }
+}
+
+#[test]
+fn perf_finds_translated_code_by_the_process() {
+    let rom = file("perf.rom", &rom(DEBUG_EXIT_5));
+    let words = ["run", "--accel", "jit", "--perf-map", "--debug-exit", "--bios", &rom];
+    let mut child = volvelle(&words).spawn().unwrap();
+    let map = PathBuf::from(format!("/tmp/perf-{}.map", child.id()));
+    assert_eq!(child.wait().unwrap().code(), Some(11));
+    assert!(map.exists(), "{}", map.display());
+    fs::remove_file(map).unwrap();
 }
 
 #[test]

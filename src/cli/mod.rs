@@ -2,6 +2,7 @@
 //!
 //! Nothing here opens a file or asks the host.
 
+mod jit;
 mod run;
 pub(crate) mod values;
 
@@ -200,7 +201,12 @@ mod tests {
             (&["run", "--cpus", "256"],               &["--cpus", "255"]),
             (&["run", "--cpu", ""],                   &["--cpu"]),
             (&["run", "--accel", "kvm"],              &["--accel", "kvm", "interp"]),
-            (&["run", "--accel", "jit"],              &["--accel", "jit", "interp"]),
+            (&["run", "--jit-cache", "64"],           &["--jit-cache", "64M"]),
+            (&["run", "--jit-cache", "4095K"],        &["--jit-cache", "4095K", "4M"]),
+            (&["run", "--jit-cache", "7M", "--cpus", "2"], &["--jit-cache", "7M", "2 CPUs", "8M"]),
+            (&["run", "--jit-cache", "3G", "--cpus", "2"], &["--jit-cache", "2 CPUs", "2048M"]),
+            (&["run", "--jit-block-size", "0"],       &["--jit-block-size", "0", "1..=64"]),
+            (&["run", "--jit-block-size", "65"],      &["--jit-block-size", "65", "1..=64"]),
             (&["run", "--accel", "tcg"],              &["--accel", "tcg", "interp"]),
             (&["run", "--machine", "isapc"],          &["--machine", "isapc", "one of q35, pc"]),
             (&["run", "--serial", "pty"],             &["--serial", "pty", "file:PATH"]),

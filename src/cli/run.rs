@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 
+use super::jit::JitArguments;
 use super::{Action, Launch, values};
 use crate::config::{
     Accel, Backend, BackendConfig, Boot, Config, DeviceConfig, Form, ModuleFile, Scheduler,
@@ -69,7 +70,7 @@ pub(super) struct RunArguments {
     #[arg(help_heading = "Machine")]
     debug_exit: Option<u16>,
 
-    /// Engine: auto or interp
+    /// Engine: auto, jit (the translator) or interp (the interpreter)
     #[arg(long, value_name = "ENGINE", default_value = "auto", help_heading = "Run")]
     #[arg(value_parser = values::accel)]
     accel: Accel,
@@ -83,6 +84,9 @@ pub(super) struct RunArguments {
     /// End when the guest resets, instead of starting it again
     #[arg(long, help_heading = "Run")]
     no_reboot: bool,
+
+    #[command(flatten)]
+    jit: JitArguments,
 
     /// What to log: TARGET[=LEVEL] or LEVEL; `help` lists the targets
     #[arg(long, value_name = "ITEMS", value_delimiter = ',', help_heading = "Diagnostics")]
@@ -135,9 +139,11 @@ impl RunArguments {
     fn into_config(self) -> Result<Config, String> {
         let scheduler = self.scheduler()?;
         let (devices, backends) = self.devices()?;
+        let jit = self.jit.config(self.accel, self.cpus)?;
         let boot = boot(self.kernel, self.initrd, self.append, self.bios)?;
         Ok(Config {
             accel: self.accel,
+            jit,
             cpus: self.cpus,
             memory_bytes: self.memory,
             cpu_model: self.cpu,

@@ -48,6 +48,11 @@ pub(super) fn memory(text: &str) -> Result<u64, String> {
     check_memory(bytes(text).ok_or("give a number with its unit, such as 512M or 4G")?)
 }
 
+/// `--jit-cache SIZE`. Whether it is enough depends on the number of CPUs.
+pub(super) fn cache(text: &str) -> Result<u64, String> {
+    bytes(text).ok_or_else(|| "give a number with its unit, such as 64M".into())
+}
+
 /// `--accel`.
 pub(super) fn accel(text: &str) -> Result<Accel, String> {
     let accel = match text {
@@ -55,11 +60,11 @@ pub(super) fn accel(text: &str) -> Result<Accel, String> {
         "kvm" => Accel::Kvm,
         "jit" => Accel::Jit,
         "interp" => Accel::Interp,
-        _ => return Err("take auto or interp".into()),
+        _ => return Err("take auto, jit or interp".into()),
     };
     match accel {
-        Accel::Auto | Accel::Interp => Ok(accel),
-        Accel::Kvm | Accel::Jit => Err("comes in a later version; take auto or interp".into()),
+        Accel::Auto | Accel::Jit | Accel::Interp => Ok(accel),
+        Accel::Kvm => Err("comes in a later version; take auto, jit or interp".into()),
     }
 }
 

@@ -17,6 +17,7 @@ fn cloud() -> Host {
         isa_level: 4,
         cpus: 2,
         kvm: Kvm::Closed(Errno::NOENT),
+        translator: Ok(()),
         limits: Limits {
             total_bytes: Some(24 << 30),
             available_bytes: Some(20 << 30),
@@ -29,7 +30,7 @@ fn cloud() -> Host {
 }
 
 #[test]
-fn a_cloud_host_gets_the_interpreter_and_is_told_why() {
+fn a_cloud_host_gets_the_translator_and_is_told_why() {
     assert_eq!(
         report(&cloud()),
         "Processor       AMD EPYC\n\
@@ -41,10 +42,19 @@ fn a_cloud_host_gets_the_interpreter_and_is_told_why() {
          Address space   unlimited\n\
          Mappings        65530\n\
          memfd           works\n\
-         Engine          interp, which --accel auto takes: the translator and KVM come later\n\
+         Translator      works\n\
+         Engine          jit, which --accel auto takes: the translator works, and KVM comes \
+         later\n\
          \n\
          - This host has no virtualization to give; Volvelle runs without it.\n"
     );
+}
+
+#[test]
+fn a_host_where_the_translator_cannot_run_is_told_what_it_lacks() {
+    let report = report(&Host { translator: Err("no executable memory".into()), ..cloud() });
+    assert!(report.contains("\nTranslator      no executable memory\n"), "{report}");
+    assert!(report.contains("\nEngine          interp, which --accel auto takes"), "{report}");
 }
 
 #[test]

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use super::Stop;
 use super::key_values::split_commas;
 use crate::cli::values;
-use crate::config::{Backend, BackendConfig, Boot, Config, DeviceConfig, Form, ModuleFile};
+use crate::config::{
+    Backend, BackendConfig, Boot, Config, DeviceConfig, Form, JitConfig, ModuleFile,
+};
 
 /// How many serial ports the board has.
 const SERIAL_MAX: usize = 2;
@@ -73,8 +75,21 @@ impl Draft {
             self.connect("isa-debugcon", "debugcon", plug, Some(DEBUGCON_PORT));
         }
         self.config.devices.append(&mut self.devices);
+        self.limit_cache();
         check(&self.config)?;
         Ok((self.config, self.notes))
+    }
+
+    /// As QEMU does, takes what is nearest to a `tb-size` that cannot be had.
+    fn limit_cache(&mut self) {
+        let Some(bytes) = self.config.jit.cache_bytes else { return };
+        let all = |each: u64| each * u64::from(self.config.cpus);
+        let taken = bytes.clamp(all(JitConfig::CPU_CACHE_MIN), all(JitConfig::CPU_CACHE_MAX));
+        if taken != bytes {
+            let mebibytes = taken >> 20;
+            self.notes.push(format!("-accel: tb-size: the nearest that works is {mebibytes}"));
+            self.config.jit.cache_bytes = Some(taken);
+        }
     }
 
     fn boot(&mut self) -> Result<Boot, Stop> {

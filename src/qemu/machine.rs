@@ -4,7 +4,7 @@ use super::Stop;
 use super::draft::Draft;
 use super::key_values::KeyValues;
 use crate::cli::values;
-use crate::config::{Accel, Form, Scheduler};
+use crate::config::{Accel, Form, JitConfig, Scheduler};
 
 const CPUS_MAX: u64 = 255;
 
@@ -71,7 +71,7 @@ fn form(name: &str) -> Result<Form, Stop> {
     }
 }
 
-/// `-accel NAME[,thread=single|multi][,...]`.
+/// `-accel NAME[,thread=single|multi][,tb-size=MIB][,one-insn-per-tb=on|off][,split-wx=on|off]`.
 pub(super) fn accel(draft: &mut Draft, text: &str) -> Result<(), Stop> {
     let mut keys = KeyValues::parse(text, "accel");
     let name = keys.take("accel").unwrap_or_default();
@@ -85,17 +85,32 @@ pub(super) fn accel(draft: &mut Draft, text: &str) -> Result<(), Stop> {
         Some("multi") => draft.config.scheduler = Scheduler::Parallel,
         Some(how) => return Err(format!("thread={how}: take single or multi").into()),
     }
-    // The size and shape of a translator's cache, which is ours to choose.
-    keys.take("tb-size");
-    keys.take("split-wx");
+    if draft.config.accel != Accel::Interp {
+        translator(draft, &mut keys)?;
+    }
     Ok(keys.finish()?)
+}
+
+/// What only a translator has.
+fn translator(draft: &mut Draft, keys: &mut KeyValues) -> Result<(), Stop> {
+    if let Some(mebibytes) = keys.take_number("tb-size")? {
+        // As QEMU has it, 0 stands for the default.
+        let bytes = mebibytes.saturating_mul(1 << 20);
+        draft.config.jit.cache_bytes = Some(bytes).filter(|&bytes| bytes != 0);
+    }
+    if let Some(is_one) = keys.take_switch("one-insn-per-tb")? {
+        draft.config.jit.block_size = if is_one { 1 } else { JitConfig::default().block_size };
+    }
+    // Code is never writable where it is executed, whatever is asked for.
+    keys.take_switch("split-wx")?;
+    Ok(())
 }
 
 /// The first name that can be had, of `kvm:tcg` and its like.
 fn set_accel(draft: &mut Draft, names: &str) -> Result<(), Stop> {
     let accel = names.split(':').find_map(|name| match name {
-        // Any software engine will do for what asks for QEMU's.
-        "tcg" | "auto" => Some(Accel::Auto),
+        "tcg" => Some(Accel::Jit),
+        "auto" => Some(Accel::Auto),
         "interp" => Some(Accel::Interp),
         _ => None,
     });

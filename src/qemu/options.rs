@@ -33,7 +33,7 @@ pub(super) const OPTIONS: &[QemuOption] = &[
 
     option(&["machine", "M"], "the board", Value("[type=]q35|pc[,accel=tcg]", machine::machine)),
     option(&["accel"], "the engine",
-        Value("tcg|auto|interp[,thread=single|multi]", machine::accel)),
+        Value("tcg|auto|interp[,thread=single|multi][,tb-size=MIB]", machine::accel)),
     option(&["cpu"], "the processor", Value("MODEL[,+FEATURE][,-FEATURE]", cpu)),
     option(&["smp"], "number of processors", Value("[cpus=]N[,...]", machine::smp)),
     option(&["m"], "memory, in MiB without a unit", Value("[size=]SIZE", machine::memory)),

@@ -1,7 +1,7 @@
 //! Command lines of those who drive QEMU, and what is made of them.
 
 use super::*;
-use crate::config::{Accel, Backend, Boot, Config, Form, ModuleFile, Scheduler};
+use crate::config::{Accel, Backend, Boot, Config, Form, JitConfig, ModuleFile, Scheduler};
 
 fn parse_words(words: &[&str]) -> Result<Action, Refusal> {
     parse(&words.iter().map(OsString::from).collect::<Vec<_>>())
@@ -98,11 +98,13 @@ fn boards_and_engines_go_by_their_names() {
     #[rustfmt::skip]
     let rows = [
         ("",                                         Form::Pc,  Accel::Auto,   Scheduler::Parallel),
-        ("-machine q35,accel=tcg",                   Form::Q35, Accel::Auto,   Scheduler::Parallel),
-        ("-M pc-q35-9.2,accel=kvm:tcg",              Form::Q35, Accel::Auto,   Scheduler::Parallel),
+        ("-machine q35,accel=tcg",                   Form::Q35, Accel::Jit,    Scheduler::Parallel),
+        ("-M pc-q35-9.2,accel=kvm:tcg",              Form::Q35, Accel::Jit,    Scheduler::Parallel),
         ("-M type=pc-i440fx-10.0",                   Form::Pc,  Accel::Auto,   Scheduler::Parallel),
+        ("-accel tcg",                               Form::Pc,  Accel::Jit,    Scheduler::Parallel),
+        ("-accel auto",                              Form::Pc,  Accel::Auto,   Scheduler::Parallel),
         ("-accel interp",                            Form::Pc,  Accel::Interp, Scheduler::Parallel),
-        ("-accel tcg,thread=single,tb-size=64",      Form::Pc,  Accel::Auto,   Scheduler::Serial),
+        ("-accel tcg,thread=single,tb-size=64",      Form::Pc,  Accel::Jit,    Scheduler::Serial),
         ("-machine kernel_irqchip=split -M q35",    Form::Q35, Accel::Auto,   Scheduler::Parallel),
         ("-M q35,smm=off,usb=off,hpet=on", Form::Q35, Accel::Auto, Scheduler::Parallel),
     ];
@@ -114,6 +116,28 @@ fn boards_and_engines_go_by_their_names() {
             "{line}"
         );
     }
+}
+
+#[test]
+fn the_translator_is_tuned_as_qemus_is() {
+    let default = JitConfig::default();
+    #[rustfmt::skip]
+    let rows = [
+        ("-accel tcg",                                      None,            default.block_size),
+        ("-accel tcg,tb-size=64",                           Some(64 << 20),  default.block_size),
+        ("-accel tcg,tb-size=0",                            None,            default.block_size),
+        ("-accel tcg,tb-size=32 -smp 4",                    Some(32 << 20),  default.block_size),
+        ("-accel tcg,tb-size=8 -smp 4",                     Some(16 << 20),  default.block_size),
+        ("-accel tcg,tb-size=0x1000000000000000",           Some(1 << 30),   default.block_size),
+        ("-accel tcg,one-insn-per-tb=on,split-wx=on",       None,            1),
+        ("-accel tcg,one-insn-per-tb=off,split-wx=off",     None,            default.block_size),
+    ];
+    for (line, cache_bytes, block_size) in rows {
+        let jit = config(line).jit;
+        assert_eq!((jit.cache_bytes, jit.block_size), (cache_bytes, block_size), "{line}");
+    }
+    let notes = launch(&["-accel", "tcg,tb-size=1"]).notes;
+    assert_eq!(notes, ["-accel: tb-size: the nearest that works is 4"]);
 }
 
 #[test]
@@ -233,6 +257,10 @@ fn what_cannot_be_had_is_refused_by_name() {
         ("-initrd x",                        &["-initrd", "-kernel"]),
         ("-kernel k -bios b",                &["-bios", "-kernel"]),
         ("-accel kvm",                       &["-accel", "kvm", "tcg"]),
+        ("-accel tcg,tb-size=many",          &["-accel", "tb-size=many"]),
+        ("-accel tcg,split-wx=maybe",        &["-accel", "split-wx=maybe"]),
+        ("-accel interp,tb-size=64",         &["-accel", "tb-size=64"]),
+        ("-accel interp,one-insn-per-tb=on", &["-accel", "one-insn-per-tb=on"]),
         ("-machine isapc",                   &["-machine", "isapc", "q35"]),
         ("-machine pit=none",                &["-machine", "pit=none"]),
         ("-machine vmport=on",               &["-machine", "vmport=on"]),

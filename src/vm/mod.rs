@@ -8,6 +8,7 @@ mod adapters;
 mod backends;
 mod boot;
 mod control;
+mod engine;
 mod entropy;
 mod guest_files;
 mod halt_poll;
@@ -18,13 +19,13 @@ mod statistics;
 mod threads;
 mod timer_thread;
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use cpu::Environment;
 use cpu::cpuid::{CpuidMachine, CpuidPolicy, Feature};
-use cpu::{Cpu, Environment};
 use machine::clock::Clock;
 use machine::layout;
 use machine::loader::BootState;
@@ -36,6 +37,7 @@ use crate::config::{Config, Form, Scheduler, TimeBase};
 use adapters::{ChipLapic, MachinePlatform, Slice};
 use backends::Backends;
 use control::{Control, Request};
+use engine::Engines;
 use entropy::Entropy;
 use guest_files::GuestFiles;
 use mailboxes::Mailboxes;
@@ -82,6 +84,7 @@ pub(crate) struct Vm {
     mailboxes: Arc<Mailboxes>,
     control: Arc<Control>,
     pc: Pc,
+    engines: Engines,
     cpus: Vec<SharedCpu>,
 }
 
@@ -90,6 +93,7 @@ impl Vm {
     pub(crate) fn new(config: &Config) -> Result<Self> {
         memory::register_barriers();
         let files = GuestFiles::open(&config.boot)?;
+        let engines = Engines::new(config)?;
         let mailboxes = Mailboxes::new(config.cpus);
         let control = Control::new(Arc::clone(&mailboxes));
         let clock = Arc::new(match config.time {
@@ -131,9 +135,9 @@ impl Vm {
                     cpuid: Arc::clone(&policy),
                     all_events: Arc::clone(mailboxes.all()),
                 };
-                Arc::new(std::sync::Mutex::new(Cpu::new(environment)))
+                Ok(Arc::new(Mutex::new(engines.make(environment)?)))
             })
-            .collect();
+            .collect::<Result<_>>()?;
         let vm = Self {
             config: config.clone(),
             files,
@@ -144,6 +148,7 @@ impl Vm {
             mailboxes,
             control,
             pc,
+            engines,
             cpus,
         };
         vm.load()?;
@@ -161,10 +166,10 @@ impl Vm {
     /// Puts the CPUs into the state in which the guest starts.
     fn enter(&self, state: &BootState) {
         for cpu in &self.cpus {
-            boot::set_up_as_firmware(&mut lock(cpu), state);
+            boot::set_up_as_firmware(lock(cpu).cpu_mut(), state);
         }
         if let Some(cpu) = self.cpus.first() {
-            boot::enter(&mut lock(cpu), state);
+            boot::enter(lock(cpu).cpu_mut(), state);
         }
     }
 
@@ -178,7 +183,7 @@ impl Vm {
         }?;
         self.backends.flush();
         if self.config.stats {
-            statistics::print(&self.cpus, started.elapsed());
+            statistics::print(&self.cpus, self.engines.has_counts(), started.elapsed());
         }
         Ok(outcome)
     }
@@ -296,8 +301,7 @@ impl Vm {
 
     fn reset_cpus(&self) {
         for cpu in &self.cpus {
-            let mut cpu = lock(cpu);
-            cpu.reset();
+            lock(cpu).cpu_mut().reset();
         }
     }
 }

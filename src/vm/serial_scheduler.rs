@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cpu::engine::{Vcpu, VmExit};
+use cpu::engine::VmExit;
 use cpu::events::Events;
 use machine::clock::Clock;
 use machine::timers::Timers;
@@ -51,7 +51,8 @@ impl SerialScheduler<'_> {
 
     /// Runs one CPU for a slice. False if it sleeps and nothing waits for it.
     fn turn(&self, cpu: &SharedCpu) -> bool {
-        let mut cpu = lock(cpu);
+        let mut engine = lock(cpu);
+        let cpu = engine.vcpu_mut();
         let before = cpu.retired();
         self.slice.retired_at_start.store(before, Ordering::Relaxed);
         let exit = cpu.run(self.budget());

@@ -2,26 +2,38 @@
 
 use std::time::Duration;
 
-use cpu::engine::Vcpu;
 use rustix::time::{ClockId, clock_gettime};
 
+use super::engine::Engine;
 use super::threads::{SharedCpu, lock};
 
 /// Prints what each CPU did, to standard error. The rate is by processor time of the whole
-/// process, so that a busy host and a sleeping guest do not count.
-pub(super) fn print(cpus: &[SharedCpu], elapsed: Duration) {
+/// process, so that a busy host and a sleeping guest do not count. Where the engine does not count
+/// instructions (`has_counts` is false), there is no rate.
+pub(super) fn print(cpus: &[SharedCpu], has_counts: bool, elapsed: Duration) {
     let mut total = 0;
-    for (index, cpu) in cpus.iter().enumerate() {
-        let cpu = lock(cpu);
-        total += cpu.retired();
-        eprintln!("cpu{index}: {} instructions, trace {:#018x}", cpu.retired(), cpu.trace_digest());
+    for (index, engine) in cpus.iter().enumerate() {
+        let engine = lock(engine);
+        if has_counts {
+            let (retired, trace) = (engine.vcpu().retired(), engine.cpu().trace_digest());
+            total += retired;
+            eprintln!("cpu{index}: {retired} instructions, trace {trace:#018x}");
+        }
+        if let Engine::Jit(cpu) = &*engine {
+            for line in cpu.statistics().to_string().lines() {
+                eprintln!("cpu{index}: {line}");
+            }
+        }
     }
     let wall = elapsed.as_secs_f64();
     let used = processor_seconds();
-    let rate = total as f64 / used / 1e6;
-    eprintln!(
-        "{total} instructions in {used:.3} s of processor time ({wall:.3} s): {rate:.1} MIPS"
-    );
+    let time = format!("{used:.3} s of processor time ({wall:.3} s)");
+    if has_counts {
+        let rate = total as f64 / used / 1e6;
+        eprintln!("{total} instructions in {time}: {rate:.1} MIPS");
+    } else {
+        eprintln!("{time}");
+    }
 }
 
 /// Processor time of this process so far, in seconds.

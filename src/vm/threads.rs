@@ -3,19 +3,19 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use cpu::Cpu;
-use cpu::engine::{Vcpu, VmExit};
+use cpu::engine::VmExit;
 use cpu::events::Events;
 
 use super::control::{Control, Quit, Request};
+use super::engine::Engine;
 use super::halt_poll::HaltPoll;
 use super::mailboxes::Mailboxes;
 
 /// A CPU that its thread holds while it runs and the machine's owner while all are parked.
-pub(crate) type SharedCpu = Arc<Mutex<Cpu>>;
+pub(crate) type SharedCpu = Arc<Mutex<Engine>>;
 
 /// Locks a CPU. A thread that died holding it has asked for the machine's end already.
-pub(crate) fn lock(cpu: &SharedCpu) -> MutexGuard<'_, Cpu> {
+pub(crate) fn lock(cpu: &SharedCpu) -> MutexGuard<'_, Engine> {
     cpu.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -70,7 +70,8 @@ impl Worker {
 
     /// Runs the CPU until the machine stops.
     fn run_until_stopped(&self, poll: &mut HaltPoll) {
-        let mut cpu = lock(&self.cpu);
+        let mut engine = lock(&self.cpu);
+        let cpu = engine.vcpu_mut();
         loop {
             match cpu.run(u64::MAX) {
                 VmExit::Requested => return,

@@ -1,0 +1,162 @@
+//! The engine behind each CPU, and which one a machine gets.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use cpu::engine::Vcpu;
+use cpu::{Cpu, Environment};
+use jit::{JitCpu, PerfMap};
+
+use crate::config::{Accel, Config, Scheduler, TimeBase};
+
+/// A CPU with what executes its instructions.
+pub(crate) enum Engine {
+    /// The interpreter.
+    Interp(Box<Cpu>),
+    /// The translator.
+    Jit(Box<JitCpu>),
+}
+
+impl Engine {
+    /// The engine as the owner of a vCPU's thread sees it.
+    pub(crate) fn vcpu(&self) -> &dyn Vcpu {
+        match self {
+            Self::Interp(cpu) => &**cpu,
+            Self::Jit(cpu) => &**cpu,
+        }
+    }
+
+    /// The same, to run it.
+    pub(crate) fn vcpu_mut(&mut self) -> &mut dyn Vcpu {
+        match self {
+            Self::Interp(cpu) => &mut **cpu,
+            Self::Jit(cpu) => &mut **cpu,
+        }
+    }
+
+    /// The CPU.
+    pub(crate) fn cpu(&self) -> &Cpu {
+        match self {
+            Self::Interp(cpu) => cpu,
+            Self::Jit(cpu) => cpu.cpu(),
+        }
+    }
+
+    /// The CPU, whatever of which may be changed while it does not run.
+    pub(crate) fn cpu_mut(&mut self) -> &mut Cpu {
+        match self {
+            Self::Interp(cpu) => cpu,
+            Self::Jit(cpu) => cpu.cpu_mut(),
+        }
+    }
+}
+
+/// Which engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Interp,
+    Jit,
+}
+
+/// The engine for `accel` on a host where the translator can run, or cannot and why.
+fn choose(accel: Accel, translator: Result<(), String>) -> Result<Kind> {
+    match (accel, translator) {
+        (Accel::Interp, _) => Ok(Kind::Interp),
+        (Accel::Auto | Accel::Jit, Ok(())) => Ok(Kind::Jit),
+        (Accel::Auto, Err(reason)) => {
+            log::info!("the interpreter runs the guest, for the translator cannot: {reason}");
+            Ok(Kind::Interp)
+        }
+        (Accel::Jit, Err(reason)) => {
+            bail!("the translator cannot run on this host ({reason}); take the engine interp")
+        }
+        (Accel::Kvm, _) => bail!("the engine kvm comes in a later version"),
+    }
+}
+
+/// Makes the engines of a machine, all of one kind.
+pub(crate) struct Engines {
+    kind: Kind,
+    options: jit::Options,
+}
+
+impl Engines {
+    /// What `config` asks for.
+    pub(crate) fn new(config: &Config) -> Result<Self> {
+        let kind = choose(config.accel, jit::supported())?;
+        let wanted = &config.jit;
+        let perf_map = match kind {
+            Kind::Jit if wanted.perf_map => Some(Arc::new(perf_map()?)),
+            _ => None,
+        };
+        let options = jit::Options {
+            cache_bytes: wanted.cpu_cache_bytes(config.cpus),
+            block_size: wanted.block_size,
+            trash_helpers: wanted.trash_helpers,
+            cross_check: wanted.cross_check,
+            counting: is_counting(config),
+            perf_map,
+        };
+        Ok(Self { kind, options })
+    }
+
+    /// One CPU's engine.
+    pub(crate) fn make(&self, environment: Environment) -> Result<Engine> {
+        match self.kind {
+            Kind::Interp => Ok(Engine::Interp(Box::new(Cpu::new(environment)))),
+            Kind::Jit => JitCpu::new(environment, &self.options)
+                .map(|cpu| Engine::Jit(Box::new(cpu)))
+                .context("cannot make the translator"),
+        }
+    }
+
+    /// True if the engines know how many instructions they retired. The translator counts only
+    /// for those who need it, for it costs time.
+    pub(crate) fn has_counts(&self) -> bool {
+        self.kind == Kind::Interp || self.options.counting
+    }
+}
+
+/// Who needs the count of instructions: counted time, and the scheduler that gives slices of them.
+fn is_counting(config: &Config) -> bool {
+    config.scheduler == Scheduler::Serial || matches!(config.time, TimeBase::Counted { .. })
+}
+
+/// The file in which perf looks for the code of this process.
+fn perf_map() -> Result<PerfMap> {
+    let path = PathBuf::from(format!("/tmp/perf-{}.map", std::process::id()));
+    PerfMap::create(&path)
+        .with_context(|| format!("--perf-map: cannot write to '{}'", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_takes_the_translator_where_it_can_run() {
+        let kind = |accel, translator: Result<(), &str>| {
+            choose(accel, translator.map_err(str::to_owned)).map_err(|error| error.to_string())
+        };
+        assert_eq!(kind(Accel::Auto, Ok(())), Ok(Kind::Jit));
+        assert_eq!(kind(Accel::Auto, Err("no SSE2")), Ok(Kind::Interp));
+        assert_eq!(kind(Accel::Jit, Ok(())), Ok(Kind::Jit));
+        assert!(kind(Accel::Jit, Err("no SSE2")).unwrap_err().contains("no SSE2"));
+        assert_eq!(kind(Accel::Interp, Ok(())), Ok(Kind::Interp));
+        assert!(kind(Accel::Kvm, Ok(())).unwrap_err().contains("kvm"));
+    }
+
+    #[test]
+    fn instructions_are_counted_where_something_depends_on_it() {
+        let counted = TimeBase::Counted { ns_per_instruction: 1 };
+        for (scheduler, time, is_needed) in [
+            (Scheduler::Parallel, TimeBase::Host, false),
+            (Scheduler::Serial, TimeBase::Host, true),
+            (Scheduler::Serial, counted, true),
+        ] {
+            let config = Config { scheduler, time, ..Config::default() };
+            assert_eq!(is_counting(&config), is_needed, "{scheduler:?} {time:?}");
+        }
+    }
+}
