@@ -668,7 +668,9 @@ impl Inner {
         let _ = budget;
         self.slots.current_context().exit_kind = Exit::State as u32;
         let is_next = self.cpu.state.rip == handler.next_ip;
-        if !may_go_on || !is_next || self.must_stop() {
+        // Outside 64-bit mode a segment register decides what may be translated.
+        let is_resegmented = matches!(row.class, Class::Segment | Class::Stack) && !self.cpu.mode.is_64();
+        if !may_go_on || !is_next || is_resegmented || self.must_stop() {
             self.mode = None;
             return false;
         }
