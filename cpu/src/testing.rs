@@ -3,7 +3,9 @@
 //! RAM is [`RAM_BYTES`] from physical 0. In the paged modes linear addresses equal physical ones,
 //! by 4 KiB pages that are present, writable and open to CPL 3; [`Bench::protect`] changes one.
 
+pub mod forms;
 pub mod fuzz;
+pub mod random;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

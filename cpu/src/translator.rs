@@ -22,8 +22,8 @@ pub struct DataPage {
     pub ram_page: u64,
     /// The translation outlives loads of CR3.
     pub is_global: bool,
-    /// It is part of a page larger than 4 KiB.
-    pub is_large: bool,
+    /// log2 of the bytes of the page that it is part of.
+    pub shift: u32,
 }
 
 /// A page that code may be fetched from.
@@ -33,8 +33,8 @@ pub struct CodePage {
     pub ram_page: u64,
     /// The translation outlives loads of CR3.
     pub is_global: bool,
-    /// It is part of a page larger than 4 KiB.
-    pub is_large: bool,
+    /// log2 of the bytes of the page that it is part of.
+    pub shift: u32,
 }
 
 impl Cpu {
@@ -125,8 +125,8 @@ impl Cpu {
                 memory::PageKind::Rom(_) | memory::PageKind::Io => None,
             },
         };
-        let Translation { is_global, is_large, .. } = translation;
-        Ok(ram_page.map(|ram_page| DataPage { ram_page, is_global, is_large }))
+        let Translation { is_global, shift, .. } = translation;
+        Ok(ram_page.map(|ram_page| DataPage { ram_page, is_global, shift }))
     }
 
     /// Translates one page for fetches. `None` if the page is no RAM or ROM.
@@ -144,8 +144,8 @@ impl Cpu {
                 memory::PageKind::Io => None,
             },
         };
-        let Translation { is_global, is_large, .. } = translation;
-        Ok(ram_page.map(|ram_page| CodePage { ram_page, is_global, is_large }))
+        let Translation { is_global, shift, .. } = translation;
+        Ok(ram_page.map(|ram_page| CodePage { ram_page, is_global, shift }))
     }
 
     /// Who makes the accesses of instructions now.

@@ -56,6 +56,8 @@ pub(crate) struct Block {
     return_sites: Box<[usize]>,
     dead_live: usize,
     dead_spilled: usize,
+    /// Links that jump here.
+    incoming: Vec<u32>,
     is_dead: bool,
 }
 
@@ -79,7 +81,8 @@ impl Block {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OwnedLink {
     pub(crate) link: Link,
-    pub(crate) mode: u16,
+    /// The displacement before the link is made.
+    unmade: [u8; 4],
 }
 
 /// What a host position belongs to.
@@ -280,7 +283,10 @@ impl Cache {
         let end = start + emitted.bytes.len();
         self.used = end;
         let number = self.blocks.len() as u32;
-        self.links.extend(emitted.links.iter().map(|&link| OwnedLink { link, mode }));
+        self.links.extend(emitted.links.iter().map(|&link| OwnedLink {
+            link,
+            unmade: four_bytes(&emitted.bytes, link.at.wrapping_sub(start)),
+        }));
         self.figures.blocks += 1;
         self.figures.instructions += offsets.len() as u64;
         self.figures.guest_bytes += guest_bytes as u64;
@@ -300,6 +306,7 @@ impl Cache {
             return_sites: emitted.return_sites.into(),
             dead_live: emitted.dead_live,
             dead_spilled: emitted.dead_spilled,
+            incoming: Vec::new(),
             is_dead: false,
         });
         for (position, &page) in pages.iter().enumerate() {
@@ -323,6 +330,9 @@ impl Cache {
         let value = displacement(link.at, block.entry(link.entry));
         self.code.write(link.at, &value.to_le_bytes());
         self.figures.links_made += 1;
+        if let Some(block) = self.blocks.get_mut(target as usize) {
+            block.incoming.push(number);
+        }
     }
 
     /// Kills every block of RAM page `ram_page`. True if there was one.
@@ -355,9 +365,15 @@ impl Cache {
         ];
         let mode = block.mode;
         let sites = block.return_sites.clone();
+        let incoming = block.incoming.clone();
         let view = self.modes.get(usize::from(mode)).map_or(View::User, |mode| mode.view);
         for (at, target) in jumps {
             self.write_jump(at, target);
+        }
+        for number in incoming {
+            if let Some(OwnedLink { link, unmade }) = self.link(number) {
+                self.code.write(link.at, &unmade);
+            }
         }
         let target = self.thunks.mispredicted(view);
         for &at in &sites {
@@ -406,6 +422,11 @@ impl Cache {
     pub(crate) fn used(&self) -> usize {
         self.used
     }
+}
+
+/// The four bytes of `bytes` at `at`; zeroes outside.
+fn four_bytes(bytes: &[u8], at: usize) -> [u8; 4] {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default()
 }
 
 impl Page {

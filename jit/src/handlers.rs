@@ -7,7 +7,8 @@ use cpu::interp::insn::Insn;
 /// Prepared instructions, by the number that translated code knows.
 #[derive(Default)]
 pub(crate) struct Handlers {
-    handlers: Vec<Arc<Insn>>,
+    /// Each with how many instructions of its block are left, itself included.
+    handlers: Vec<(Arc<Insn>, u64)>,
 }
 
 impl Handlers {
@@ -17,12 +18,12 @@ impl Handlers {
     }
 
     /// Adds one.
-    pub(crate) fn add(&mut self, insn: Insn) {
-        self.handlers.push(Arc::new(insn));
+    pub(crate) fn add(&mut self, insn: Insn, left: u64) {
+        self.handlers.push((Arc::new(insn), left));
     }
 
-    /// Number `number`.
-    pub(crate) fn get(&self, number: usize) -> Option<Arc<Insn>> {
+    /// Number `number`, with the instructions left.
+    pub(crate) fn get(&self, number: usize) -> Option<(Arc<Insn>, u64)> {
         self.handlers.get(number).cloned()
     }
 

@@ -24,8 +24,8 @@ struct Slot {
     last_used: u64,
     /// The supervisor's TLB has translations that are not global.
     has_local_supervisor: bool,
-    /// Which GiB ranges may have entries of large pages, hashed.
-    large: [u64; FILTER_WORDS],
+    /// Which ranges may have entries of large pages, hashed: of 2 and 4 MiB, of 1 GiB.
+    large: [[u64; FILTER_WORDS]; 2],
     /// The mode that each view's jump cache was filled for.
     jump_modes: [u16; 3],
 }
@@ -36,7 +36,7 @@ const FREE: Slot = Slot {
     pcid: None,
     last_used: 0,
     has_local_supervisor: false,
-    large: [0; FILTER_WORDS],
+    large: [[0; FILTER_WORDS]; 2],
     jump_modes: [NO_MODE; 3],
 };
 
@@ -46,8 +46,8 @@ pub(crate) struct Slots {
     slots: [Slot; SLOTS],
     current: usize,
     clock: u64,
-    /// Flushes done, for the figures.
-    pub(crate) flushes: u64,
+    /// Flushes done, by kind, for the figures.
+    pub(crate) flushes: [u64; 4],
 }
 
 fn view_index(view: View) -> usize {
@@ -58,14 +58,17 @@ fn view_index(view: View) -> usize {
     }
 }
 
-fn large_bit(linear: u64) -> (usize, u64) {
-    let bit = (linear >> 30) % (64 * FILTER_WORDS as u64);
+/// log2 of the ranges that the filters of large pages tell apart.
+const RANGES: [u32; 2] = [22, 30];
+
+fn large_bit(linear: u64, range: u32) -> (usize, u64) {
+    let bit = (linear >> range) % (64 * FILTER_WORDS as u64);
     ((bit / 64) as usize, 1 << (bit % 64))
 }
 
 impl Slots {
     pub(crate) fn new(contexts: Arc<Contexts>) -> Self {
-        let mut slots = Self { contexts, slots: [FREE; SLOTS], current: 0, clock: 0, flushes: 0 };
+        let mut slots = Self { contexts, slots: [FREE; SLOTS], current: 0, clock: 0, flushes: [0; 4] };
         for index in 0..SLOTS {
             slots.empty(index);
         }
@@ -138,18 +141,25 @@ impl Slots {
     }
 
     /// Notes what a translation of the current slot was made of.
-    pub(crate) fn note(&mut self, linear: u64, view: View, is_global: bool, is_large: bool) {
+    pub(crate) fn note(&mut self, linear: u64, view: View, is_global: bool, shift: u32) {
         let slot = &mut self.slots[self.current];
         slot.has_local_supervisor |= view == View::Supervisor && !is_global;
-        if is_large {
-            let (word, bit) = large_bit(linear);
-            slot.large[word] |= bit;
+        if shift > 12 {
+            let filter = usize::from(shift > RANGES[0]);
+            let (word, bit) = large_bit(linear, RANGES[filter]);
+            slot.large[filter][word] |= bit;
         }
     }
 
     /// Does what `flush` asks for.
     pub(crate) fn flush(&mut self, flush: Flush, cache: &Cache) {
-        self.flushes += 1;
+        let kind = match flush {
+            Flush::Everything => 0,
+            Flush::NonGlobal => 1,
+            Flush::Pcid(_) => 2,
+            Flush::Page(_) => 3,
+        };
+        self.flushes[kind] += 1;
         match flush {
             Flush::Everything => (0..SLOTS).for_each(|index| self.flush_all(index, cache)),
             Flush::NonGlobal => (0..SLOTS).for_each(|index| self.flush_local(index, cache)),
@@ -175,7 +185,7 @@ impl Slots {
         context.valid[FIRST_GLOBAL_PAGE..end].fill(0);
         self.slots[index].has_local_supervisor = false;
         self.flush_local(index, cache);
-        self.slots[index].large = [0; FILTER_WORDS];
+        self.slots[index].large = [[0; FILTER_WORDS]; 2];
     }
 
     /// Drops what is not global of a slot.
@@ -200,28 +210,34 @@ impl Slots {
             return;
         }
         let linear = linear & !0xfff;
-        let (word, bit) = large_bit(linear);
-        let may_be_large = self.slots[index].large[word] & bit != 0;
+        let large = self.slots[index].large;
         let context = self.context(index);
-        if !may_be_large {
-            context.drop_page(linear);
-            for &page in cache.pages_at(linear) {
-                if let Some(valid) = context.valid.get_mut(page as usize) {
-                    *valid = 0;
-                }
+        context.drop_page(linear);
+        for &page in cache.pages_at(linear) {
+            if let Some(valid) = context.valid.get_mut(page as usize) {
+                *valid = 0;
             }
-            return;
         }
-        // Every fragment of a large page goes, of whatever size it is.
-        let range = linear >> 30;
+        for (filter, range) in large.iter().zip(RANGES) {
+            let (word, bit) = large_bit(linear, range);
+            if filter[word] & bit != 0 {
+                self.flush_range(index, linear, range, cache);
+            }
+        }
+    }
+
+    /// Drops every fragment of a large page, of whatever size up to `1 << shift` it is.
+    fn flush_range(&mut self, index: usize, linear: u64, shift: u32, cache: &Cache) {
+        let range = linear >> shift;
+        let context = self.context(index);
         for view in VIEWS {
             for entry in context.tlb(view).iter_mut() {
-                if entry.read_tag >> 30 == range || entry.write_tag >> 30 == range {
+                if entry.read_tag >> shift == range || entry.write_tag >> shift == range {
                     *entry = crate::context::EMPTY;
                 }
             }
         }
-        for (number, _) in cache.pages().filter(|(_, page)| page.linear >> 30 == range) {
+        for (number, _) in cache.pages().filter(|(_, page)| page.linear >> shift == range) {
             context.valid[number] = 0;
         }
     }

@@ -17,6 +17,8 @@ pub(crate) struct SlowReasons {
     pub(crate) handlers: u64,
     pub(crate) signals: u64,
     pub(crate) interpreted: u64,
+    /// Exits, by kind.
+    pub(crate) exits: [u64; 7],
 }
 
 /// What one vCPU's translator has done so far.
@@ -24,8 +26,9 @@ pub(crate) struct SlowReasons {
 pub struct Statistics {
     figures: Figures,
     slow: SlowReasons,
-    flushes: u64,
+    flushes: [u64; 4],
     used_bytes: usize,
+    pages: (usize, usize),
     translation_ns: u64,
     is_counting: bool,
 }
@@ -44,6 +47,7 @@ impl Inner {
             slow: self.slow,
             flushes: self.slots.flushes,
             used_bytes: self.cache.used(),
+            pages: self.cache.pages_in_use(),
             translation_ns: self.translation_ns,
             is_counting: self.options.counting,
         }
@@ -90,8 +94,8 @@ impl fmt::Display for Statistics {
         )?;
         write!(
             f,
-            "handlers {}, signals {}, interpreted {}, flushes {}",
-            slow.handlers, slow.signals, slow.interpreted, self.flushes
+            "handlers {}, signals {}, interpreted {}, flushes {:?}, exits {:?}, code pages {:?}",
+            slow.handlers, slow.signals, slow.interpreted, self.flushes, slow.exits, self.pages
         )
     }
 }

@@ -69,7 +69,7 @@ impl Inner {
         };
         // Another mapping of the same linear page is no longer the one that fetches see.
         let others: Vec<u32> = self.cache.pages_at(linear).to_vec();
-        self.slots.note(linear, key.view, page.is_global, page.is_large);
+        self.slots.note(linear, key.view, page.is_global, page.shift);
         let valid = &mut self.slots.current_context().valid;
         for other in others {
             if other != number
@@ -227,7 +227,7 @@ impl Inner {
             let step = steps.get(usize::from(number))?;
             let bytes = source.bytes.get(step.at..).unwrap_or_default();
             let insn = self.cpu.prepare_instruction(step.iced, bytes);
-            self.handlers.add(insn);
+            self.handlers.add(insn, (steps.len() - usize::from(number)) as u64);
         }
         let offsets = steps.iter().map(|step| step.iced.ip().wrapping_sub(rip) as i32).collect();
         let guest_bytes = steps.last().map_or(0, |step| step.at + step.iced.len());

@@ -357,6 +357,7 @@ impl Inner {
         }
         let context = self.slots.current_context();
         let exit = Exit::of(context.exit_kind);
+        self.slow.exits[exit as usize % 7] += 1;
         if matches!(exit, Exit::Link | Exit::Indirect | Exit::Signal) {
             self.save_context();
         }
@@ -585,7 +586,7 @@ impl Inner {
         }
         let host = self.cpu.ram().host_address(page.ram_page)?.0;
         let view = self.cpu.view();
-        self.slots.note(address, view, page.is_global, page.is_large);
+        self.slots.note(address, view, page.is_global, page.shift);
         let linear = address & !0xfff;
         let entry = self.slots.current_context().entry(view, address)?;
         if entry.read_tag != linear || entry.host != host {
@@ -638,9 +639,8 @@ impl Inner {
         if self.options.trash_helpers {
             runtime::trash();
         }
-        let place = self.place(from);
-        let left = place.map_or(0, |place| place.left);
-        let Some((handler, place)) = self.handlers.get(number).zip(place) else {
+        let Some((handler, left)) = self.handlers.get(number) else {
+            let place = self.place(from);
             self.stop_at(place, Exit::Interpret);
             return false;
         };
@@ -655,7 +655,7 @@ impl Inner {
         context.budget = context.budget.wrapping_add(left);
         let rest = context.budget;
         self.save_context();
-        self.cpu.state.rip = place.rip;
+        self.cpu.state.rip = handler.iced.ip();
         let outcome = self.cpu.execute_prepared(&handler);
         let may_go_on = match outcome {
             Err(exception) => {

@@ -45,6 +45,8 @@ pub struct Translation {
     pub is_dirty: bool,
     /// A global page: it outlives loads of CR3.
     pub is_global: bool,
+    /// log2 of the page's bytes.
+    pub shift: u32,
 }
 
 /// One level of a paging structure.
@@ -104,7 +106,13 @@ impl Cpu {
     ) -> Exec<Translation> {
         if self.state.cr0 & cr0::PG == 0 {
             let physical = GuestPhysical(linear & 0xffff_ffff);
-            return Ok(Translation { physical, is_large: false, is_dirty: true, is_global: false });
+            return Ok(Translation {
+                physical,
+                is_large: false,
+                is_dirty: true,
+                is_global: false,
+                shift: 12,
+            });
         }
         for _ in 0..RETRIES {
             match self.walk(linear, access, view, true) {
@@ -383,5 +391,6 @@ fn leaf(linear: u64, shift: u32, entry: u64, wanted: u64, entry_bytes: u64) -> T
         is_large: shift != 12,
         is_dirty: (entry | wanted) & D != 0,
         is_global: false,
+        shift,
     }
 }

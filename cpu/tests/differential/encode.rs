@@ -7,7 +7,7 @@ use iced_x86::{
     Code, Decoder, Encoder, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind, Register,
 };
 
-use crate::random::Random;
+use cpu::testing::random::Random;
 use crate::state::{LOW, Mode, READ_ONLY};
 
 /// Attempts before a form counts as one that cannot be encoded: most attempts that fail ask for AH

@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libc::{c_int, c_void, greg_t, ucontext_t};
 
-use crate::random::Random;
+use cpu::testing::random::Random;
 use crate::state::{
     CODE_BYTES, CODE_START, Fault, GS_BASE, Input, LOW, Memory, Mode, Output, PAGE, PAGES,
     Registers,

@@ -11,7 +11,6 @@ mod form;
 mod guest;
 mod host;
 mod prepare;
-mod random;
 mod report;
 mod state;
 mod undefined;
@@ -22,7 +21,7 @@ use iced_x86::Mnemonic;
 use crate::encode::{Encoding, encode};
 use crate::guest::Guest;
 use crate::host::Host;
-use crate::random::Random;
+use cpu::testing::random::Random;
 use crate::report::{Case, Ours, Verdict, check};
 use crate::state::{Input, Mode, Output};
 

@@ -5,7 +5,7 @@ use cpu::testing::{CODE, DATA};
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 
 use crate::encode::decode;
-use crate::random::Random;
+use cpu::testing::random::Random;
 use crate::state::{
     CODE_BYTES, CODE_START, GS_BASE, Input, LOW, Memory, Mode, PAGE, READ_ONLY, Registers,
 };

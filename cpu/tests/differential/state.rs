@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use cpu::testing::{CODE, DATA};
 
-use crate::random::Random;
+use cpu::testing::random::Random;
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;

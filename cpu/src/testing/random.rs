@@ -1,13 +1,16 @@
 //! Reproducible random values, with a taste for the ones at which arithmetic changes its mind.
 
 /// SplitMix64: every seed is as good as any other, so a seed names a state.
+#[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
+    /// The sequence that `seed` names.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
+    /// Any 64 bits.
     pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -25,6 +28,7 @@ impl Random {
         self.below(100) < percent
     }
 
+    /// One of `choices`, of which there is one at least.
     pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len() as u64) as usize]
     }
