@@ -40,7 +40,7 @@ impl JitConfig {
     /// The least code that a CPU keeps, most, and without a word about it.
     pub(crate) const CPU_CACHE_MIN: u64 = 4 << 20;
     pub(crate) const CPU_CACHE_MAX: u64 = 1 << 30;
-    const CPU_CACHE_DEFAULT: u64 = 64 << 20;
+    const CPU_CACHE_DEFAULT: u64 = 256 << 20;
 
     /// Bytes of translated code that each of `cpus` keeps.
     pub(crate) fn cpu_cache_bytes(&self, cpus: u32) -> u64 {

@@ -129,6 +129,11 @@ impl Cpu {
         Ok(ram_page.map(|ram_page| DataPage { ram_page, is_global, shift }))
     }
 
+    /// True if the page of `linear` may be written and its dirty bit is set. Changes nothing.
+    pub fn is_dirty_page(&mut self, linear: u64) -> bool {
+        self.has_dirty_bit(linear) && self.may_write(linear)
+    }
+
     /// Translates one page for fetches. `None` if the page is no RAM or ROM.
     pub fn code_page(&mut self, linear: u64) -> Exec<Option<CodePage>> {
         let view = match self.mmu.view() {

@@ -75,6 +75,7 @@ pub(crate) enum Alu {
 pub(crate) mod cc {
     pub(crate) const E: u8 = 4;
     pub(crate) const NE: u8 = 5;
+    pub(crate) const BE: u8 = 6;
     pub(crate) const A: u8 = 7;
 }
 
@@ -156,6 +157,25 @@ impl Asm {
         }
         self.raw(opcode);
         self.modrm(reg, rm);
+    }
+
+    /// An operation on bytes, none of them a high one.
+    pub(crate) fn op8(&mut self, opcode: u8, reg: Number, rm: Rm) {
+        let rex = rex(false, reg, rm);
+        let is_low = |number: Number| matches!(number, 4..=7);
+        if rex != 0 || is_low(reg) || matches!(rm, Rm::Reg(number) if is_low(number)) {
+            self.byte(0x40 | rex);
+        }
+        self.byte(opcode);
+        self.modrm(reg, rm);
+    }
+
+    /// Replaces the bytes at position `at`.
+    pub(crate) fn overwrite(&mut self, at: usize, bytes: &[u8]) {
+        let at = at - self.start;
+        if let Some(old) = self.bytes.get_mut(at..at + bytes.len()) {
+            old.copy_from_slice(bytes);
+        }
     }
 
     /// `mov reg, reg` of 64 bits; nothing if they are the same.
@@ -296,6 +316,12 @@ impl Asm {
         let patch = Patch(self.here());
         self.imm32(0);
         patch
+    }
+
+    /// `cmp reg, [rip + disp32]`.
+    pub(crate) fn cmp_relative(&mut self, reg: Number) -> Patch {
+        self.raw(&[0x48 | (reg >> 3) << 2, 0x3b, (reg & 7) << 3 | 5]);
+        self.rel32()
     }
 
     /// `jmp` to a known position.

@@ -14,7 +14,8 @@ use rustc_hash::FxHashMap;
 use crate::asm::displacement;
 use crate::code_memory::CodeMemory;
 use crate::context::{CODE_PAGES, FIRST_GLOBAL_PAGE};
-use crate::emit::{Emitted, Entry, Link, Mark};
+use crate::emit::{Emitted, Entry, Link, Mark, MarkedFlags};
+use crate::flow::Recipe;
 use crate::thunks::Thunks;
 
 /// What a block was translated for, besides its place.
@@ -51,6 +52,7 @@ pub(crate) struct Block {
     spilled: usize,
     pub(crate) guarded: usize,
     marks: Box<[Mark]>,
+    recipes: Box<[Recipe]>,
     /// RIP of each step, as an offset from the block's.
     offsets: Box<[i32]>,
     return_sites: Box<[usize]>,
@@ -92,6 +94,8 @@ pub(crate) struct Place {
     pub(crate) rip: u64,
     /// The flags are in EFLAGS.
     pub(crate) is_live: bool,
+    /// How the flags are to be computed, if they are nowhere.
+    pub(crate) recipe: Option<Recipe>,
     /// Instructions of the block from this one on.
     pub(crate) left: u64,
 }
@@ -302,6 +306,7 @@ impl Cache {
             spilled: emitted.spilled,
             guarded: emitted.guarded,
             marks: emitted.marks.into(),
+            recipes: emitted.recipes.into(),
             offsets,
             return_sites: emitted.return_sites.into(),
             dead_live: emitted.dead_live,
@@ -413,7 +418,11 @@ impl Cache {
         let step = usize::from(mark.step);
         Some(Place {
             rip: block.rip.wrapping_add_signed(i64::from(*block.offsets.get(step)?)),
-            is_live: mark.is_live,
+            is_live: mark.flags == MarkedFlags::Live,
+            recipe: match mark.flags {
+                MarkedFlags::Recipe(number) => block.recipes.get(usize::from(number)).copied(),
+                MarkedFlags::Live | MarkedFlags::Spilled => None,
+            },
             left: (block.offsets.len() - step) as u64,
         })
     }

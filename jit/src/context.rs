@@ -28,6 +28,16 @@ pub(crate) struct TlbEntry {
     pub(crate) delta: u64,
 }
 
+/// The page of the stack that was accessed last; it may be written.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct StackEntry {
+    /// Its linear address, or [`NO_PAGE`].
+    pub(crate) tag: u64,
+    /// What to add to a linear address for the host address.
+    pub(crate) delta: u64,
+}
+
 /// A tag that no canonical address of any page matches.
 pub(crate) const NO_PAGE: u64 = 1 << 63;
 
@@ -40,11 +50,15 @@ pub(crate) const ENTRY_SHIFT: u32 = 5;
 const _: () = assert!(size_of::<TlbEntry>() == 1 << ENTRY_SHIFT);
 
 /// Entries of the TLB of CPL 3.
-const USER_ENTRIES: usize = 2048;
+const USER_ENTRIES: usize = 8192;
 /// Entries of the TLB of the supervisor.
-const SUPERVISOR_ENTRIES: usize = 2048;
+const SUPERVISOR_ENTRIES: usize = 4096;
 /// Entries of the TLB of the supervisor with EFLAGS.AC.
-const SUPERVISOR_AC_ENTRIES: usize = 512;
+const SUPERVISOR_AC_ENTRIES: usize = 1024;
+/// Entries that are dropped together.
+const CHUNK: usize = 64;
+const _: () = assert!(USER_ENTRIES / CHUNK <= 128 && SUPERVISOR_ENTRIES / CHUNK <= 128);
+
 /// Entries of each jump cache.
 pub(crate) const JUMPS: usize = 2048;
 /// Pages of code that can be told apart; see [`Context::valid`].
@@ -68,6 +82,8 @@ pub(crate) struct JumpCache {
 /// See the head of this file.
 #[repr(C, align(64))]
 pub(crate) struct Context {
+    /// First, so that code of CPL 3 reaches it by short displacements.
+    pub(crate) tlb_user: [TlbEntry; USER_ENTRIES],
     /// Guest registers: R13 to R15 live here, the others while translated code does not run.
     pub(crate) gpr: [u64; 16],
     /// Guest RIP, as exits leave it.
@@ -120,6 +136,8 @@ pub(crate) struct Context {
     pub(crate) spare: [u64; 4],
     /// For each group of accesses, what to add to a linear address for its host address.
     pub(crate) deltas: [u64; GROUPS],
+    /// By view: the page of the stack's last access.
+    pub(crate) stack: [StackEntry; 3],
     /// Jumps that missed their cache, and TLB misses.
     pub(crate) tlb_misses: u64,
     pub(crate) jumps_user: JumpCache,
@@ -127,7 +145,8 @@ pub(crate) struct Context {
     pub(crate) jumps_supervisor_ac: JumpCache,
     /// By number of a code page: not zero if its linear page is mapped to its RAM page here.
     pub(crate) valid: [u8; CODE_PAGES],
-    pub(crate) tlb_user: [TlbEntry; USER_ENTRIES],
+    /// By view: which runs of [`CHUNK`] entries of its TLB are not empty.
+    filled: [u128; 3],
     pub(crate) tlb_supervisor: [TlbEntry; SUPERVISOR_ENTRIES],
     pub(crate) tlb_supervisor_ac: [TlbEntry; SUPERVISOR_AC_ENTRIES],
 }
@@ -206,24 +225,61 @@ impl Context {
         }
     }
 
-    /// Drops all TLB entries.
+    /// Drops all TLB entries of memory whose contents are unknown.
     pub(crate) fn clear_tlbs(&mut self) {
         for view in VIEWS {
             self.tlb(view).fill(EMPTY);
         }
+        self.filled = [0; 3];
+        self.forget_stacks();
+    }
+
+    /// Forgets the stacks' pages.
+    pub(crate) fn forget_stacks(&mut self) {
+        self.stack = [StackEntry { tag: NO_PAGE, delta: 0 }; 3];
+    }
+
+    /// Drops all entries of the TLB of `view`, at a cost by what is in it.
+    pub(crate) fn clear_tlb(&mut self, view: View) {
+        self.forget_stacks();
+        let mut filled = std::mem::take(&mut self.filled[view_index(view)]);
+        while filled != 0 {
+            let chunk = filled.trailing_zeros() as usize;
+            filled &= filled - 1;
+            if let Some(entries) = self.tlb(view).get_mut(chunk * CHUNK..(chunk + 1) * CHUNK) {
+                entries.fill(EMPTY);
+            }
+        }
+    }
+
+    /// As [`Context::entry`], for an entry that will be filled.
+    pub(crate) fn entry_to_fill(&mut self, view: View, linear: u64) -> Option<&mut TlbEntry> {
+        let chunk = ((linear >> 12) as usize & (self.tlb(view).len() - 1)) / CHUNK;
+        self.filled[view_index(view)] |= 1 << chunk;
+        self.entry(view, linear)
     }
 
     /// Drops every store's shortcut to the page of RAM at host address `host`.
     pub(crate) fn drop_write_tags(&mut self, host: u64) {
+        self.forget_stacks();
         for view in VIEWS {
-            for entry in self.tlb(view).iter_mut().filter(|entry| entry.host == host) {
-                entry.write_tag = NO_PAGE;
+            let mut filled = self.filled[view_index(view)];
+            while filled != 0 {
+                let chunk = filled.trailing_zeros() as usize;
+                filled &= filled - 1;
+                let range = chunk * CHUNK..(chunk + 1) * CHUNK;
+                for entry in self.tlb(view).get_mut(range).into_iter().flatten() {
+                    if entry.host == host {
+                        entry.write_tag = NO_PAGE;
+                    }
+                }
             }
         }
     }
 
     /// Drops `linear`'s page from all TLBs.
     pub(crate) fn drop_page(&mut self, linear: u64) {
+        self.forget_stacks();
         for view in VIEWS {
             if let Some(entry) = self.entry(view, linear) {
                 *entry = EMPTY;
@@ -236,6 +292,15 @@ impl JumpCache {
     /// Forgets every jump.
     pub(crate) fn clear(&mut self) {
         self.rips.fill(NO_RIP);
+    }
+}
+
+/// The place of `view` in arrays by view.
+pub(crate) fn view_index(view: View) -> usize {
+    match view {
+        View::User => 0,
+        View::Supervisor => 1,
+        View::SupervisorAc => 2,
     }
 }
 

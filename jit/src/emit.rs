@@ -12,11 +12,13 @@ use std::mem::offset_of;
 
 use cpu::mmu::View;
 
-use crate::asm::{Alu, Asm, Mem, Patch, Rm, cc, displacement};
-use crate::context::{Context, JUMP_HASH, JUMP_SHIFT, ViewOffsets, view_offsets};
-use crate::flow::{Effect, Flags, effect};
-use crate::plan::{Access, Action, Step};
+use crate::asm::{Alu, Asm, Mem, Patch, Rm, cc};
+use crate::context::{Context, GROUPS, JUMP_HASH, JUMP_SHIFT, ViewOffsets, view_offsets};
+use crate::flags::SPILL_BYTES;
+use crate::flow::{Effect, Flags, Recipe, effect};
+use crate::plan::{Action, Step};
 use crate::registers::{GUEST_RSP, Number, RAX, S0, S1, host};
+use crate::slow::{INDIRECT, SlowKind, SlowPath};
 use crate::thunks::Thunks;
 
 /// Where a jump from one block to another is, until and after it is made.
@@ -28,6 +30,8 @@ pub(crate) struct Link {
     pub(crate) target: u64,
     /// How the target is entered.
     pub(crate) entry: Entry,
+    /// The target is to be a block without groups.
+    pub(crate) is_ungrouped: bool,
     /// For returns and indirect transfers: RIP of the instruction, and by how much it moved RSP.
     pub(crate) undo: Option<(u64, i64)>,
 }
@@ -50,13 +54,26 @@ pub(crate) struct Mark {
     pub(crate) host: u32,
     /// Index of the step.
     pub(crate) step: u16,
-    /// The flags are in EFLAGS there.
-    pub(crate) is_live: bool,
+    /// Where the guest's status flags are.
+    pub(crate) flags: MarkedFlags,
+}
+
+/// Where the status flags are at a host position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MarkedFlags {
+    /// In EFLAGS.
+    Live,
+    /// In the context.
+    Spilled,
+    /// They are what this recipe of the block gives.
+    Recipe(u8),
 }
 
 /// What the translation of a block is.
 pub(crate) struct Emitted {
     pub(crate) bytes: Vec<u8>,
+    /// How many of them are code; the rest are constants.
+    pub(crate) code_bytes: usize,
     /// Positions of the entries.
     pub(crate) live: usize,
     pub(crate) spilled: usize,
@@ -69,29 +86,10 @@ pub(crate) struct Emitted {
     /// In order of position.
     pub(crate) marks: Vec<Mark>,
     pub(crate) links: Vec<Link>,
+    /// What [`MarkedFlags::Recipe`] numbers.
+    pub(crate) recipes: Vec<Recipe>,
     /// Positions behind calls, to which host returns go.
     pub(crate) return_sites: Vec<usize>,
-}
-
-/// A memory access's slow path, to be emitted behind the block.
-struct SlowPath {
-    from: Patch,
-    back: usize,
-    step: u16,
-    kind: SlowKind,
-    /// The flags are in EFLAGS when it is entered.
-    is_live: bool,
-}
-
-enum SlowKind {
-    /// S0 is address XOR tag; S1 the entry. Wanted: S0 the host address.
-    Access { size: u32, is_write: bool },
-    /// The address is known; S0 is wanted to be the host page.
-    Constant { address: u64, size: u32, is_write: bool },
-    /// As Access for the lowest byte of a group. Wanted: S0 the delta.
-    Group { span: u32, is_write: bool },
-    /// Nothing but a link of the block.
-    Link { link: usize, must_spill: bool },
 }
 
 /// What is fixed for all blocks of a mode.
@@ -113,6 +111,9 @@ pub(crate) struct Emitter<'a> {
     pub(crate) around: Surroundings<'a>,
     pub(crate) offsets: ViewOffsets,
     pub(crate) flags: Flags,
+    /// The step that last set the flags, if they have not been touched since.
+    pub(crate) producer: Option<u16>,
+    pub(crate) recipes: Vec<Recipe>,
     /// Guest RIP of the block.
     pub(crate) rip: u64,
     pub(crate) steps: &'a [Step],
@@ -122,8 +123,12 @@ pub(crate) struct Emitter<'a> {
     pub(crate) code: &'a [u8],
     /// S0 holds the delta of this group.
     pub(crate) delta_in_s0: Option<u8>,
-    slow: Vec<SlowPath>,
-    marks: Vec<Mark>,
+    /// Words behind the code, and who compares with them.
+    constants: Vec<(Patch, u64)>,
+    /// By group: where its delta is stored, while nobody has loaded it.
+    pub(crate) delta_stores: [Option<usize>; GROUPS],
+    pub(crate) slow: Vec<SlowPath>,
+    pub(crate) marks: Vec<Mark>,
     pub(crate) links: Vec<Link>,
     return_sites: Vec<usize>,
     /// Steps that call a handler, in order.
@@ -131,7 +136,7 @@ pub(crate) struct Emitter<'a> {
 }
 
 macro_rules! context {
-    ($($field:tt)+) => { Mem::context(offset_of!(Context, $($field)+)) };
+    ($($field:tt)+) => { crate::asm::Mem::context(std::mem::offset_of!(crate::context::Context, $($field)+)) };
 }
 pub(crate) use context;
 
@@ -161,6 +166,10 @@ impl<'a> Emitter<'a> {
             around,
             offsets: view_offsets(around.view),
             flags: Flags::Live,
+            producer: None,
+            recipes: Vec::new(),
+            constants: Vec::new(),
+            delta_stores: [None; GROUPS],
             rip,
             steps,
             current: 0,
@@ -190,11 +199,12 @@ impl<'a> Emitter<'a> {
         }
         let (mut live, mut spilled) = self.emit_entries(need);
         self.emit_steps();
+        self.drop_unused_deltas();
         let hot_end = self.asm.here();
         for miss in misses {
             self.asm.patch_here(miss);
         }
-        self.mark(0, false);
+        self.mark(0, MarkedFlags::Spilled);
         let dead_spilled = self.asm.here();
         self.leave_by(again, false);
         let dead_live = self.asm.here();
@@ -207,7 +217,13 @@ impl<'a> Emitter<'a> {
             spilled = guarded;
         }
         self.emit_slow_paths();
+        let code_bytes = self.asm.bytes.len();
+        for (patch, word) in std::mem::take(&mut self.constants) {
+            self.asm.patch_here(patch);
+            self.asm.raw(&word.to_le_bytes());
+        }
         Emitted {
+            code_bytes,
             bytes: std::mem::take(&mut self.asm.bytes),
             live,
             spilled,
@@ -217,6 +233,7 @@ impl<'a> Emitter<'a> {
             hot_end,
             marks: std::mem::take(&mut self.marks),
             links: std::mem::take(&mut self.links),
+            recipes: std::mem::take(&mut self.recipes),
             return_sites: std::mem::take(&mut self.return_sites),
         }
     }
@@ -292,7 +309,7 @@ impl<'a> Emitter<'a> {
         let steps = self.steps;
         for (index, step) in steps.iter().enumerate() {
             self.current = index as u16;
-            self.mark(self.current, self.flags != Flags::Spilled);
+            self.mark(self.current, self.flags.marked());
             self.emit_step(step);
         }
         let is_open = steps.last().is_none_or(|step| !step.action.ends_block(step.row))
@@ -316,7 +333,7 @@ impl<'a> Emitter<'a> {
         if !self.around.is_counting {
             return;
         }
-        self.mark(0, false);
+        self.mark(0, MarkedFlags::Spilled);
         let budget = context!(budget);
         let count = self.steps.len() as i32;
         self.asm.alu_imm(true, Alu::Cmp, Rm::Mem(budget), count);
@@ -329,7 +346,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Gives back what of the block will not be executed after the current step.
-    fn uncount_rest(&mut self) {
+    pub(crate) fn uncount_rest(&mut self) {
         if !self.around.is_counting {
             return;
         }
@@ -345,63 +362,14 @@ impl<'a> Emitter<'a> {
     }
 
     /// Notes that what comes next belongs to step `step`.
-    pub(crate) fn mark(&mut self, step: u16, is_live: bool) {
+    pub(crate) fn mark(&mut self, step: u16, flags: MarkedFlags) {
         let host = (self.asm.here() - self.asm.start()) as u32;
-        self.marks.push(Mark { host, step, is_live });
+        self.marks.push(Mark { host, step, flags });
     }
 
     /// Linear page of an address.
-    fn is_same_page(&self, target: u64) -> bool {
+    pub(crate) fn is_same_page(&self, target: u64) -> bool {
         target & !0xfff == self.rip & !0xfff
-    }
-
-    // Flags.
-
-    /// Makes EFLAGS free to be destroyed.
-    pub(crate) fn free_flags(&mut self) {
-        if self.flags == Flags::Live {
-            self.spill_flags();
-        }
-        self.flags = Flags::Spilled;
-        self.remark(false);
-    }
-
-    /// Puts the flags into EFLAGS.
-    pub(crate) fn want_flags(&mut self) {
-        if self.flags == Flags::Spilled {
-            self.restore_flags();
-            self.flags = Flags::Both;
-        }
-    }
-
-    /// Puts the flags into the context, without destroying EFLAGS.
-    pub(crate) fn want_spilled(&mut self) {
-        if self.flags == Flags::Live {
-            self.spill_flags();
-            self.flags = Flags::Both;
-        }
-    }
-
-    /// From here on the current step's flags are somewhere else.
-    fn remark(&mut self, is_live: bool) {
-        if self.marks.last().is_some_and(|mark| mark.is_live != is_live) {
-            self.mark(self.current, is_live);
-        }
-    }
-
-    /// 18 bytes, flags kept: RAX is RAX again.
-    fn spill_flags(&mut self) {
-        self.asm.mov(S1, RAX);
-        self.asm.raw(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
-        self.asm.store32(context!(flags), RAX);
-        self.asm.mov(RAX, S1);
-    }
-
-    fn restore_flags(&mut self) {
-        self.asm.mov(S1, RAX);
-        self.asm.load32(RAX, context!(flags));
-        self.asm.raw(&[0x04, 0x7f, 0x9e]); // add al, 0x7f; sahf
-        self.asm.mov(RAX, S1);
     }
 
     // Guest registers.
@@ -425,180 +393,6 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    // Memory.
-
-    /// Where the step's operand of `size` bytes is for host code. Flags are free behind it, S1 too.
-    pub(crate) fn operand(&mut self, step: &Step, size: u32, is_write: bool) -> Mem {
-        if let Some(access) = step.accesses[0] {
-            let base = step.iced.memory_base().number() as Number;
-            let displacement = step.iced.memory_displacement64() as i32;
-            return self.grouped(access, base, displacement);
-        }
-        self.free_flags();
-        self.delta_in_s0 = None;
-        if let Some(address) = self.constant_address(step)
-            && address & 0xfff <= u64::from(4096 - size)
-        {
-            return self.check_constant(address, size, is_write);
-        }
-        self.effective_address(step);
-        self.check(size, is_write);
-        Mem::at(S0)
-    }
-
-    /// Where `displacement` bytes from a base register is, for host code.
-    pub(crate) fn by_base(
-        &mut self,
-        access: Option<Access>,
-        base: Number,
-        displacement: i32,
-        size: u32,
-        is_write: bool,
-    ) -> Mem {
-        if let Some(access) = access {
-            return self.grouped(access, base, displacement);
-        }
-        self.free_flags();
-        self.delta_in_s0 = None;
-        let register = self.read(base, S0);
-        let mem = Mem::at(register).with_disp(displacement);
-        if self.around.is_64 {
-            self.asm.lea(S0, mem)
-        } else {
-            self.asm.lea32(S0, mem)
-        }
-        self.check(size, is_write);
-        Mem::at(S0)
-    }
-
-    fn grouped(&mut self, access: Access, base: Number, displacement: i32) -> Mem {
-        let Some(group) = access.group else { return Mem::at(S0) };
-        let delta = Mem::context(offset_of!(Context, deltas) + 8 * usize::from(group));
-        if access.is_first {
-            self.free_flags();
-            let register = self.read(base, S0);
-            self.asm.lea(S0, Mem::at(register).with_disp(access.lowest));
-            self.compare(access.span, access.has_write);
-            let from = self.asm.jcc(cc::A);
-            self.asm.load(S0, Mem::context_at(S1, self.offsets.tlb + TLB_DELTA));
-            let back = self.asm.here();
-            self.asm.store(delta, S0);
-            let kind = SlowKind::Group { span: access.span, is_write: access.has_write };
-            self.add_slow(from, back, kind);
-        } else if self.delta_in_s0 != Some(group) {
-            self.asm.load(S0, delta);
-        }
-        self.delta_in_s0 = Some(group);
-        match host(base) {
-            Some(register) => {
-                Mem { base: Some(S0), index: Some((register, 0)), disp: displacement, is_gs: false }
-            }
-            None => {
-                self.asm.load(S1, in_context(base));
-                let sum =
-                    Mem { base: Some(S0), index: Some((S1, 0)), disp: displacement, is_gs: false };
-                self.asm.lea(S0, sum);
-                self.delta_in_s0 = None;
-                Mem::at(S0)
-            }
-        }
-    }
-
-    /// The linear address of an operand that no register changes, if it is one.
-    pub(crate) fn constant_address(&self, step: &Step) -> Option<u64> {
-        use iced_x86::Register as R;
-        let iced = &step.iced;
-        let is_based = matches!(iced.memory_segment(), R::FS | R::GS);
-        match iced.memory_base() {
-            R::RIP | R::EIP if !is_based => Some(iced.memory_displacement64()),
-            R::None if iced.memory_index() == R::None && !is_based => {
-                let address = iced.memory_displacement64();
-                Some(if self.around.is_64 { address } else { address & 0xffff_ffff })
-            }
-            _ => None,
-        }
-    }
-
-    /// Puts the operand's linear address into S0. Destroys S1, not the flags.
-    pub(crate) fn effective_address(&mut self, step: &Step) {
-        use iced_x86::Register as R;
-        let iced = &step.iced;
-        let (base, index) = (iced.memory_base(), iced.memory_index());
-        let displacement = iced.memory_displacement64();
-        let is_wide = base.size() != 4 && index.size() != 4 && self.around.is_64;
-        if matches!(base, R::RIP | R::EIP) || base == R::None && index == R::None {
-            let narrow = displacement & 0xffff_ffff;
-            let is_narrow = iced.memory_displ_size() == 4 && !self.around.is_64 || base == R::EIP;
-            self.asm.constant(S0, if is_narrow { narrow } else { displacement });
-        } else {
-            let base_in = (base != R::None).then(|| self.read(base.number() as Number, S0));
-            let index_in = (index != R::None).then(|| {
-                let scale = iced.memory_index_scale().trailing_zeros() as u8;
-                (self.read(index.number() as Number, S1), scale)
-            });
-            let mem =
-                Mem { base: base_in, index: index_in, disp: displacement as i32, is_gs: false };
-            match (is_wide, base_in, index_in, mem.disp) {
-                (true, Some(base), None, 0) => self.asm.mov(S0, base),
-                (true, ..) => self.asm.lea(S0, mem),
-                _ => self.asm.lea32(S0, mem),
-            }
-        }
-        self.delta_in_s0 = None;
-        let segment_base = match iced.memory_segment() {
-            R::FS => context!(fs_base),
-            R::GS => context!(gs_base),
-            _ => return,
-        };
-        self.asm.load(S1, segment_base);
-        let sum = Mem { base: Some(S0), index: Some((S1, 0)), disp: 0, is_gs: false };
-        if self.around.is_64 { self.asm.lea(S0, sum) } else { self.asm.lea32(S0, sum) }
-    }
-
-    /// Compares the page of the address in S0, and that `size` bytes fit in it: *above* is a miss.
-    /// S1 becomes the TLB entry, S0 the address XOR the tag.
-    fn compare(&mut self, size: u32, is_write: bool) {
-        let tag = self.offsets.tlb + if is_write { TLB_WRITE } else { TLB_READ };
-        self.asm.mov32(S1, S0);
-        self.asm.shr32(S1, (12 - crate::context::ENTRY_SHIFT) as u8);
-        self.asm.alu_imm(false, Alu::And, Rm::Reg(S1), self.offsets.tlb_mask);
-        self.asm.alu(Alu::Xor, S0, Rm::Mem(Mem::context_at(S1, tag)));
-        self.asm.alu_imm(true, Alu::Cmp, Rm::Reg(S0), 4096 - size as i32);
-    }
-
-    /// Turns the linear address in S0 into a host address.
-    fn check(&mut self, size: u32, is_write: bool) {
-        self.compare(size.max(1), is_write);
-        let from = self.asm.jcc(cc::A);
-        let host = self.offsets.tlb + TLB_HOST;
-        self.asm.alu(Alu::Add, S0, Rm::Mem(Mem::context_at(S1, host)));
-        let back = self.asm.here();
-        self.add_slow(from, back, SlowKind::Access { size: size.max(1), is_write });
-    }
-
-    fn check_constant(&mut self, address: u64, size: u32, is_write: bool) -> Mem {
-        let page = address & !0xfff;
-        let entry = (address >> (12 - crate::context::ENTRY_SHIFT)) as i32 & self.offsets.tlb_mask;
-        let tag = self.offsets.tlb + entry + if is_write { TLB_WRITE } else { TLB_READ };
-        let tag = Mem::context(tag as usize);
-        if let Ok(short) = i32::try_from(page as i64) {
-            self.asm.alu_imm(true, Alu::Cmp, Rm::Mem(tag), short);
-        } else {
-            self.asm.constant(S0, page);
-            self.asm.alu(Alu::Cmp, S0, Rm::Mem(tag));
-        }
-        let from = self.asm.jcc(cc::NE);
-        self.asm.load(S0, Mem::context((self.offsets.tlb + entry + TLB_HOST) as usize));
-        let back = self.asm.here();
-        self.add_slow(from, back, SlowKind::Constant { address, size: size.max(1), is_write });
-        Mem::at(S0).with_disp((address & 0xfff) as i32)
-    }
-
-    fn add_slow(&mut self, from: Patch, back: usize, kind: SlowKind) {
-        let is_live = self.flags != Flags::Spilled;
-        self.slow.push(SlowPath { from, back, step: self.current, kind, is_live });
-    }
-
     // Leaving.
 
     /// Registers a link; its number.
@@ -609,7 +403,7 @@ impl<'a> Emitter<'a> {
         entry: Entry,
         undo: Option<(u64, i64)>,
     ) -> usize {
-        self.links.push(Link { at, target, entry, undo });
+        self.links.push(Link { at, target, entry, undo, is_ungrouped: false });
         self.links.len() - 1
     }
 
@@ -667,7 +461,7 @@ impl<'a> Emitter<'a> {
 
     /// A load that faults when somebody wants this vCPU to stop. Destroys S1.
     pub(crate) fn poll(&mut self) {
-        self.remark(self.flags != Flags::Spilled);
+        self.remark();
         self.asm.load(S1, context!(safepoint));
         self.asm.load(S1, Mem::at(S1));
     }
@@ -702,79 +496,14 @@ impl<'a> Emitter<'a> {
         if let Ok(short) = i32::try_from(next as i64) {
             self.asm.alu_imm(true, Alu::Cmp, Rm::Reg(S0), short);
         } else {
-            self.asm.constant(S1, next);
-            self.asm.alu(Alu::Cmp, S0, Rm::Reg(S1));
+            // Not by way of S1: it holds the link by which a wild return is undone.
+            let patch = self.asm.cmp_relative(S0);
+            self.constants.push((patch, next));
         }
         self.asm.jcc_to(cc::NE, self.around.thunks.mispredicted(self.around.view));
         self.flags = Flags::Spilled;
         let patch = self.asm.jmp();
         self.link_at(patch, next, false);
-    }
-
-    // Out of line.
-
-    fn emit_slow_paths(&mut self) {
-        for path in std::mem::take(&mut self.slow) {
-            self.asm.patch_here(path.from);
-            self.current = path.step;
-            self.mark(path.step, path.is_live);
-            self.emit_slow_path(&path);
-        }
-    }
-
-    fn emit_slow_path(&mut self, path: &SlowPath) {
-        let thunks = self.around.thunks;
-        match path.kind {
-            SlowKind::Access { size, is_write } => {
-                self.recover_address(is_write);
-                self.asm.constant(S1, u64::from(size | u32::from(is_write) << 16));
-                self.asm.call_to(thunks.access);
-                self.asm.jmp_to(path.back);
-            }
-            SlowKind::Constant { address, size, is_write } => {
-                self.asm.constant(S0, address);
-                self.asm.constant(S1, u64::from(size | u32::from(is_write) << 16));
-                self.asm.call_to(thunks.access);
-                let offset = (address & 0xfff) as i32;
-                if offset != 0 {
-                    self.asm.lea(S0, Mem::at(S0).with_disp(-offset));
-                }
-                self.asm.jmp_to(path.back);
-            }
-            SlowKind::Group { span, is_write } => {
-                self.recover_address(is_write);
-                self.asm.constant(S1, u64::from(span | u32::from(is_write) << 16));
-                self.asm.call_to(thunks.group);
-                self.asm.jmp_to(path.back);
-            }
-            SlowKind::Link { link, .. } if path.back == INDIRECT => {
-                self.asm.constant(S1, u64::from(self.around.first_link) + link as u64);
-                self.asm.jmp_to(thunks.leave_indirect);
-            }
-            SlowKind::Link { link, must_spill } => {
-                let mut is_live = path.is_live;
-                if path.back != 0 {
-                    // A jump of its own, after what the link needs.
-                    if must_spill {
-                        self.spill_flags();
-                    }
-                    self.uncount_rest();
-                    let patch = self.asm.jmp();
-                    self.asm.patch_here(patch);
-                    if let Some(link) = self.links.get_mut(link) {
-                        link.at = patch.0;
-                    }
-                    is_live &= self.links.get(link).is_some_and(|l| l.entry == Entry::Live);
-                }
-                self.leave_by(link, is_live);
-            }
-        }
-    }
-
-    /// S0 becomes the address again.
-    fn recover_address(&mut self, is_write: bool) {
-        let tag = self.offsets.tlb + if is_write { TLB_WRITE } else { TLB_READ };
-        self.asm.alu(Alu::Xor, S0, Rm::Mem(Mem::context_at(S1, tag)));
     }
 
     /// The bytes of a step's encoding.
@@ -793,27 +522,11 @@ impl<'a> Emitter<'a> {
     }
 }
 
-/// Marks a slow path of a link as one by the address in S0.
-const INDIRECT: usize = 2;
-
 /// Bytes of the jump that makes an entry a dead one.
 pub(crate) const KILL_BYTES: usize = 5;
-
-/// Bytes of [`Emitter::spill_flags`].
-const SPILL_BYTES: usize = 18;
-
-const TLB_READ: i32 = offset_of!(crate::context::TlbEntry, read_tag) as i32;
-const TLB_WRITE: i32 = offset_of!(crate::context::TlbEntry, write_tag) as i32;
-const TLB_HOST: i32 = offset_of!(crate::context::TlbEntry, host) as i32;
-const TLB_DELTA: i32 = offset_of!(crate::context::TlbEntry, delta) as i32;
 
 /// S1 becomes the jump cache's index of the address in S0.
 pub(crate) fn emit_jump_hash(asm: &mut Asm) {
     asm.imul32(S1, S0, JUMP_HASH);
     asm.shr32(S1, JUMP_SHIFT as u8);
-}
-
-/// The displacement that sends the jump at position `at` to `target`.
-pub(crate) fn link_displacement(at: usize, target: usize) -> i32 {
-    displacement(at, target)
 }

@@ -1,14 +1,27 @@
 //! Instructions that a block has the interpreter execute.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cpu::interp::insn::Insn;
+use iced_x86::Mnemonic;
+
+/// A prepared instruction.
+#[derive(Debug)]
+struct Handler {
+    insn: Arc<Insn>,
+    /// How many instructions of its block are left, itself included.
+    left: u64,
+    /// How often it was executed.
+    calls: u64,
+}
 
 /// Prepared instructions, by the number that translated code knows.
 #[derive(Default)]
 pub(crate) struct Handlers {
-    /// Each with how many instructions of its block are left, itself included.
-    handlers: Vec<(Arc<Insn>, u64)>,
+    handlers: Vec<Handler>,
+    /// Calls of handlers that are gone.
+    past: BTreeMap<Mnemonic, u64>,
 }
 
 impl Handlers {
@@ -17,18 +30,32 @@ impl Handlers {
         self.handlers.len() as u32
     }
 
-    /// Adds one.
+    /// Adds one, with the instructions of its block that are left.
     pub(crate) fn add(&mut self, insn: Insn, left: u64) {
-        self.handlers.push((Arc::new(insn), left));
+        self.handlers.push(Handler { insn: Arc::new(insn), left, calls: 0 });
     }
 
-    /// Number `number`, with the instructions left.
-    pub(crate) fn get(&self, number: usize) -> Option<(Arc<Insn>, u64)> {
-        self.handlers.get(number).cloned()
+    /// Number `number`, to be executed, with the instructions left.
+    pub(crate) fn call(&mut self, number: usize) -> Option<(Arc<Insn>, u64)> {
+        let handler = self.handlers.get_mut(number)?;
+        handler.calls += 1;
+        Some((Arc::clone(&handler.insn), handler.left))
+    }
+
+    /// Calls so far, by mnemonic, the most frequent first.
+    pub(crate) fn calls(&self) -> Vec<(Mnemonic, u64)> {
+        let mut sums = self.past.clone();
+        for handler in &self.handlers {
+            *sums.entry(handler.insn.iced.mnemonic()).or_default() += handler.calls;
+        }
+        let mut sums: Vec<_> = sums.into_iter().collect();
+        sums.sort_by_key(|&(_, calls)| std::cmp::Reverse(calls));
+        sums
     }
 
     /// Drops all.
     pub(crate) fn clear(&mut self) {
+        self.past = self.calls().into_iter().collect();
         self.handlers.clear();
     }
 }

@@ -2,7 +2,10 @@
 // UNSAFETY: runs shifts in inline assembly to see what they do to undefined flags.
 #![expect(unsafe_code, reason = "a host's behaviour is found by running its instructions")]
 
+use std::arch::x86_64::__cpuid_count;
 use std::sync::LazyLock;
+
+use decoder::{Feature, FeatureSet, Register};
 
 /// True if no flag behind a shift by a constant depends on the flags before it. The manuals leave
 /// AF undefined, and OF for counts above one; a processor that kept either would need the old flags.
@@ -38,6 +41,28 @@ fn flags_after(value: u64, before: u64) -> [u64; 12] {
     shift!(10, "shr {v:x}, 15");
     shift!(11, "sar {v:l}, 3");
     results
+}
+
+/// The instruction-set features of the host. A guest may have more: what the interpreter executes by
+/// itself needs nothing of the host.
+pub(crate) static FEATURES: LazyLock<FeatureSet> = LazyLock::new(|| {
+    Feature::ALL.iter().copied().filter(|&feature| has_feature(feature)).collect()
+});
+
+fn has_feature(feature: Feature) -> bool {
+    let (leaf, subleaf, register, bit) = feature.cpuid();
+    let highest = __cpuid_count(leaf & 0x8000_0000, 0).eax;
+    if leaf > highest {
+        return false;
+    }
+    let answer = __cpuid_count(leaf, subleaf);
+    let word = match register {
+        Register::Eax => answer.eax,
+        Register::Ebx => answer.ebx,
+        Register::Ecx => answer.ecx,
+        Register::Edx => answer.edx,
+    };
+    word >> bit & 1 != 0
 }
 
 /// True if user code may write the GS base by itself.

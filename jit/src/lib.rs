@@ -20,15 +20,18 @@ mod context;
 mod emit;
 mod encoding;
 mod exit;
+mod flags;
 mod flow;
 mod handlers;
 mod host;
+mod memory_access;
 mod perf_map;
 mod plan;
 mod registers;
 mod remote;
 mod runtime;
 mod slots;
+mod slow;
 mod statistics;
 mod steps;
 mod thunks;
@@ -61,7 +64,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            cache_bytes: 64 << 20,
+            cache_bytes: 256 << 20,
             block_size: translate::MAX_STEPS,
             trash_helpers: false,
             cross_check: false,

@@ -151,6 +151,9 @@ fn can_address(target: &Target<'_>, iced: &Instruction) -> bool {
 
 fn copied(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
     use MemoryShape as S;
+    if !crate::host::FEATURES.contains_all(row.features) {
+        return Action::Handler;
+    }
     let uses_x87 = matches!(row.unit, Unit::X87 | Unit::Mmx | Unit::SseMmx);
     if uses_x87 && !target.has_numeric_exceptions || iced.mnemonic() == Mnemonic::Wait {
         return Action::Handler;
@@ -283,6 +286,21 @@ fn flag(target: &Target<'_>, iced: &Instruction) -> Action {
 }
 
 impl Action {
+    /// True if translated code goes from it to the next step whatever happens, faults apart.
+    pub(crate) fn is_plain(self) -> bool {
+        matches!(
+            self,
+            Self::Copy
+                | Self::Nothing
+                | Self::Lea
+                | Self::Push
+                | Self::Pop
+                | Self::Leave
+                | Self::SetDirectionFlag(_)
+                | Self::SetInterruptFlag(false)
+        )
+    }
+
     /// True if no instruction follows in the block.
     pub(crate) fn ends_block(self, row: &Row) -> bool {
         match self {
@@ -324,7 +342,9 @@ pub(crate) fn group_accesses(steps: &mut [Step], is_64: bool) {
         }
         tracker.advance(step);
     }
-    groups.retain(|group| group.members.len() > 1);
+    // The stack's entry serves single accesses too.
+    let is_stack = |group: &Group| group.origin == u32::from(crate::registers::RSP);
+    groups.retain(|group| group.members.len() > 1 || is_stack(group));
     for (number, group) in groups.iter().take(GROUPS).enumerate() {
         group.assign(steps, number as u8);
     }

@@ -26,5 +26,7 @@ pub(crate) const fn host(guest: Number) -> Option<Number> {
     }
 }
 
-/// Guest registers with a host register.
-pub(crate) const PINNED: [Number; 13] = [0, 1, 2, 3, RSP, 5, 6, 7, 8, 9, 10, 11, 12];
+/// True if guest register `guest` has a host register.
+pub(crate) const fn is_pinned(guest: Number) -> bool {
+    host(guest).is_some()
+}

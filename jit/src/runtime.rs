@@ -11,7 +11,7 @@ use cpu::fpu::{FpuState, fxsave};
 
 use crate::context::Context;
 use crate::thunks::Helpers;
-use crate::vcpu::Inner;
+use crate::vcpu::{Inner, Wanted};
 
 /// The helpers' addresses.
 pub(crate) fn helpers() -> Helpers {
@@ -68,15 +68,14 @@ extern "sysv64" fn access(owner: *mut Inner, address: u64, what: u64, from: u64)
     // SAFETY: `owner` is the vCPU that entered the code which calls (it put the pointer into the
     // context), its thread is this one, and no other reference to it is in use meanwhile.
     let inner = unsafe { &mut *owner };
-    let size = (what & 0xffff) as u32;
-    inner.access(address, size, what >> 16 != 0, from as usize)
+    inner.access(address, Wanted::of(what), from as usize)
 }
 
 /// Called by translated code; see [`Inner::group`].
 extern "sysv64" fn group(owner: *mut Inner, address: u64, what: u64, from: u64) -> u64 {
     // SAFETY: as in `access`.
     let inner = unsafe { &mut *owner };
-    inner.group(address, (what & 0xffff) as u32, what >> 16 != 0, from as usize)
+    inner.group(address, Wanted::of(what), from as usize)
 }
 
 /// Called by translated code; see [`Inner::run_handler`].

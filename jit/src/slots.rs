@@ -9,7 +9,7 @@ use cpu::mmu::{Flush, View};
 
 use crate::cache::Cache;
 use crate::code_memory::Contexts;
-use crate::context::{Context, FIRST_GLOBAL_PAGE, NO_RIP, VIEWS};
+use crate::context::{Context, FIRST_GLOBAL_PAGE, NO_RIP, VIEWS, view_index};
 use crate::runtime::context_in;
 
 /// Slots of a vCPU.
@@ -30,6 +30,10 @@ struct Slot {
     jump_modes: [u16; 3],
 }
 
+/// See [`Slots::writers`]; pages leave the low bits free.
+const ONE_WRITER: u64 = 1;
+const MANY_WRITERS: u64 = 2;
+
 const NO_MODE: u16 = u16::MAX;
 
 const FREE: Slot = Slot {
@@ -43,19 +47,14 @@ const FREE: Slot = Slot {
 /// All slots of a vCPU.
 pub(crate) struct Slots {
     contexts: Arc<Contexts>,
+    /// By page of RAM: the linear page by which stores reach it without being noted, with
+    /// [`ONE_WRITER`], or [`MANY_WRITERS`], or 0.
+    writers: Box<[u64]>,
     slots: [Slot; SLOTS],
     current: usize,
     clock: u64,
     /// Flushes done, by kind, for the figures.
     pub(crate) flushes: [u64; 4],
-}
-
-fn view_index(view: View) -> usize {
-    match view {
-        View::User => 0,
-        View::Supervisor => 1,
-        View::SupervisorAc => 2,
-    }
 }
 
 /// log2 of the ranges that the filters of large pages tell apart.
@@ -67,8 +66,10 @@ fn large_bit(linear: u64, range: u32) -> (usize, u64) {
 }
 
 impl Slots {
-    pub(crate) fn new(contexts: Arc<Contexts>) -> Self {
-        let mut slots = Self { contexts, slots: [FREE; SLOTS], current: 0, clock: 0, flushes: [0; 4] };
+    pub(crate) fn new(contexts: Arc<Contexts>, ram_pages: usize) -> Self {
+        let writers = vec![0; ram_pages].into();
+        let slots = [FREE; SLOTS];
+        let mut slots = Self { contexts, writers, slots, current: 0, clock: 0, flushes: [0; 4] };
         for index in 0..SLOTS {
             slots.empty(index);
         }
@@ -180,7 +181,7 @@ impl Slots {
         }
         let (_, globals) = cache.pages_in_use();
         let context = self.context(index);
-        context.tlb_supervisor.fill(crate::context::EMPTY);
+        context.clear_tlb(View::Supervisor);
         let end = FIRST_GLOBAL_PAGE + globals;
         context.valid[FIRST_GLOBAL_PAGE..end].fill(0);
         self.slots[index].has_local_supervisor = false;
@@ -196,10 +197,10 @@ impl Slots {
         let (locals, _) = cache.pages_in_use();
         let has_local_supervisor = self.slots[index].has_local_supervisor;
         let context = self.context(index);
-        context.tlb_user.fill(crate::context::EMPTY);
-        context.tlb_supervisor_ac.fill(crate::context::EMPTY);
+        context.clear_tlb(View::User);
+        context.clear_tlb(View::SupervisorAc);
         if has_local_supervisor {
-            context.tlb_supervisor.fill(crate::context::EMPTY);
+            context.clear_tlb(View::Supervisor);
         }
         context.valid[..locals].fill(0);
         self.slots[index].has_local_supervisor = false;
@@ -230,6 +231,7 @@ impl Slots {
     fn flush_range(&mut self, index: usize, linear: u64, shift: u32, cache: &Cache) {
         let range = linear >> shift;
         let context = self.context(index);
+        context.forget_stacks();
         for view in VIEWS {
             for entry in context.tlb(view).iter_mut() {
                 if entry.read_tag >> shift == range || entry.write_tag >> shift == range {
@@ -242,11 +244,39 @@ impl Slots {
         }
     }
 
-    /// Lets stores to the RAM page at host address `host` be noted again.
-    pub(crate) fn drop_write_tags(&mut self, host: u64) {
+    /// Notes that stores by linear page `linear` reach page `number` of RAM without being noted.
+    pub(crate) fn note_writer(&mut self, number: u64, linear: u64) {
+        if let Some(writer) = self.writers.get_mut(number as usize) {
+            *writer = match *writer {
+                0 => linear | ONE_WRITER,
+                known if known == linear | ONE_WRITER => known,
+                _ => MANY_WRITERS,
+            };
+        }
+    }
+
+    /// Lets stores to page `number` of RAM, at host address `host`, be noted again.
+    pub(crate) fn drop_write_tags(&mut self, number: u64, host: u64) {
+        let writer = self.writers.get_mut(number as usize).map_or(MANY_WRITERS, std::mem::take);
+        if writer == 0 {
+            return;
+        }
         for index in 0..SLOTS {
-            if self.slots[index].pcid.is_some() {
-                self.context(index).drop_write_tags(host);
+            if self.slots[index].pcid.is_none() {
+                continue;
+            }
+            let context = self.context(index);
+            context.forget_stacks();
+            if writer == MANY_WRITERS {
+                context.drop_write_tags(host);
+                continue;
+            }
+            for view in VIEWS {
+                if let Some(entry) = context.entry(view, writer) {
+                    if entry.host == host {
+                        entry.write_tag = crate::context::NO_PAGE;
+                    }
+                }
             }
         }
     }

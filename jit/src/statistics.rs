@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use iced_x86::Mnemonic;
+
 use crate::cache::Figures;
 use crate::vcpu::Inner;
 
@@ -22,7 +24,7 @@ pub(crate) struct SlowReasons {
 }
 
 /// What one vCPU's translator has done so far.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Statistics {
     figures: Figures,
     slow: SlowReasons,
@@ -31,6 +33,8 @@ pub struct Statistics {
     pages: (usize, usize),
     translation_ns: u64,
     is_counting: bool,
+    /// The mnemonics whose handlers were called most.
+    called: Vec<(Mnemonic, u64)>,
 }
 
 impl Statistics {
@@ -50,6 +54,7 @@ impl Inner {
             pages: self.cache.pages_in_use(),
             translation_ns: self.translation_ns,
             is_counting: self.options.counting,
+            called: self.handlers.calls().into_iter().take(16).collect(),
         }
     }
 }
@@ -92,10 +97,12 @@ impl fmt::Display for Statistics {
             slow.code_pages,
             slow.ungrouped
         )?;
-        write!(
+        writeln!(
             f,
             "handlers {}, signals {}, interpreted {}, flushes {:?}, exits {:?}, code pages {:?}",
             slow.handlers, slow.signals, slow.interpreted, self.flushes, slow.exits, self.pages
-        )
+        )?;
+        write!(f, "most called:")?;
+        self.called.iter().try_for_each(|(mnemonic, calls)| write!(f, " {mnemonic:?} {calls}"))
     }
 }

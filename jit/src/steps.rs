@@ -11,7 +11,7 @@ use iced_x86::{Mnemonic, OpCodeOperandKind as K, OpKind, Register};
 
 use crate::asm::{Alu, Mem, Rm, cc};
 use crate::context::Context;
-use crate::emit::{Emitter, Entry, context, in_context};
+use crate::emit::{Emitter, Entry, MarkedFlags, context, in_context};
 use crate::encoding::{Encoding, Operands};
 use crate::flow::{Effect, Flags, effect};
 use crate::plan::{Action, Step, access_bytes, writes_memory};
@@ -73,11 +73,11 @@ impl Emitter<'_> {
         self.want_spilled();
         let number = self.around.first_handler + self.handlers.len() as u32;
         self.handlers.push(self.current);
-        self.mark(self.current, false);
+        self.mark(self.current, MarkedFlags::Spilled);
         self.asm.constant(S1, u64::from(number));
         self.asm.call_to(self.around.thunks.handler);
         // The return address belongs to this step still.
-        self.mark(self.current, false);
+        self.mark(self.current, MarkedFlags::Spilled);
         self.asm.raw(&[0x90]);
         self.flags = Flags::Spilled;
         self.delta_in_s0 = None;
@@ -109,7 +109,7 @@ impl Emitter<'_> {
         }
         self.emit_copy(step, &encoding, &fields, memory);
         if matches!(effect, Effect::Changes | Effect::Replaces) {
-            self.flags = Flags::Live;
+            self.flags_produced();
         }
     }
 

@@ -21,6 +21,7 @@ use crate::cache::{Cache, ModeKey, Place};
 use crate::code_memory::{CodeMemory, Contexts, Stacks};
 use crate::context::{Context, NO_PAGE};
 use crate::exit::Exit;
+use crate::flow::Recipe;
 use crate::handlers::Handlers;
 use crate::remote::Remote;
 use crate::runtime::{self, Resumed};
@@ -96,11 +97,12 @@ impl JitCpu {
         environment.events.set_doorbell(Arc::clone(&remote) as _);
         let watcher = Arc::downgrade(&(Arc::clone(&remote) as Arc<dyn CodeWatcher>));
         environment.space.ram().flags().add_watcher(watcher);
+        let ram_pages = environment.space.ram().flags().page_count();
         let inner = Inner {
             cpu: Cpu::new(environment),
             cache: Cache::new(code, thunks),
             handlers: Handlers::default(),
-            slots: Slots::new(Arc::clone(&contexts)),
+            slots: Slots::new(Arc::clone(&contexts), ram_pages),
             options: options.clone(),
             remote,
             stacks,
@@ -215,7 +217,11 @@ impl Inner {
             return Arrival::default();
         };
         let code = match self.find_code(key, mode, &arrival) {
-            Ok(Some(code)) => code,
+            Ok(Some((_, steps))) if self.options.counting && steps as u64 > budget => {
+                self.interpret(budget);
+                return Arrival::default();
+            }
+            Ok(Some((code, _))) => code,
             Ok(None) => {
                 let budget = if self.options.counting { 1 } else { budget.min(64) };
                 self.interpret(budget);
@@ -258,7 +264,7 @@ impl Inner {
         }
         for page in requests.noted.pages {
             if let Some(host) = self.cpu.ram().host_address(page << 12) {
-                self.slots.drop_write_tags(host.0);
+                self.slots.drop_write_tags(page, host.0);
             }
         }
         for page in requests.written.pages {
@@ -302,27 +308,29 @@ impl Inner {
         self.mode = None;
     }
 
-    /// Position of code for where the state is; `None` if it is to be interpreted.
+    /// Position of code for where the state is, and the steps of its block (where they are counted);
+    /// `None` if it is to be interpreted.
     fn find_code(
         &mut self,
         key: ModeKey,
         mode: u16,
         arrival: &Arrival,
-    ) -> Result<Option<usize>, Exception> {
+    ) -> Result<Option<(usize, usize)>, Exception> {
         let rip = self.cpu.state.rip;
         self.slots.prepare_jumps(key.view, mode);
-        if !arrival.must_look && !arrival.is_ungrouped && arrival.link.is_none() {
+        let is_plain = !arrival.must_look && !arrival.is_ungrouped && arrival.link.is_none();
+        if is_plain && !self.options.counting {
             let jumps = self.slots.current_context().jumps(key.view);
             let index = crate::context::jump_index(rip);
             if jumps.rips[index] == rip {
-                return Ok(Some(jumps.codes[index] as usize - self.cache.code.base()));
+                return Ok(Some((jumps.codes[index] as usize - self.cache.code.base(), 0)));
             }
         }
         let Some(number) = self.find_block(rip, key, mode, arrival.is_ungrouped)? else {
             return Ok(None);
         };
         let Some(block) = self.cache.block(number) else { return Ok(None) };
-        let guarded = block.guarded;
+        let (guarded, steps) = (block.guarded, block.step_count());
         if let Some(link) = arrival.link
             && link.generation == self.cache.generation
             && link.target == rip
@@ -336,7 +344,7 @@ impl Inner {
             jumps.rips[index] = rip;
             jumps.codes[index] = code;
         }
-        Ok(Some(guarded))
+        Ok(Some((guarded, steps)))
     }
 
     /// Enters code at position `code` and does what its exit asks for.
@@ -367,7 +375,7 @@ impl Inner {
     fn after(&mut self, exit: Exit, entered: ModeKey) -> Arrival {
         let context = self.slots.current_context();
         let (number, target) = (context.exit_link, context.rip);
-        let signal = context.spare[1];
+        let (signal, from) = (context.spare[1], context.spare[2]);
         match exit {
             Exit::Link => self.after_link(number, entered),
             Exit::Indirect => {
@@ -377,6 +385,8 @@ impl Inner {
             }
             Exit::Signal => {
                 self.cpu.state.rip = target;
+                let recipe = self.place(from as usize).and_then(|place| place.recipe);
+                self.follow(recipe);
                 if signal & SIGNAL_SAFEPOINT != 0 {
                     self.remote.quiet();
                 } else {
@@ -412,7 +422,7 @@ impl Inner {
             mode,
             generation: self.cache.generation,
         });
-        Arrival { link, must_look: true, is_ungrouped: false }
+        Arrival { link, must_look: true, is_ungrouped: owned.link.is_ungrouped }
     }
 
     /// A transfer to an address that is no address faults at the instruction that made it: its
@@ -501,22 +511,31 @@ impl Inner {
             }
             self.save_context();
             self.cpu.state.rip = place.rip;
+            self.follow(place.recipe);
         }
         self.slots.current_context().exit_kind = exit as u32;
         0
     }
 
+    /// Computes the flags that were nowhere.
+    fn follow(&mut self, recipe: Option<Recipe>) {
+        if let Some(recipe) = recipe {
+            let flags = recipe.flags(&self.cpu.state.gpr);
+            self.cpu.replace_status_flags(flags);
+        }
+    }
+
     // What translated code calls.
 
     /// The host address of `size` bytes at linear address `address`; 0 to leave.
-    pub(crate) fn access(&mut self, address: u64, size: u32, is_write: bool, from: usize) -> u64 {
+    pub(crate) fn access(&mut self, address: u64, what: Wanted, from: usize) -> u64 {
         self.remote.leave_code();
         self.slow.tlb_misses += 1;
         if self.options.trash_helpers {
             runtime::trash();
         }
         loop {
-            let Some(host) = self.host_address(address, size, is_write) else {
+            let Some(host) = self.host_address(address, what) else {
                 let place = self.place(from);
                 return self.stop_at(place, Exit::Interpret);
             };
@@ -527,12 +546,22 @@ impl Inner {
         }
     }
 
-    fn host_address(&mut self, address: u64, size: u32, is_write: bool) -> Option<u64> {
+    fn host_address(&mut self, address: u64, what: Wanted) -> Option<u64> {
+        let Wanted { size, is_write, is_aligned } = what;
+        if is_aligned && address & u64::from(size - 1) != 0 {
+            // The fault comes before anything that a translation would leave.
+            return None;
+        }
         if (address & 0xfff) + u64::from(size) > 4096 {
             self.slow.page_crossings += 1;
             return if is_write { None } else { self.bounce(address, size) };
         }
-        let page = self.fill(address, size, is_write)?;
+        let cr2 = self.cpu.state.cr2;
+        let Some(page) = self.fill(address, size, is_write) else {
+            // The interpreter raises what is to be raised.
+            self.cpu.state.cr2 = cr2;
+            return None;
+        };
         Some(page + (address & 0xfff))
     }
 
@@ -558,7 +587,10 @@ impl Inner {
         if self.cpu.mode.is_64() && !self.cpu.mode.is_canonical(address) {
             return None;
         }
-        self.cpu.data_page(address, Access::Read).ok()?.map(|page| page.ram_page)
+        let cr2 = self.cpu.state.cr2;
+        let page = self.cpu.data_page(address, Access::Read);
+        self.cpu.state.cr2 = cr2;
+        page.ok()?.map(|page| page.ram_page)
     }
 
     /// Puts the page of an access into the TLB; its host address. `None` if the interpreter must do
@@ -588,7 +620,10 @@ impl Inner {
         let view = self.cpu.view();
         self.slots.note(address, view, page.is_global, page.shift);
         let linear = address & !0xfff;
-        let entry = self.slots.current_context().entry(view, address)?;
+        if is_write {
+            self.slots.note_writer(number, linear);
+        }
+        let entry = self.slots.current_context().entry_to_fill(view, address)?;
         if entry.read_tag != linear || entry.host != host {
             entry.write_tag = NO_PAGE;
         }
@@ -611,7 +646,8 @@ impl Inner {
     }
 
     /// What to add to linear addresses for the `span` bytes from `address`; 0 to leave.
-    pub(crate) fn group(&mut self, address: u64, span: u32, is_write: bool, from: usize) -> u64 {
+    pub(crate) fn group(&mut self, address: u64, what: Wanted, from: usize) -> u64 {
+        let Wanted { size: span, is_write, .. } = what;
         self.remote.leave_code();
         self.slow.tlb_misses += 1;
         if self.options.trash_helpers {
@@ -619,7 +655,11 @@ impl Inner {
         }
         loop {
             let is_inside = (address & 0xfff) + u64::from(span) <= 4096;
-            let host = if is_inside { self.fill(address, span, is_write) } else { None };
+            // A group may be left before its store is reached: the page must be dirty already.
+            let is_certain = is_inside && (!is_write || self.cpu.is_dirty_page(address));
+            let cr2 = self.cpu.state.cr2;
+            let host = if is_certain { self.fill(address, span, is_write) } else { None };
+            self.cpu.state.cr2 = cr2;
             let Some(host) = host else {
                 self.slow.ungrouped += 1;
                 let place = self.place(from);
@@ -639,7 +679,7 @@ impl Inner {
         if self.options.trash_helpers {
             runtime::trash();
         }
-        let Some((handler, left)) = self.handlers.get(number) else {
+        let Some((handler, left)) = self.handlers.call(number) else {
             let place = self.place(from);
             self.stop_at(place, Exit::Interpret);
             return false;
@@ -669,7 +709,8 @@ impl Inner {
         self.slots.current_context().exit_kind = Exit::State as u32;
         let is_next = self.cpu.state.rip == handler.next_ip;
         // Outside 64-bit mode a segment register decides what may be translated.
-        let is_resegmented = matches!(row.class, Class::Segment | Class::Stack) && !self.cpu.mode.is_64();
+        let is_resegmented =
+            matches!(row.class, Class::Segment | Class::Stack) && !self.cpu.mode.is_64();
         if !may_go_on || !is_next || is_resegmented || self.must_stop() {
             self.mode = None;
             return false;
@@ -724,11 +765,37 @@ impl Inner {
         let context = self.slots.current_context();
         context.rip = place.rip;
         context.spare[1] = if is_safepoint { SIGNAL_SAFEPOINT } else { 0 };
+        context.spare[2] = pc as u64;
         context.budget = context.budget.wrapping_add(place.left);
         let thunks = &self.cache.thunks;
         let thunk =
             if place.is_live { thunks.leave_signal_live } else { thunks.leave_signal_spilled };
         Resumed { rip: base + thunk, rsp: None }
+    }
+}
+
+/// What an access wants, as its slow path says it in one word.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) size: u32,
+    pub(crate) is_write: bool,
+    /// An address that is no multiple of the size is #GP.
+    pub(crate) is_aligned: bool,
+}
+
+impl Wanted {
+    /// The word.
+    pub(crate) fn word(self) -> u64 {
+        u64::from(self.size | u32::from(self.is_write) << 16 | u32::from(self.is_aligned) << 17)
+    }
+
+    /// What the word says.
+    pub(crate) fn of(word: u64) -> Self {
+        Self {
+            size: (word & 0xffff) as u32,
+            is_write: word >> 16 & 1 != 0,
+            is_aligned: word >> 17 & 1 != 0,
+        }
     }
 }
 

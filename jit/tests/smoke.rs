@@ -25,7 +25,10 @@ fn check(program: impl Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>
     bench.cpu.set_state(state);
     assert!(matches!(bench.cpu.run(u64::MAX), VmExit::Halt { .. }));
     let data: [u8; 256] = bench.peek(DATA);
-    assert_eq!(jit.state().gpr.map(|r| format!("{r:#x}")), bench.cpu.state.gpr.map(|r| format!("{r:#x}")));
+    assert_eq!(
+        jit.state().gpr.map(|r| format!("{r:#x}")),
+        bench.cpu.state.gpr.map(|r| format!("{r:#x}"))
+    );
     assert_eq!(jit.state().rflags, bench.cpu.state.rflags);
     assert_eq!(jit.state().rip, bench.cpu.state.rip);
     assert!(jit.state().fpu.zmm == bench.cpu.state.fpu.zmm);

@@ -139,6 +139,21 @@ impl Cpu {
         found.ok().map(|translation| translation.physical)
     }
 
+    /// True if the page of `linear` has its dirty bit set (or there is no paging).
+    pub(crate) fn has_dirty_bit(&mut self, linear: u64) -> bool {
+        if self.state.cr0 & cr0::PG == 0 {
+            return true;
+        }
+        let found = self.walk(linear, Access::Read, self.mmu.view(), false);
+        found.is_ok_and(|translation| translation.is_dirty)
+    }
+
+    /// True if a write to `linear` would not fault.
+    pub(crate) fn may_write(&mut self, linear: u64) -> bool {
+        self.state.cr0 & cr0::PG == 0
+            || self.walk(linear, Access::Write, self.mmu.view(), false).is_ok()
+    }
+
     fn page_fault(&mut self, linear: u64, bits: u16, access: Access, view: View) -> Exception {
         let mut error = bits;
         if access == Access::Write {

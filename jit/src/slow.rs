@@ -1,0 +1,149 @@
+//! Code out of line: slow paths of memory accesses, and links before they are made.
+
+use crate::asm::{Alu, Mem, Patch, Rm, cc};
+use crate::emit::{Emitter, Entry};
+use crate::flow::Flags;
+use crate::memory_access::{TLB_DELTA, TLB_READ, TLB_WRITE};
+use crate::registers::{S0, S1};
+use crate::vcpu::Wanted;
+
+/// A memory access's slow path, to be emitted behind the block.
+pub(crate) struct SlowPath {
+    pub(crate) from: Patch,
+    pub(crate) back: usize,
+    pub(crate) step: u16,
+    pub(crate) kind: SlowKind,
+    /// Where the flags are when it is entered.
+    pub(crate) flags: Flags,
+}
+
+pub(crate) enum SlowKind {
+    /// S0 is address XOR tag; S1 the entry. Wanted: S0 the host address.
+    Access { wanted: Wanted },
+    /// The address is known; S0 is wanted to be the host page.
+    Constant { address: u64, wanted: Wanted },
+    /// As Access for the lowest byte of a group. Wanted: S0 the delta.
+    Group { span: u32, is_write: bool },
+    /// As Group; S0 is the address XOR the tag of the stack's own entry, and S1 is free.
+    Stack { span: u32, is_write: bool },
+    /// Nothing but a link of the block.
+    Link { link: usize, must_spill: bool },
+}
+
+/// Marks a slow path of a link as one by the address in S0.
+pub(crate) const INDIRECT: usize = 2;
+
+impl Emitter<'_> {
+    pub(crate) fn emit_slow_paths(&mut self) {
+        for path in std::mem::take(&mut self.slow) {
+            self.asm.patch_here(path.from);
+            self.current = path.step;
+            self.flags = path.flags;
+            self.mark(path.step, path.flags.marked());
+            self.emit_slow_path(&path);
+        }
+    }
+
+    fn emit_slow_path(&mut self, path: &SlowPath) {
+        let thunks = self.around.thunks;
+        match path.kind {
+            SlowKind::Access { wanted } => {
+                self.recover_address(wanted.is_write);
+                self.asm.constant(S1, wanted.word());
+                self.asm.call_to(thunks.access);
+                self.asm.jmp_to(path.back);
+            }
+            SlowKind::Constant { address, wanted } => {
+                self.asm.constant(S0, address);
+                self.asm.constant(S1, wanted.word());
+                self.asm.call_to(thunks.access);
+                let offset = (address & 0xfff) as i32;
+                if offset != 0 {
+                    self.asm.lea(S0, Mem::at(S0).with_disp(-offset));
+                }
+                self.asm.jmp_to(path.back);
+            }
+            SlowKind::Group { span, is_write } => {
+                self.recover_address(is_write);
+                self.leave_group_at_page_end(span);
+                self.asm.constant(S1, Wanted { size: span, is_write, is_aligned: false }.word());
+                self.asm.call_to(thunks.group);
+                self.asm.jmp_to(path.back);
+            }
+            SlowKind::Stack { span, is_write } => self.emit_stack_slow_path(path, span, is_write),
+            SlowKind::Link { link, .. } if path.back == INDIRECT => {
+                self.asm.constant(S1, u64::from(self.around.first_link) + link as u64);
+                self.asm.jmp_to(thunks.leave_indirect);
+            }
+            SlowKind::Link { link, must_spill } => {
+                let mut is_live = path.flags != Flags::Spilled;
+                if path.back != 0 {
+                    // A jump of its own, after what the link needs.
+                    if must_spill {
+                        self.spill_flags();
+                    }
+                    self.uncount_rest();
+                    let patch = self.asm.jmp();
+                    self.asm.patch_here(patch);
+                    if let Some(link) = self.links.get_mut(link) {
+                        link.at = patch.0;
+                    }
+                    is_live &= self.links.get(link).is_some_and(|l| l.entry == Entry::Live);
+                }
+                self.leave_by(link, is_live);
+            }
+        }
+    }
+
+    /// A group whose bytes, from the address in S0 on, lie in two pages goes on in code that checks
+    /// its accesses one by one.
+    fn leave_group_at_page_end(&mut self, span: u32) {
+        self.asm.mov32(S1, S0);
+        self.asm.alu_imm(false, Alu::And, Rm::Reg(S1), 0xfff);
+        self.asm.alu_imm(false, Alu::Cmp, Rm::Reg(S1), 4096 - span as i32);
+        let inside = self.asm.jcc(cc::BE);
+        if let Flags::Recipe(number) = self.flags {
+            self.compute_flags(number);
+            self.spill_flags();
+        }
+        let patch = self.asm.jmp();
+        let link = self.add_link(patch.0, self.rip_here(), Entry::Spilled, None);
+        if let Some(link) = self.links.get_mut(link) {
+            link.is_ungrouped = true;
+        }
+        self.asm.patch_here(patch);
+        self.leave_by(link, false);
+        self.asm.patch_here(inside);
+    }
+
+    /// S0 becomes the address again.
+    fn recover_address(&mut self, is_write: bool) {
+        let tag = self.offsets.tlb + if is_write { TLB_WRITE } else { TLB_READ };
+        self.asm.alu(Alu::Xor, S0, Rm::Mem(Mem::context_at(S1, tag)));
+    }
+
+    /// The stack is in another page than last time: the TLB may know it, else the helper.
+    fn emit_stack_slow_path(&mut self, path: &SlowPath, span: u32, is_write: bool) {
+        let tag = self.stack_tag();
+        self.asm.alu(Alu::Xor, S0, Rm::Mem(tag));
+        // Only a page that may be written serves pushes and pops alike.
+        self.compare(span, true);
+        let miss = self.asm.jcc(cc::A);
+        let entry = |field| Mem::context_at(S1, self.offsets.tlb + field);
+        let (write_tag, delta) = (entry(TLB_WRITE), entry(TLB_DELTA));
+        self.asm.load(S0, write_tag);
+        self.asm.store(tag, S0);
+        self.asm.load(S0, delta);
+        let kept = self.stack_delta();
+        self.asm.store(kept, S0);
+        self.asm.jmp_to(path.back);
+        self.asm.patch_here(miss);
+        self.recover_address(true);
+        self.leave_group_at_page_end(span);
+        self.asm.constant(S1, Wanted { size: span, is_write, is_aligned: false }.word());
+        self.asm.call_to(self.around.thunks.group);
+        self.asm.jmp_to(path.back);
+    }
+}
+
+const _: i32 = TLB_READ;
