@@ -675,7 +675,8 @@ fn is_target(step: &Step, operand: usize) -> bool {
     use Mnemonic as M;
     match operand {
         0 => !matches!(step.iced.mnemonic(), M::Cmp | M::Test | M::Bt),
-        _ => matches!(step.iced.mnemonic(), M::Xchg | M::Xadd | M::Mulx),
+        1 => matches!(step.iced.mnemonic(), M::Xchg | M::Xadd | M::Mulx),
+        _ => false,
     }
 }
 

@@ -109,3 +109,12 @@ fn vectors() {
         a.pop(rax)
     });
 }
+
+#[test]
+fn sources_in_the_context_stay() {
+    check(|a| {
+        a.mulx(rdi, rcx, r14)?;
+        a.mulx(r14d, r13d, r15d)?;
+        a.mulx(r13, rax, r13)
+    });
+}
