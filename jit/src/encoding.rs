@@ -139,7 +139,11 @@ impl<'a> Encoding<'a> {
             _ => return None,
         }
         let _ = x;
-        encoding.opcode = cursor.next();
+        encoding.opcode = match (cursor.next(), encoding.kind) {
+            // An alias that 64-bit mode does not have.
+            (0x82, Kind::Legacy { map: 0 }) => 0x80,
+            (opcode, _) => opcode,
+        };
         encoding.opcode_register = encoding.opcode & 7 | b << 3;
         if encoding.has_modrm {
             let modrm = cursor.next();

@@ -11,11 +11,15 @@ fn check(program: impl Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>
     program(&mut assembler).expect("a program");
     assembler.hlt().expect("room");
     let code = assembler.assemble(CODE).expect("code");
-    let mut bench = Bench::long64();
+    compare(Bench::long64(), &code);
+}
+
+/// Runs `code` (which ends in HLT) on both engines from the state of `bench`, and compares.
+fn compare(mut bench: Bench, code: &[u8]) {
     for number in [0usize, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15] {
         bench.cpu.state.gpr[number] = 0x0101_0101_0101_0101 * (number as u64 + 1);
     }
-    bench.put_code_at(CODE, &code);
+    bench.put_code_at(CODE, code);
     let state = bench.cpu.state.clone();
     let mut jit = JitCpu::new(bench.cpu.env.clone(), &Options::default()).expect("a translator");
     jit.set_state(state.clone());
@@ -117,4 +121,11 @@ fn sources_in_the_context_stay() {
         a.mulx(r14d, r13d, r15d)?;
         a.mulx(r13, rax, r13)
     });
+}
+
+#[test]
+fn an_alias_of_32_bit_mode() {
+    // AND AL, 0E8h; CMP byte [DATA], 7; HLT
+    let code = [0x82, 0xe0, 0xe8, 0x82, 0x3d, 0, 0, 0x20, 0, 7, 0xf4];
+    compare(Bench::protected32(), &code);
 }
