@@ -299,6 +299,10 @@ impl<'a> Emitter<'a> {
             | Action::JumpIndirect
             | Action::Return(_)
             | Action::Handler
+            | Action::String(_)
+            | Action::BitString
+            | Action::AbsoluteMov
+            | Action::TranslateByte
             | Action::SetInterruptFlag(_) => true,
             _ => false,
         }

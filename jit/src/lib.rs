@@ -14,6 +14,7 @@
 //! interpreter's.
 
 mod asm;
+mod bit_strings;
 mod cache;
 mod code_memory;
 mod context;
@@ -34,6 +35,7 @@ mod slots;
 mod slow;
 mod statistics;
 mod steps;
+mod strings;
 mod thunks;
 mod translate;
 mod vcpu;

@@ -159,7 +159,7 @@ impl Emitter<'_> {
     }
 
     /// Turns the linear address in S0 into a host address.
-    fn check(&mut self, size: u32, is_write: bool) {
+    pub(crate) fn check(&mut self, size: u32, is_write: bool) {
         self.compare(size.max(1), is_write);
         let from = self.asm.jcc(cc::A);
         let host = self.offsets.tlb + TLB_HOST;

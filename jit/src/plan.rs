@@ -5,8 +5,10 @@ use cpu::mode::Mode;
 use decoder::{Class, MemoryShape, Row, Unit, row};
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
+use crate::bit_strings;
 use crate::context::GROUPS;
 use crate::registers::Number;
+use crate::strings::{self, StringOperation};
 
 /// How an instruction is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,14 @@ pub(crate) enum Action {
     SetDirectionFlag(bool),
     /// CLAC and STAC.
     SetAlignmentFlag(bool),
+    /// A string instruction.
+    String(StringOperation),
+    /// BT, BTS, BTR, BTC on a bit string in memory.
+    BitString,
+    /// MOV between the accumulator and an absolute address.
+    AbsoluteMov,
+    /// XLAT.
+    TranslateByte,
     /// Executed by the interpreter's handler, called from the block.
     Handler,
 }
@@ -126,6 +136,9 @@ fn action(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
         Class::Branch => branch(target, iced),
         Class::Stack => stack(target, iced),
         Class::Flag => flag(target, iced),
+        Class::String if target.mode.is_64() => {
+            StringOperation::of(iced).map_or(Action::Handler, Action::String)
+        }
         _ => Action::Handler,
     }
 }
@@ -171,21 +184,18 @@ fn copied(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
         | S::ExpandRead
         | S::CompressWrite => {}
         S::BitString if iced.op0_kind() != OpKind::Memory => {}
+        S::BitString if bit_strings::can_address(target.mode.is_64(), iced) => {
+            return Action::BitString;
+        }
+        S::Table if !matches!(iced.memory_segment(), Register::FS | Register::GS) => {
+            return Action::TranslateByte;
+        }
         _ => return Action::Handler,
     }
-    let is_absolute = matches!(
-        iced.code(),
-        Code::Mov_AL_moffs8
-            | Code::Mov_AX_moffs16
-            | Code::Mov_EAX_moffs32
-            | Code::Mov_RAX_moffs64
-            | Code::Mov_moffs8_AL
-            | Code::Mov_moffs16_AX
-            | Code::Mov_moffs32_EAX
-            | Code::Mov_moffs64_RAX
-    );
-    let is_misfit = is_absolute || matches!(iced.mnemonic(), Mnemonic::Movdir64b | Mnemonic::Xlatb);
-    if is_misfit { Action::Handler } else { Action::Copy }
+    if strings::is_absolute_mov(iced.code()) {
+        return Action::AbsoluteMov;
+    }
+    if iced.mnemonic() == Mnemonic::Movdir64b { Action::Handler } else { Action::Copy }
 }
 
 fn branch(target: &Target<'_>, iced: &Instruction) -> Action {

@@ -49,6 +49,10 @@ impl Emitter<'_> {
                 self.asm.store32_imm(context!(alignment_flag), value);
                 self.switch_stack(is_set);
             }
+            Action::String(operation) => self.string(step, operation),
+            Action::BitString => self.bit_string(step),
+            Action::AbsoluteMov => self.absolute_mov(step),
+            Action::TranslateByte => self.translate_byte(step),
             Action::Handler => self.handler(step),
         }
     }
@@ -68,7 +72,7 @@ impl Emitter<'_> {
     }
 
     /// Has the interpreter's handler execute the step.
-    fn handler(&mut self, step: &Step) {
+    pub(crate) fn handler(&mut self, step: &Step) {
         let _ = step;
         self.want_spilled();
         let number = self.around.first_handler + self.handlers.len() as u32;
