@@ -267,6 +267,13 @@ impl Cache {
             .then_some((number, block))
     }
 
+    /// The RIP of each block that is not dead, and its bytes.
+    #[cfg(feature = "testing")]
+    pub(crate) fn translated(&self) -> Vec<(u64, Vec<u8>)> {
+        let blocks = self.blocks.iter().filter(|block| !block.is_dead);
+        blocks.map(|block| (block.rip, self.code.read(block.start, block.end))).collect()
+    }
+
     /// Block `number`.
     pub(crate) fn block(&self, number: u32) -> Option<&Block> {
         self.blocks.get(number as usize)

@@ -81,6 +81,22 @@ impl CodeMemory {
     }
 }
 
+#[cfg(feature = "testing")]
+impl CodeMemory {
+    /// The bytes from position `from` to `to`, as far as they exist.
+    pub(crate) fn read(&self, from: usize, to: usize) -> Vec<u8> {
+        let (from, to) = (from.min(self.bytes), to.min(self.bytes));
+        let mut bytes = vec![0; to.saturating_sub(from)];
+        // SAFETY: 1. the range is inside the mapping, by the lines above; 2. the target has its
+        // length, elsewhere.
+        unsafe {
+            let source = self.writable.as_ptr().add(from);
+            std::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len());
+        }
+        bytes
+    }
+}
+
 impl Drop for CodeMemory {
     fn drop(&mut self) {
         unmap(self.writable, self.bytes);

@@ -130,6 +130,12 @@ impl JitCpu {
         &mut self.inner.cpu
     }
 
+    /// Translated code: the RIP of each block, and its bytes.
+    #[cfg(feature = "testing")]
+    pub fn translated(&self) -> Vec<(u64, Vec<u8>)> {
+        self.inner.cache.translated()
+    }
+
     /// Figures so far.
     pub fn statistics(&self) -> Statistics {
         self.inner.statistics()

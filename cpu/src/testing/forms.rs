@@ -129,7 +129,7 @@ impl Builder<'_> {
     }
 
     fn operand(&mut self, to: &mut Instruction, operand: u32, kind: K) -> Result<(), K> {
-        if is_register_or_memory(kind) && self.chooser.wants_memory() {
+        if is_either(kind) && self.chooser.wants_memory() {
             self.memory(to, operand, None);
             return Ok(());
         }
@@ -305,7 +305,8 @@ const SOURCE: [OpKind; 2] = [OpKind::MemorySegESI, OpKind::MemorySegRSI];
 const DESTINATION: [OpKind; 2] = [OpKind::MemoryESEDI, OpKind::MemoryESRDI];
 const MASKED: [OpKind; 2] = [OpKind::MemorySegEDI, OpKind::MemorySegRDI];
 
-fn is_register_or_memory(kind: K) -> bool {
+/// True if an operand of `kind` may be a register or memory.
+pub fn is_either(kind: K) -> bool {
     matches!(
         kind,
         K::r8_or_mem
