@@ -425,7 +425,9 @@ impl<'a> Emitter<'a> {
         }
         self.uncount_rest();
         if !self.is_same_page(target) {
-            self.free_flags();
+            // Whoever is there may want them: no recipe will do.
+            self.want_spilled();
+            self.flags = Flags::Spilled;
         }
         let patch = self.asm.jmp();
         self.link_at(patch, target, false);

@@ -101,9 +101,12 @@ impl Emitter<'_> {
 
     /// A recipe for the flags in EFLAGS, if it is good until something replaces them.
     fn recipe(&mut self) -> Option<u8> {
-        let producer = self.steps.get(usize::from(self.producer?))?;
-        let recipe = Recipe::of(producer)?;
-        if self.recipes.len() == MAX_RECIPES || !self.outlives(&recipe) {
+        let producer = usize::from(self.producer?);
+        let recipe = Recipe::of(self.steps.get(producer)?)?;
+        let since = self.steps.get(producer + 1..usize::from(self.current)).unwrap_or_default();
+        let is_intact =
+            !since.iter().any(|step| recipe.registers().any(|r| changes_register(step, r)));
+        if self.recipes.len() == MAX_RECIPES || !is_intact || !self.outlives(&recipe) {
             return None;
         }
         self.recipes.push(recipe);
