@@ -105,7 +105,7 @@ impl Cpu {
 
     /// Counts instructions that another engine has executed.
     pub fn add_retired(&mut self, count: u64) {
-        self.retired += count;
+        self.retired = self.retired.wrapping_add(count);
     }
 
     /// Translates one page for data, setting accessed and dirty bits as the access asks. `None` if

@@ -18,7 +18,7 @@ use crate::flags::SPILL_BYTES;
 use crate::flow::{Effect, Flags, Recipe, effect};
 use crate::plan::{Action, Step};
 use crate::registers::{GUEST_RSP, Number, RAX, S0, S1, host};
-use crate::slow::{INDIRECT, SlowKind, SlowPath};
+use crate::slow::{INDIRECT, RETRY, SlowKind, SlowPath};
 use crate::thunks::Thunks;
 
 /// Where a jump from one block to another is, until and after it is made.
@@ -32,6 +32,8 @@ pub(crate) struct Link {
     pub(crate) entry: Entry,
     /// The target is to be a block without groups.
     pub(crate) is_ungrouped: bool,
+    /// The instruction at the target is to be interpreted.
+    pub(crate) is_interpreted: bool,
     /// For returns and indirect transfers: RIP of the instruction, and by how much it moved RSP.
     pub(crate) undo: Option<(u64, i64)>,
 }
@@ -407,7 +409,14 @@ impl<'a> Emitter<'a> {
         entry: Entry,
         undo: Option<(u64, i64)>,
     ) -> usize {
-        self.links.push(Link { at, target, entry, undo, is_ungrouped: false });
+        self.links.push(Link {
+            at,
+            target,
+            entry,
+            undo,
+            is_ungrouped: false,
+            is_interpreted: false,
+        });
         self.links.len() - 1
     }
 
@@ -474,19 +483,25 @@ impl<'a> Emitter<'a> {
 
     /// Looks up the guest address in S0 in the jump cache, flags being spilled: behind it S1 is the
     /// index of the code's address, or the link was taken.
-    pub(crate) fn look_up_jump(&mut self, undo: (u64, i64)) {
-        let link = self.add_link(0, 0, Entry::Guarded, Some(undo));
+    ///
+    /// A miss leaves to the address; with `retry` it has the instruction interpreted, before any of
+    /// its effects.
+    pub(crate) fn look_up_jump(&mut self, retry: bool) {
+        let rip = self.rip_here();
+        let link = self.add_link(0, rip, Entry::Guarded, Some((rip, 0)));
+        if let Some(link) = self.links.get_mut(link) {
+            link.is_interpreted = retry;
+        }
+        let back = if retry { RETRY } else { INDIRECT };
         self.asm.alu_imm(false, Alu::Cmp, Rm::Mem(context!(poll)), 0);
         let stop = self.asm.jcc(cc::NE);
         emit_jump_hash(&mut self.asm);
         let rips = self.jump_slot(self.offsets.jump_rips);
         self.asm.alu(Alu::Cmp, S0, Rm::Mem(rips));
         let miss = self.asm.jcc(cc::NE);
-        let first_link = self.around.first_link;
         for from in [stop, miss] {
             let kind = SlowKind::Link { link, must_spill: false };
-            let _ = first_link;
-            self.add_slow(from, INDIRECT, kind);
+            self.add_slow(from, back, kind);
         }
     }
 

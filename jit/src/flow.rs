@@ -46,7 +46,9 @@ pub(crate) fn effect(row: &Row, iced: &Instruction) -> Effect {
     if touched == 0 {
         return if row.flags_read & STATUS != 0 { Effect::Reads } else { Effect::None };
     }
-    if touched == STATUS && row.flags_read & STATUS == 0 && is_whole(row, iced) {
+    // Comparisons of floating-point numbers may fault, and show the flags before them.
+    let may_fault = matches!(row.class, Class::SimdFloat | Class::X87);
+    if touched == STATUS && row.flags_read & STATUS == 0 && !may_fault && is_whole(row, iced) {
         return Effect::Replaces;
     }
     Effect::Changes

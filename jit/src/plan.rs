@@ -127,6 +127,8 @@ fn action(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
         | Class::Mov => copied(target, row, iced),
         Class::Nop => match iced.mnemonic() {
             Mnemonic::Pause => Action::Copy,
+            // Some forms of it are undefined on some processors.
+            Mnemonic::Reservednop => Action::Handler,
             _ => Action::Nothing,
         },
         Class::Cache => match iced.mnemonic() {
@@ -169,6 +171,11 @@ fn copied(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
     }
     let uses_x87 = matches!(row.unit, Unit::X87 | Unit::Mmx | Unit::SseMmx);
     if uses_x87 && !target.has_numeric_exceptions || iced.mnemonic() == Mnemonic::Wait {
+        return Action::Handler;
+    }
+    let is_zeroing = matches!(iced.mnemonic(), Mnemonic::Vzeroall | Mnemonic::Vzeroupper);
+    if is_zeroing && !target.mode.is_64() {
+        // Only the registers that the mode can name.
         return Action::Handler;
     }
     if iced.mnemonic() == Mnemonic::Lea {

@@ -32,6 +32,8 @@ pub(crate) enum SlowKind {
 
 /// Marks a slow path of a link as one by the address in S0.
 pub(crate) const INDIRECT: usize = 2;
+/// Marks one that has its instruction interpreted.
+pub(crate) const RETRY: usize = 3;
 
 impl Emitter<'_> {
     pub(crate) fn emit_slow_paths(&mut self) {
@@ -75,6 +77,7 @@ impl Emitter<'_> {
                 self.asm.constant(S1, u64::from(self.around.first_link) + link as u64);
                 self.asm.jmp_to(thunks.leave_indirect);
             }
+            SlowKind::Link { link, .. } if path.back == RETRY => self.leave_by(link, false),
             SlowKind::Link { link, must_spill } => {
                 let mut is_live = path.flags != Flags::Spilled;
                 if path.back != 0 {

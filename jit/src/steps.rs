@@ -352,7 +352,7 @@ impl Emitter<'_> {
         self.load_target(step);
         self.want_spilled();
         self.flags = Flags::Spilled;
-        self.look_up_jump((step.iced.ip(), 0));
+        self.look_up_jump(false);
         let codes = self.jump_slot(self.offsets.jump_codes);
         self.asm.jmp_rm(Rm::Mem(codes));
     }
@@ -360,16 +360,17 @@ impl Emitter<'_> {
     fn call_indirect(&mut self, step: &Step) {
         let next = step.iced.next_ip();
         self.load_target(step);
-        self.asm.store(context!(spare), S0);
-        self.push_return_address(step, next);
-        self.asm.load(S0, context!(spare));
-        self.delta_in_s0 = None;
-        self.move_stack(-self.word());
         self.want_spilled();
         self.flags = Flags::Spilled;
-        self.look_up_jump((step.iced.ip(), -i64::from(self.word())));
+        self.remark();
+        // First: a target that is none must leave the stack alone.
+        self.look_up_jump(true);
         let codes = self.jump_slot(self.offsets.jump_codes);
-        self.asm.op(false, &[0xff], 2, Rm::Mem(codes));
+        self.asm.load(S1, codes);
+        self.asm.store(context!(spare), S1);
+        self.push_return_address(step, next);
+        self.move_stack(-self.word());
+        self.asm.op(false, &[0xff], 2, Rm::Mem(context!(spare)));
         self.return_site(next);
     }
 

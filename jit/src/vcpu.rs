@@ -420,6 +420,14 @@ impl Inner {
     fn after_link(&mut self, number: u32, entered: ModeKey) -> Arrival {
         let Some(owned) = self.cache.link(number) else { return Arrival::default() };
         self.cpu.state.rip = owned.link.target;
+        if owned.link.is_interpreted {
+            if self.options.counting {
+                // It was counted when its block was entered.
+                self.cpu.add_retired(u64::MAX);
+            }
+            self.interpret(1);
+            return Arrival::default();
+        }
         // STAC and CLAC change who the block's successor is executed by.
         let mode = ModeKey { view: self.cpu.view(), ..entered };
         let link = (owned.link.at != 0).then_some(PendingLink {
@@ -445,6 +453,10 @@ impl Inner {
         };
         let rsp = &mut self.cpu.state.gpr[cpu::state::gpr::RSP];
         *rsp = rsp.wrapping_sub_signed(moved);
+        if self.options.counting {
+            // It was counted, and does not complete.
+            self.cpu.add_retired(u64::MAX);
+        }
         self.cpu.state.rip = from;
         self.interpret(1);
     }
