@@ -30,6 +30,27 @@ const ALLOWED: &[(Class, &[Mnemonic])] = &[
     (Class::Nop, &[Mnemonic::Nop, Mnemonic::Pause]),
     (Class::Cache, &[Mnemonic::Mfence, Mnemonic::Lfence, Mnemonic::Sfence]),
     (Class::Flag, &[Mnemonic::Clc, Mnemonic::Stc, Mnemonic::Cmc, Mnemonic::Lahf, Mnemonic::Sahf]),
+    // On ranges that were checked, with RSI and RDI host addresses meanwhile.
+    (Class::String, STRINGS),
+];
+
+const STRINGS: &[Mnemonic] = &[
+    Mnemonic::Movsb,
+    Mnemonic::Movsw,
+    Mnemonic::Movsd,
+    Mnemonic::Movsq,
+    Mnemonic::Stosb,
+    Mnemonic::Stosw,
+    Mnemonic::Stosd,
+    Mnemonic::Stosq,
+    Mnemonic::Cmpsb,
+    Mnemonic::Cmpsw,
+    Mnemonic::Cmpsd,
+    Mnemonic::Cmpsq,
+    Mnemonic::Scasb,
+    Mnemonic::Scasw,
+    Mnemonic::Scasd,
+    Mnemonic::Scasq,
 ];
 
 fn is_allowed(row: &Row) -> bool {
@@ -72,6 +93,11 @@ fn objection(host: &Instruction) -> Option<String> {
         && !is_context
     {
         return Some("goes where nobody looked".into());
+    }
+    let is_narrow = (0..host.op_count())
+        .any(|n| matches!(host.op_kind(n), OpKind::MemorySegESI | OpKind::MemoryESEDI));
+    if is_narrow || host.has_segment_prefix() && !is_context {
+        return Some("has an address of another kind".into());
     }
     stack_objection(host, is_context).or_else(|| memory_objection(host, is_context))
 }
@@ -287,7 +313,7 @@ fn what_is_harmful_is_objected_to() {
         &[0x65, 0x48, 0x8b, 0x00],                   // mov rax, [gs:rax]
         &[0x64, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0], // mov rax, [fs:0]
         &[0xff, 0xe0],                               // jmp rax
-        &[0xf3, 0xa4],                               // rep movsb
+        &[0x67, 0xf3, 0xa4],                         // rep movsb [edi], [esi]
         &[0x0f, 0x0b],                               // ud2
     ];
     for bytes in HARMFUL {
