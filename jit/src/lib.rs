@@ -18,6 +18,7 @@ mod bit_strings;
 mod cache;
 mod code_memory;
 mod context;
+mod cross_check;
 mod emit;
 mod encoding;
 mod exit;

@@ -303,6 +303,23 @@ fn flag(target: &Target<'_>, iced: &Instruction) -> Action {
 }
 
 impl Action {
+    /// True if it has no effect but on registers and memory, so that it may be executed twice.
+    pub(crate) fn is_repeatable(self) -> bool {
+        self.is_plain()
+            || matches!(
+                self,
+                Self::Jump
+                    | Self::Branch(_)
+                    | Self::Counted(_)
+                    | Self::Call
+                    | Self::JumpIndirect
+                    | Self::CallIndirect
+                    | Self::Return(_)
+                    | Self::PushFlags
+                    | Self::SetAlignmentFlag(_)
+            )
+    }
+
     /// True if translated code goes from it to the next step whatever happens, faults apart.
     pub(crate) fn is_plain(self) -> bool {
         matches!(

@@ -19,6 +19,9 @@ pub(crate) struct SlowReasons {
     pub(crate) handlers: u64,
     pub(crate) signals: u64,
     pub(crate) interpreted: u64,
+    /// Blocks checked against the interpreter, and how many of them differed.
+    pub(crate) checked: u64,
+    pub(crate) mismatches: u64,
     /// Exits, by kind.
     pub(crate) exits: [u64; 7],
 }
@@ -38,6 +41,11 @@ pub struct Statistics {
 }
 
 impl Statistics {
+    /// Blocks whose results the interpreter did not confirm (`Options::cross_check`).
+    pub fn mismatches(&self) -> u64 {
+        self.slow.mismatches
+    }
+
     /// True if the vCPU's count of retired instructions is exact.
     pub fn is_counting(&self) -> bool {
         self.is_counting
@@ -102,6 +110,9 @@ impl fmt::Display for Statistics {
             "handlers {}, signals {}, interpreted {}, flushes {:?}, exits {:?}, code pages {:?}",
             slow.handlers, slow.signals, slow.interpreted, self.flushes, slow.exits, self.pages
         )?;
+        if slow.checked != 0 {
+            writeln!(f, "blocks checked {}, differing {}", slow.checked, slow.mismatches)?;
+        }
         write!(f, "most called:")?;
         self.called.iter().try_for_each(|(mnemonic, calls)| write!(f, " {mnemonic:?} {calls}"))
     }

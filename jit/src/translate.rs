@@ -176,6 +176,9 @@ impl Inner {
             }
             let is_gated = self.cpu.is_gated(decoder::row(iced.code()), &iced);
             let step = plan::step(&target, iced, at, is_gated);
+            if self.options.cross_check && !step.action.is_repeatable() {
+                break;
+            }
             let is_end = is_gated || step.action.ends_block(step.row);
             let is_branch = matches!(step.action, Action::Branch(_));
             let goes_back = is_branch && iced.near_branch_target() <= iced.ip();

@@ -20,6 +20,7 @@ use memory::CodeWatcher;
 use crate::cache::{Cache, ModeKey, Place};
 use crate::code_memory::{CodeMemory, Contexts, Stacks};
 use crate::context::{Context, NO_PAGE};
+use crate::cross_check::KeptPage;
 use crate::exit::Exit;
 use crate::flow::Recipe;
 use crate::handlers::Handlers;
@@ -58,6 +59,8 @@ pub(crate) struct Inner {
     mode: Option<(ModeKey, u16)>,
     /// Budget when translated code was entered, where instructions are counted.
     entered_budget: u64,
+    /// Pages as they were before a block that is checked.
+    pub(crate) journal: Option<Vec<KeptPage>>,
     pub(crate) slow: SlowReasons,
     pub(crate) translation_ns: u64,
 }
@@ -103,7 +106,11 @@ impl JitCpu {
             cache: Cache::new(code, thunks),
             handlers: Handlers::default(),
             slots: Slots::new(Arc::clone(&contexts), ram_pages),
-            options: options.clone(),
+            // A block that is checked must say how many instructions it has executed.
+            options: Options {
+                counting: options.counting || options.cross_check,
+                ..options.clone()
+            },
             remote,
             stacks,
             contexts,
@@ -112,6 +119,7 @@ impl JitCpu {
             exception: None,
             mode: None,
             entered_budget: 0,
+            journal: None,
             slow: SlowReasons::default(),
             translation_ns: 0,
         };
@@ -342,8 +350,10 @@ impl Inner {
             && link.target == rip
             && link.mode == key
         {
-            self.cache.make_link(link.number, number);
-        } else if !arrival.is_ungrouped {
+            if !self.options.cross_check {
+                self.cache.make_link(link.number, number);
+            }
+        } else if !arrival.is_ungrouped && !self.options.cross_check {
             let code = (self.cache.code.base() + guarded) as u64;
             let index = crate::context::jump_index(rip);
             let jumps = self.slots.current_context().jumps(key.view);
@@ -356,6 +366,7 @@ impl Inner {
     /// Enters code at position `code` and does what its exit asks for.
     fn execute(&mut self, code: usize, budget: u64) -> Arrival {
         let Some((key, _)) = self.mode else { return Arrival::default() };
+        let before = self.options.cross_check.then(|| (self.begin_check(), self.cpu.retired()));
         if !self.is_x87_live {
             runtime::load_x87(&self.cpu.state.fpu);
             self.is_x87_live = true;
@@ -375,7 +386,35 @@ impl Inner {
         if matches!(exit, Exit::Link | Exit::Indirect | Exit::Signal) {
             self.save_context();
         }
+        if let Some((before, retired)) = before {
+            let undone = self.locate_exit(exit);
+            let executed = self.cpu.retired().wrapping_sub(retired).wrapping_sub(undone);
+            self.end_check(before, executed, exit);
+        }
         self.after(exit, key)
+    }
+
+    /// Puts RIP where translated code has left it, for exits that leave that to [`Inner::after`]; how
+    /// many instructions were counted that are to be executed yet.
+    fn locate_exit(&mut self, exit: Exit) -> u64 {
+        let context = self.slots.current_context();
+        let (number, target) = (context.exit_link, context.rip);
+        match exit {
+            Exit::Link => {
+                if let Some(owned) = self.cache.link(number) {
+                    self.cpu.state.rip = owned.link.target;
+                    return u64::from(owned.link.is_interpreted);
+                }
+            }
+            Exit::Indirect | Exit::Signal => self.cpu.state.rip = target,
+            _ => {}
+        }
+        0
+    }
+
+    /// The state's mode must be looked up again.
+    pub(crate) fn mode_is_stale(&mut self) {
+        self.mode = None;
     }
 
     fn after(&mut self, exit: Exit, entered: ModeKey) -> Arrival {
@@ -509,7 +548,7 @@ impl Inner {
     }
 
     /// Takes x87 state out of the host's unit, if it is there.
-    fn settle_x87(&mut self) {
+    pub(crate) fn settle_x87(&mut self) {
         if std::mem::take(&mut self.is_x87_live) {
             runtime::save_x87(&mut self.cpu.state.fpu);
         }
@@ -535,6 +574,16 @@ impl Inner {
         0
     }
 
+    /// Translated code changes EFLAGS.AC, and with it the view, by itself.
+    fn follow_alignment_flag(&mut self) {
+        let flag = u64::from(self.slots.current_context().alignment_flag);
+        if (self.cpu.state.rflags ^ flag) & rflags::AC != 0 {
+            self.cpu.state.rflags ^= rflags::AC;
+            self.cpu.mode_changed();
+            self.mode = None;
+        }
+    }
+
     /// Computes the flags that were nowhere.
     fn follow(&mut self, recipe: Option<Recipe>) {
         if let Some(recipe) = recipe {
@@ -548,6 +597,7 @@ impl Inner {
     /// The host address of `size` bytes at linear address `address`; 0 to leave.
     pub(crate) fn access(&mut self, address: u64, what: Wanted, from: usize) -> u64 {
         self.remote.leave_code();
+        self.follow_alignment_flag();
         self.slow.tlb_misses += 1;
         if self.options.trash_helpers {
             runtime::trash();
@@ -635,6 +685,9 @@ impl Inner {
             return None;
         }
         let host = self.cpu.ram().host_address(page.ram_page)?.0;
+        if is_write {
+            self.keep_page(page.ram_page);
+        }
         let view = self.cpu.view();
         self.slots.note(address, view, page.is_global, page.shift);
         let linear = address & !0xfff;
@@ -667,6 +720,7 @@ impl Inner {
     pub(crate) fn group(&mut self, address: u64, what: Wanted, from: usize) -> u64 {
         let Wanted { size: span, is_write, .. } = what;
         self.remote.leave_code();
+        self.follow_alignment_flag();
         self.slow.tlb_misses += 1;
         if self.options.trash_helpers {
             runtime::trash();
