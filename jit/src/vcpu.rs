@@ -452,7 +452,11 @@ impl Inner {
                 }
                 Arrival::default()
             }
-            Exit::State => Arrival::default(),
+            Exit::State => {
+                // What a handler has left to be taken behind it: SYSRET that sets TF, say.
+                self.cpu.take_debug_trap();
+                Arrival::default()
+            }
         }
     }
 
