@@ -38,4 +38,4 @@ mod cpu;
 mod reset;
 
 pub use cpu::{Cpu, Environment};
-pub use translator::{CodePage, DataPage};
+pub use translator::{CodePage, DataPage, FastSystemCalls};

@@ -36,6 +36,11 @@ pub struct Mode {
     pub key: u64,
 }
 
+/// Where the key has the CPL.
+const CPL_SHIFT: u32 = 6;
+/// Where the key has bits of CR4.
+const CR4_SHIFT: u32 = 16;
+
 impl Mode {
     /// Derives the mode from the registers.
     pub fn of(state: &State) -> Self {
@@ -82,12 +87,22 @@ impl Mode {
         let operating = self.operating as u64;
         // CR0's four gates are bits 1 to 5, CR4's lie below bit 23, XCR0's used bits below bit 10.
         cr0_gates
-            | u64::from(self.cpl) << 6
+            | u64::from(self.cpl) << CPL_SHIFT
             | operating << 8
             | u64::from(self.code_bits >> 5) << 11
             | iopl << 13
-            | (state.cr4 & CR4_GATES) << 16
+            | (state.cr4 & CR4_GATES) << CR4_SHIFT
             | (state.xcr0 & 0x3ff) << 48
+    }
+
+    /// The key of the same mode at another privilege, of a segment like the current one.
+    pub fn key_at(&self, cpl: u8) -> u64 {
+        self.key & !(3 << CPL_SHIFT) | u64::from(cpl & 3) << CPL_SHIFT
+    }
+
+    /// CR4.FSGSBASE.
+    pub fn has_fsgsbase(&self) -> bool {
+        self.key >> CR4_SHIFT & cr4::FSGSBASE != 0
     }
 
     /// True in 64-bit mode.

@@ -37,6 +37,15 @@ pub struct CodePage {
     pub shift: u32,
 }
 
+/// See [`Cpu::fast_system_calls`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FastSystemCalls {
+    /// Where SYSCALL goes.
+    pub entry: u64,
+    /// The flags that it clears.
+    pub mask: u64,
+}
+
 impl Cpu {
     /// Takes what waits between two instructions; `Some` is why the owner must look.
     pub fn at_boundary(&mut self) -> Option<VmExit> {

@@ -130,6 +130,22 @@ pub(crate) struct Context {
     pub(crate) fs_base: u64,
     /// See [`Context::fs_base`].
     pub(crate) gs_base: u64,
+    /// IA32_KERNEL_GS_BASE.
+    pub(crate) kernel_gs_base: u64,
+    /// CR2, to be read.
+    pub(crate) cr2: u64,
+    /// The privilege that code runs at.
+    pub(crate) cpl: u32,
+    /// What Rust has to catch up with: [`CALLED`] and [`RETURNED`].
+    pub(crate) system_calls: u32,
+    /// SYSCALL and SYSRETQ may be executed without Rust; what follows says how.
+    pub(crate) has_system_calls: u32,
+    /// The flags that SYSCALL keeps, as [`Context::flags`] has them.
+    pub(crate) kept_status: u32,
+    /// The others of the flags that SYSCALL keeps.
+    pub(crate) kept_flags: u32,
+    /// Where SYSCALL goes.
+    pub(crate) system_entry: u64,
     /// Instructions left of the budget, where they are counted.
     pub(crate) budget: u64,
     /// Room for values that two scratch registers cannot hold.
@@ -150,6 +166,11 @@ pub(crate) struct Context {
     pub(crate) tlb_supervisor: [TlbEntry; SUPERVISOR_ENTRIES],
     pub(crate) tlb_supervisor_ac: [TlbEntry; SUPERVISOR_AC_ENTRIES],
 }
+
+/// SYSCALL was executed.
+pub(crate) const CALLED: u32 = 1;
+/// SYSRETQ was executed, behind the SYSCALL if there was one.
+pub(crate) const RETURNED: u32 = 2;
 
 /// The offsets of what depends on who executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

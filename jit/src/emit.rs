@@ -17,7 +17,7 @@ use crate::context::{Context, GROUPS, JUMP_HASH, JUMP_SHIFT, ViewOffsets, view_o
 use crate::flags::SPILL_BYTES;
 use crate::flow::{Effect, Flags, Recipe, effect};
 use crate::plan::{Action, Step};
-use crate::registers::{GUEST_RSP, Number, RAX, S0, S1, host};
+use crate::registers::{GUEST_RSP, Number, S0, S1, host};
 use crate::slow::{INDIRECT, RETRY, SlowKind, SlowPath};
 use crate::thunks::Thunks;
 
@@ -305,6 +305,9 @@ impl<'a> Emitter<'a> {
             | Action::BitString
             | Action::AbsoluteMov
             | Action::TranslateByte
+            | Action::SystemCall
+            | Action::SystemReturn
+            | Action::WriteBase
             | Action::SetInterruptFlag(_) => true,
             _ => false,
         }
@@ -323,6 +326,8 @@ impl<'a> Emitter<'a> {
                 matches!(
                     step.action,
                     Action::Handler
+                        | Action::SystemCall
+                        | Action::SystemReturn
                         | Action::PopFlags
                         | Action::SetAlignmentFlag(_)
                         | Action::SetInterruptFlag(_)
@@ -487,6 +492,11 @@ impl<'a> Emitter<'a> {
     /// A miss leaves to the address; with `retry` it has the instruction interpreted, before any of
     /// its effects.
     pub(crate) fn look_up_jump(&mut self, retry: bool) {
+        self.look_up_jump_of(self.offsets, retry);
+    }
+
+    /// The same in the jump cache of another view.
+    pub(crate) fn look_up_jump_of(&mut self, view: ViewOffsets, retry: bool) {
         let rip = self.rip_here();
         let link = self.add_link(0, rip, Entry::Guarded, Some((rip, 0)));
         if let Some(link) = self.links.get_mut(link) {
@@ -496,7 +506,7 @@ impl<'a> Emitter<'a> {
         self.asm.alu_imm(false, Alu::Cmp, Rm::Mem(context!(poll)), 0);
         let stop = self.asm.jcc(cc::NE);
         emit_jump_hash(&mut self.asm);
-        let rips = self.jump_slot(self.offsets.jump_rips);
+        let rips = self.jump_slot(view.jump_rips);
         self.asm.alu(Alu::Cmp, S0, Rm::Mem(rips));
         let miss = self.asm.jcc(cc::NE);
         for from in [stop, miss] {

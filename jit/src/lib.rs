@@ -15,6 +15,7 @@
 
 mod asm;
 mod bit_strings;
+mod border;
 mod cache;
 mod code_memory;
 mod context;
@@ -37,6 +38,7 @@ mod slow;
 mod statistics;
 mod steps;
 mod strings;
+mod system_steps;
 mod thunks;
 mod translate;
 mod vcpu;

@@ -57,6 +57,18 @@ pub(crate) enum Action {
     AbsoluteMov,
     /// XLAT.
     TranslateByte,
+    /// SYSCALL at CPL 3 in 64-bit mode.
+    SystemCall,
+    /// SYSRETQ at CPL 0.
+    SystemReturn,
+    /// SWAPGS.
+    SwapGs,
+    /// RDFSBASE and RDGSBASE.
+    ReadBase,
+    /// WRFSBASE and WRGSBASE.
+    WriteBase,
+    /// MOV from CR2.
+    ReadFaultAddress,
     /// Executed by the interpreter's handler, called from the block.
     Handler,
 }
@@ -141,6 +153,31 @@ fn action(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
         Class::String if target.mode.is_64() => {
             StringOperation::of(iced).map_or(Action::Handler, Action::String)
         }
+        Class::FarTransfer | Class::Segment | Class::ControlRegister if target.mode.is_64() => {
+            system(target, iced)
+        }
+        _ => Action::Handler,
+    }
+}
+
+/// Instructions of operating systems in 64-bit mode.
+fn system(target: &Target<'_>, iced: &Instruction) -> Action {
+    let is_base = iced.op0_kind() == OpKind::Register && target.mode.has_fsgsbase();
+    match iced.code() {
+        Code::Syscall if target.mode.cpl == 3 => Action::SystemCall,
+        Code::Sysretq if target.mode.cpl == 0 => Action::SystemReturn,
+        Code::Swapgs => Action::SwapGs,
+        Code::Rdfsbase_r32 | Code::Rdfsbase_r64 | Code::Rdgsbase_r32 | Code::Rdgsbase_r64
+            if is_base =>
+        {
+            Action::ReadBase
+        }
+        Code::Wrfsbase_r32 | Code::Wrfsbase_r64 | Code::Wrgsbase_r32 | Code::Wrgsbase_r64
+            if is_base =>
+        {
+            Action::WriteBase
+        }
+        Code::Mov_r64_cr if iced.op1_register() == Register::CR2 => Action::ReadFaultAddress,
         _ => Action::Handler,
     }
 }
@@ -346,6 +383,8 @@ impl Action {
             | Self::Return(_)
             | Self::PopFlags
             | Self::SetAlignmentFlag(_)
+            | Self::SystemCall
+            | Self::SystemReturn
             | Self::SetInterruptFlag(true) => true,
             Self::Handler => row.ends_block,
             _ => false,

@@ -3,14 +3,11 @@
 //! Commit order, for every step: what can fault comes first, guest registers change last, so that a
 //! fault finds the state before the instruction.
 
-use std::mem::offset_of;
-
 use cpu::state::rflags;
 use decoder::MemoryShape;
 use iced_x86::{Mnemonic, OpCodeOperandKind as K, OpKind, Register};
 
 use crate::asm::{Alu, Mem, Rm, cc};
-use crate::context::Context;
 use crate::emit::{Emitter, Entry, MarkedFlags, context, in_context};
 use crate::encoding::{Encoding, Operands};
 use crate::flow::{Effect, Flags, effect};
@@ -53,6 +50,12 @@ impl Emitter<'_> {
             Action::BitString => self.bit_string(step),
             Action::AbsoluteMov => self.absolute_mov(step),
             Action::TranslateByte => self.translate_byte(step),
+            Action::SystemCall => self.system_call(step),
+            Action::SystemReturn => self.system_return(step),
+            Action::SwapGs => self.swap_gs(),
+            Action::ReadBase => self.read_base(step),
+            Action::WriteBase => self.write_base(step),
+            Action::ReadFaultAddress => self.read_fault_address(step),
             Action::Handler => self.handler(step),
         }
     }
@@ -449,18 +452,7 @@ impl Emitter<'_> {
         self.want_spilled();
         self.free_flags();
         self.delta_in_s0 = None;
-        self.asm.movzx8(S1, Rm::Mem(Mem::context(offset_of!(Context, flags) + 1)));
-        self.asm.movzx8(S0, Rm::Mem(context!(flags)));
-        self.asm.shl32(S0, 11);
-        self.asm.alu32(Alu::Or, S1, Rm::Reg(S0));
-        for field in [
-            context!(interrupt_flag),
-            context!(direction_flag),
-            context!(alignment_flag),
-            context!(system_flags),
-        ] {
-            self.asm.alu32(Alu::Or, S1, Rm::Mem(field));
-        }
+        self.gather_flags(S1);
         // RF is not pushed.
         self.asm.alu_imm(false, Alu::And, Rm::Reg(S1), !(rflags::RF | rflags::VM) as i32);
         self.asm.store(context!(spare), S1);
@@ -492,14 +484,7 @@ impl Emitter<'_> {
         let pending = self.asm.jcc(cc::NE);
         self.store_masked(rflags::IF as i32, context!(interrupt_flag));
         self.store_masked(rflags::DF as i32, context!(direction_flag));
-        // CF, PF, AF, ZF, SF as LAHF has them; OF in the low byte.
-        self.asm.mov32(S0, S1);
-        self.asm.alu_imm(false, Alu::And, Rm::Reg(S0), 0xd5);
-        self.asm.shl32(S0, 8);
-        self.asm.shr32(S1, 11);
-        self.asm.alu_imm(false, Alu::And, Rm::Reg(S1), 1);
-        self.asm.alu32(Alu::Or, S0, Rm::Reg(S1));
-        self.asm.store32(context!(flags), S0);
+        self.scatter_status();
         self.move_stack(8);
         let done = self.asm.jmp();
         self.asm.patch_here(other);
@@ -510,7 +495,7 @@ impl Emitter<'_> {
     }
 
     /// Stores the bits `mask` of S1. Destroys S0.
-    fn store_masked(&mut self, mask: i32, to: Mem) {
+    pub(crate) fn store_masked(&mut self, mask: i32, to: Mem) {
         self.asm.mov32(S0, S1);
         self.asm.alu_imm(false, Alu::And, Rm::Reg(S0), mask);
         self.asm.store32(to, S0);

@@ -44,6 +44,9 @@ pub(crate) struct Thunks {
     pub(crate) handler: usize,
     /// Where host returns go whose return site does not match, by view.
     mispredicted: [usize; 3],
+    /// Where a host return goes when the stack of predictions is empty: as `mispredicted`, for
+    /// whoever executes.
+    pub(crate) sentinel: usize,
     /// One past the last byte.
     pub(crate) end: usize,
 }
@@ -123,13 +126,20 @@ pub(crate) fn emit(unit: VectorUnit, helpers: Helpers) -> (Vec<u8>, Thunks) {
     emit_call(&mut ops, unit, helpers.group);
     thunks.handler = ops.offset().0;
     emit_call(&mut ops, unit, helpers.handler);
+    let supervisor = ops.new_dynamic_label();
+    thunks.sentinel = ops.offset().0;
+    dynasm!(ops ; .arch x64 ; gs cmp DWORD [at!(cpl)], 3 ; jne =>supervisor);
     thunks.mispredicted[0] = ops.offset().0;
     emit_mispredicted(&mut ops, View::User, indirect);
     // A return may come from code with another EFLAGS.AC than its call's: the flag itself decides.
     let with_ac = ops.new_dynamic_label();
     thunks.mispredicted[1] = ops.offset().0;
     thunks.mispredicted[2] = ops.offset().0;
-    dynasm!(ops ; .arch x64 ; gs cmp DWORD [at!(alignment_flag)], 0 ; jne =>with_ac);
+    dynasm!(ops ; .arch x64
+        ; =>supervisor
+        ; gs cmp DWORD [at!(alignment_flag)], 0
+        ; jne =>with_ac
+    );
     emit_mispredicted(&mut ops, View::Supervisor, indirect);
     dynasm!(ops ; .arch x64 ; =>with_ac);
     emit_mispredicted(&mut ops, View::SupervisorAc, indirect);

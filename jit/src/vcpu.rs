@@ -19,7 +19,7 @@ use memory::CodeWatcher;
 
 use crate::cache::{Cache, ModeKey, Place};
 use crate::code_memory::{CodeMemory, Contexts, Stacks};
-use crate::context::{Context, NO_PAGE};
+use crate::context::{Context, NO_PAGE, VIEWS};
 use crate::cross_check::KeptPage;
 use crate::exit::Exit;
 use crate::flow::Recipe;
@@ -48,7 +48,7 @@ pub(crate) struct Inner {
     pub(crate) slots: Slots,
     pub(crate) options: Options,
     pub(crate) remote: Arc<Remote>,
-    stacks: Stacks,
+    pub(crate) stacks: Stacks,
     contexts: Arc<Contexts>,
     has_fsgsbase: bool,
     /// The guest's x87 state is in the host's unit.
@@ -56,9 +56,11 @@ pub(crate) struct Inner {
     /// Raised by a helper, to be delivered.
     exception: Option<Exception>,
     /// The mode that the state is in, if it was looked up since it last changed.
-    mode: Option<(ModeKey, u16)>,
+    pub(crate) mode: Option<(ModeKey, u16)>,
+    /// By view: the number of the mode that it has while no control register changes.
+    pub(crate) family: [Option<u16>; 3],
     /// Budget when translated code was entered, where instructions are counted.
-    entered_budget: u64,
+    pub(crate) entered_budget: u64,
     /// Pages as they were before a block that is checked.
     pub(crate) journal: Option<Vec<KeptPage>>,
     pub(crate) slow: SlowReasons,
@@ -95,7 +97,7 @@ impl JitCpu {
         if !code.write(0, &bytes) || bytes.is_empty() {
             return Err(JitError::Size { bytes: options.cache_bytes });
         }
-        stacks.set_sentinel((code.base() + thunks.mispredicted(View::User)) as u64);
+        stacks.set_sentinel((code.base() + thunks.sentinel) as u64);
         let remote = Arc::new(Remote::new(Arc::clone(&contexts), stacks.trap()));
         environment.events.set_doorbell(Arc::clone(&remote) as _);
         let watcher = Arc::downgrade(&(Arc::clone(&remote) as Arc<dyn CodeWatcher>));
@@ -118,6 +120,7 @@ impl JitCpu {
             is_x87_live: false,
             exception: None,
             mode: None,
+            family: [None; 3],
             entered_budget: 0,
             journal: None,
             slow: SlowReasons::default(),
@@ -304,6 +307,7 @@ impl Inner {
                 whole: [seg::FS, seg::GS].map(|s| is_64 || self.cpu.is_whole_segment(s)),
             };
             self.mode = self.cache.mode(key).map(|number| (key, number));
+            self.family = VIEWS.map(|view| self.mode_of(key, view));
             let pcid = if self.cpu.state.cr4 & cr4::PCIDE != 0 {
                 self.cpu.state.cr3 as u16 & 0xfff
             } else {
@@ -312,6 +316,18 @@ impl Inner {
             self.slots.select(pcid);
         }
         self.mode
+    }
+
+    /// The number of the mode in which `view` executes, if translated code can get there from mode
+    /// `key` by itself.
+    fn mode_of(&mut self, key: ModeKey, view: View) -> Option<u16> {
+        let is_same_level = (view == View::User) == (key.view == View::User);
+        if is_same_level {
+            return self.cache.mode(ModeKey { view, ..key });
+        }
+        self.cpu.fast_system_calls()?;
+        let cpl = if view == View::User { 3 } else { 0 };
+        self.cache.mode(ModeKey { view, key: self.cpu.mode.key_at(cpl), ..key })
     }
 
     /// Interprets, at most `count` instructions.
@@ -331,7 +347,12 @@ impl Inner {
         arrival: &Arrival,
     ) -> Result<Option<(usize, usize)>, Exception> {
         let rip = self.cpu.state.rip;
-        self.slots.prepare_jumps(key.view, mode);
+        let _ = mode;
+        for (view, mode) in VIEWS.into_iter().zip(self.family) {
+            if let Some(mode) = mode {
+                self.slots.prepare_jumps(view, mode);
+            }
+        }
         let is_plain = !arrival.must_look && !arrival.is_ungrouped && arrival.link.is_none();
         if is_plain && !self.options.counting {
             let jumps = self.slots.current_context().jumps(key.view);
@@ -365,7 +386,6 @@ impl Inner {
 
     /// Enters code at position `code` and does what its exit asks for.
     fn execute(&mut self, code: usize, budget: u64) -> Arrival {
-        let Some((key, _)) = self.mode else { return Arrival::default() };
         let before = self.options.cross_check.then(|| (self.begin_check(), self.cpu.retired()));
         if !self.is_x87_live {
             runtime::load_x87(&self.cpu.state.fpu);
@@ -391,7 +411,7 @@ impl Inner {
             let executed = self.cpu.retired().wrapping_sub(retired).wrapping_sub(undone);
             self.end_check(before, executed, exit);
         }
-        self.after(exit, key)
+        self.after(exit)
     }
 
     /// Puts RIP where translated code has left it, for exits that leave that to [`Inner::after`]; how
@@ -417,12 +437,12 @@ impl Inner {
         self.mode = None;
     }
 
-    fn after(&mut self, exit: Exit, entered: ModeKey) -> Arrival {
+    fn after(&mut self, exit: Exit) -> Arrival {
         let context = self.slots.current_context();
         let (number, target) = (context.exit_link, context.rip);
         let (signal, from) = (context.spare[1], context.spare[2]);
         match exit {
-            Exit::Link => self.after_link(number, entered),
+            Exit::Link => self.after_link(number),
             Exit::Indirect => {
                 self.cpu.state.rip = target;
                 self.undo_wild_transfer(number);
@@ -460,7 +480,7 @@ impl Inner {
         }
     }
 
-    fn after_link(&mut self, number: u32, entered: ModeKey) -> Arrival {
+    fn after_link(&mut self, number: u32) -> Arrival {
         let Some(owned) = self.cache.link(number) else { return Arrival::default() };
         self.cpu.state.rip = owned.link.target;
         if owned.link.is_interpreted {
@@ -471,14 +491,13 @@ impl Inner {
             self.interpret(1);
             return Arrival::default();
         }
-        // STAC and CLAC change who the block's successor is executed by.
-        let mode = ModeKey { view: self.cpu.view(), ..entered };
-        let link = (owned.link.at != 0).then_some(PendingLink {
-            number,
-            target: owned.link.target,
-            mode,
-            generation: self.cache.generation,
-        });
+        let generation = self.cache.generation;
+        let link = match self.mode() {
+            Some((mode, _)) if owned.link.at != 0 => {
+                Some(PendingLink { number, target: owned.link.target, mode, generation })
+            }
+            _ => None,
+        };
         Arrival { link, must_look: true, is_ungrouped: owned.link.is_ungrouped }
     }
 
@@ -502,53 +521,6 @@ impl Inner {
         }
         self.cpu.state.rip = from;
         self.interpret(1);
-    }
-
-    /// State to context.
-    fn load_context(&mut self, budget: u64) {
-        let flags = self.cpu.state.rflags;
-        let fpu: *mut cpu::fpu::FpuState = &raw mut self.cpu.state.fpu;
-        let gpr = self.cpu.state.gpr;
-        let (fs, gs) =
-            (self.cpu.state.segments[seg::FS].base, self.cpu.state.segments[seg::GS].base);
-        let events = self.cpu.events().pending_address();
-        let (bottom, ac_bottom) = (self.stacks.bottom(), self.stacks.ac_bottom());
-        let view = if self.cpu.state.cpl == 3 { View::User } else { View::Supervisor };
-        let sentinel = self.cache.code.base() + self.cache.thunks.mispredicted(view);
-        self.stacks.set_sentinel(sentinel as u64);
-        self.entered_budget = budget;
-        let context = self.slots.current_context();
-        context.gpr = gpr;
-        put_flags(context, flags);
-        context.fpu = fpu;
-        context.host_mxcsr = 0x1f80;
-        context.events = events;
-        context.fs_base = fs;
-        context.gs_base = gs;
-        context.stack_bottom = bottom;
-        context.ac_stack_bottom = ac_bottom;
-        context.saved_rsp = bottom;
-        context.budget = budget;
-    }
-
-    /// Context to state, RIP apart.
-    fn save_context(&mut self) {
-        let context = self.slots.current_context();
-        let gpr = context.gpr;
-        let flags = flags_of(context);
-        let (before, after) = (self.entered_budget, context.budget);
-        context.budget = 0;
-        self.entered_budget = 0;
-        self.cpu.state.gpr = gpr;
-        let changed = self.cpu.state.rflags ^ flags;
-        self.cpu.state.rflags = flags;
-        if changed & rflags::AC != 0 {
-            self.cpu.mode_changed();
-            self.mode = None;
-        }
-        if self.options.counting {
-            self.cpu.add_retired(before.wrapping_sub(after));
-        }
     }
 
     /// Takes x87 state out of the host's unit, if it is there.
@@ -578,16 +550,6 @@ impl Inner {
         0
     }
 
-    /// Translated code changes EFLAGS.AC, and with it the view, by itself.
-    fn follow_alignment_flag(&mut self) {
-        let flag = u64::from(self.slots.current_context().alignment_flag);
-        if (self.cpu.state.rflags ^ flag) & rflags::AC != 0 {
-            self.cpu.state.rflags ^= rflags::AC;
-            self.cpu.mode_changed();
-            self.mode = None;
-        }
-    }
-
     /// Computes the flags that were nowhere.
     fn follow(&mut self, recipe: Option<Recipe>) {
         if let Some(recipe) = recipe {
@@ -601,7 +563,7 @@ impl Inner {
     /// The host address of `size` bytes at linear address `address`; 0 to leave.
     pub(crate) fn access(&mut self, address: u64, what: Wanted, from: usize) -> u64 {
         self.remote.leave_code();
-        self.follow_alignment_flag();
+        self.settle();
         self.slow.tlb_misses += 1;
         if self.options.trash_helpers {
             runtime::trash();
@@ -724,7 +686,7 @@ impl Inner {
     pub(crate) fn group(&mut self, address: u64, what: Wanted, from: usize) -> u64 {
         let Wanted { size: span, is_write, .. } = what;
         self.remote.leave_code();
-        self.follow_alignment_flag();
+        self.settle();
         self.slow.tlb_misses += 1;
         if self.options.trash_helpers {
             runtime::trash();
@@ -810,20 +772,6 @@ impl Inner {
             || !self.cpu.is_unwatched()
     }
 
-    /// As [`Inner::load_context`], for code that goes on where it was: its stack stays.
-    fn reload_context(&mut self, budget: u64) {
-        let flags = self.cpu.state.rflags;
-        let gpr = self.cpu.state.gpr;
-        let (fs, gs) =
-            (self.cpu.state.segments[seg::FS].base, self.cpu.state.segments[seg::GS].base);
-        let context = self.slots.current_context();
-        context.gpr = gpr;
-        put_flags(context, flags);
-        context.fs_base = fs;
-        context.gs_base = gs;
-        context.budget = budget;
-    }
-
     // Signals.
 
     /// What to do about a fault of translated code at host address `pc` that touched `address`.
@@ -877,28 +825,6 @@ impl Wanted {
 
 /// The signal was a safe point's.
 const SIGNAL_SAFEPOINT: u64 = 1;
-
-/// RFLAGS into the context's parts.
-fn put_flags(context: &mut Context, flags: u64) {
-    let special = rflags::STATUS | rflags::IF | rflags::DF | rflags::AC;
-    context.flags = (flags as u32 & 0xd5) << 8 | (flags >> 11 & 1) as u32;
-    context.interrupt_flag = (flags & rflags::IF) as u32;
-    context.direction_flag = (flags & rflags::DF) as u32;
-    context.alignment_flag = (flags & rflags::AC) as u32;
-    context.system_flags = (flags & !special) as u32;
-}
-
-/// RFLAGS from the context's parts.
-fn flags_of(context: &Context) -> u64 {
-    let status = context.flags >> 8 & 0xd5 | (context.flags & 1) << 11;
-    u64::from(
-        status
-            | context.interrupt_flag
-            | context.direction_flag
-            | context.alignment_flag
-            | context.system_flags,
-    )
-}
 
 /// Orders a store before loads behind it, for readers of the rules above.
 const _: Ordering = Ordering::SeqCst;

@@ -20,6 +20,7 @@ use crate::interp::dispatch::Table;
 use crate::interp::insn::Insn;
 use crate::state::{Segment, attr, cr0, efer, gpr, rflags, seg};
 use crate::transfer::code::Target;
+use crate::translator::FastSystemCalls;
 
 const FLAT: u16 = attr::P | attr::S | attr::RW | attr::ACCESSED | attr::G;
 const R11: usize = 11;
@@ -49,12 +50,65 @@ impl Cpu {
             && (self.mode.is_64() || self.is_amd());
         if is_offered { Ok(()) } else { Err(Exception::UD) }
     }
+
+    /// CS and CPL behind SYSCALL; SS is loaded.
+    fn syscall_segments(&mut self, size: u16) -> Segment {
+        let selector = (self.state.msrs.star >> 32) as u16;
+        self.state.segments[seg::SS] = flat_stack((selector & !3).wrapping_add(8), 0);
+        flat_code(selector, 0, size)
+    }
+
+    /// CS behind SYSRET, to 64-bit mode if `is_long`; SS is loaded.
+    fn sysret_segments(&mut self, is_long: bool) -> Segment {
+        let base = (self.state.msrs.star >> 48) as u16;
+        let ss = flat_stack(base.wrapping_add(8), 3);
+        let old = self.state.segments[seg::SS];
+        self.state.segments[seg::SS] =
+            if self.is_amd() { Segment { selector: ss.selector, ..old } } else { ss };
+        if is_long {
+            flat_code(base.wrapping_add(16), 3, attr::L)
+        } else {
+            flat_code(base, 3, attr::DB)
+        }
+    }
+
+    /// What SYSCALL does now, and that SYSRETQ works, for a translator that executes them itself;
+    /// `None` if they are to be interpreted. Such a SYSCALL leaves TF, IF, DF, IOPL, NT and AC clear.
+    pub fn fast_system_calls(&self) -> Option<FastSystemCalls> {
+        const CLEARED: u64 =
+            rflags::TF | rflags::IF | rflags::DF | rflags::IOPL | rflags::NT | rflags::AC;
+        let msrs = &self.state.msrs;
+        let is_fast = self.check_syscall().is_ok()
+            && self.mode.is_64()
+            && self.state.rflags & rflags::IOPL == 0
+            && msrs.sfmask & CLEARED == CLEARED;
+        is_fast.then_some(FastSystemCalls { entry: msrs.lstar, mask: msrs.sfmask })
+    }
+
+    /// Catches up with a translator that has executed SYSCALL (`has_called`) and SYSRETQ behind it
+    /// (`has_returned`), and has set RFLAGS.AC to `alignment_flag`: segments, CPL and mode.
+    pub fn follow_system_calls(
+        &mut self,
+        has_called: bool,
+        has_returned: bool,
+        alignment_flag: u64,
+    ) {
+        if has_called {
+            self.state.segments[seg::CS] = self.syscall_segments(attr::L);
+            self.state.cpl = 0;
+        }
+        if has_returned {
+            self.state.segments[seg::CS] = self.sysret_segments(true);
+            self.state.cpl = 3;
+        }
+        self.set_flags(rflags::AC, alignment_flag);
+        self.mode_changed();
+    }
 }
 
 fn syscall(cpu: &mut Cpu, _: &Insn) -> Exec {
     cpu.check_syscall()?;
     let msrs = &cpu.state.msrs;
-    let selector = (msrs.star >> 32) as u16;
     let is_long = cpu.mode.is_long();
     let entry = match (is_long, cpu.mode.is_64()) {
         (true, true) => msrs.lstar,
@@ -70,8 +124,8 @@ fn syscall(cpu: &mut Cpu, _: &Insn) -> Exec {
         cpu.state.rflags = flags & !(rflags::IF | rflags::VM);
     }
     let size = if is_long { attr::L } else { attr::DB };
-    cpu.state.segments[seg::SS] = flat_stack((selector & !3).wrapping_add(8), 0);
-    cpu.enter(&Target { cs: flat_code(selector, 0, size), cpl: 0, rip: entry });
+    let cs = cpu.syscall_segments(size);
+    cpu.enter(&Target { cs, cpl: 0, rip: entry });
     // The trap behind SYSCALL goes by the flags behind it.
     cpu.suppress_step = !cpu.flag(rflags::TF);
     Ok(())
@@ -87,16 +141,8 @@ fn sysret<const LONG: bool>(cpu: &mut Cpu, _: &Insn) -> Exec {
     if LONG && !cpu.is_amd() && !cpu.mode.is_canonical(rcx) {
         return Err(Exception::GP0);
     }
-    let base = (cpu.state.msrs.star >> 48) as u16;
-    let (cs, rip) = if LONG {
-        (flat_code(base.wrapping_add(16), 3, attr::L), rcx)
-    } else {
-        (flat_code(base, 3, attr::DB), rcx & 0xffff_ffff)
-    };
-    let ss = flat_stack(base.wrapping_add(8), 3);
-    let old = cpu.state.segments[seg::SS];
-    cpu.state.segments[seg::SS] =
-        if cpu.is_amd() { Segment { selector: ss.selector, ..old } } else { ss };
+    let cs = cpu.sysret_segments(LONG);
+    let rip = if LONG { rcx } else { rcx & 0xffff_ffff };
     if cpu.mode.is_long() {
         cpu.state.rflags = cpu.state.gpr[R11] & SYSRET_FLAGS | rflags::FIXED;
     } else {
