@@ -1,0 +1,163 @@
+//! `--jit-cross-check`: every translated block is executed by the interpreter too, from the same
+//! state and the same memory, and the results are compared.
+//!
+//! Strategy: a block runs alone (no links are made), under a journal: the TLBs are empty when it
+//! begins, so the first store to each page passes the slow path, which keeps the page as it was. Then
+//! memory and state are put back, and the interpreter executes as many instructions. The guest goes
+//! on with the interpreter's results. What cannot be taken back (handlers, devices) never runs in a
+//! translated block in this mode.
+//!
+//! Known limits: memory that other vCPUs or devices change meanwhile looks like a difference.
+
+use cpu::engine::Vcpu;
+use cpu::state::State;
+use iced_x86::Decoder;
+use memory::PAGE_SIZE;
+
+use crate::context::VIEWS;
+use crate::exit::Exit;
+use crate::vcpu::Inner;
+
+/// A page of RAM as it was before the block's first store to it.
+pub(crate) struct KeptPage {
+    ram_page: u64,
+    bytes: Box<[u8]>,
+}
+
+/// Blocks of the interpreter that as many instructions as one translated block may take.
+const MOST_BLOCKS: u32 = 256;
+
+impl Inner {
+    /// Keeps page `ram_page` for the journal, if there is one.
+    pub(crate) fn keep_page(&mut self, ram_page: u64) {
+        let Some(journal) = &mut self.journal else { return };
+        if journal.iter().any(|kept| kept.ram_page == ram_page) {
+            return;
+        }
+        let mut bytes = vec![0; PAGE_SIZE as usize].into_boxed_slice();
+        self.cpu.ram().read_bytes(ram_page, &mut bytes);
+        journal.push(KeptPage { ram_page, bytes });
+    }
+
+    /// Begins a journal.
+    pub(crate) fn begin_check(&mut self) -> State {
+        self.settle_x87();
+        for view in VIEWS {
+            self.slots.current_context().clear_tlb(view);
+        }
+        self.journal = Some(Vec::new());
+        self.cpu.state.clone()
+    }
+
+    /// Executes again what the block that was left by `exit` has executed since `before`, by the
+    /// interpreter, and reports differences. The state's RIP is where translated code has got to.
+    pub(crate) fn end_check(&mut self, before: State, executed: u64, exit: Exit) {
+        self.settle_x87();
+        let journal = self.journal.take().unwrap_or_default();
+        let undefined = self.undefined_flags(before.rip, executed);
+        let translated = std::mem::replace(&mut self.cpu.state, before);
+        self.cpu.mode_changed();
+        let pages: Vec<Box<[u8]>> = journal.iter().map(|kept| self.exchange(kept)).collect();
+        let start = self.cpu.retired();
+        for _ in 0..MOST_BLOCKS {
+            let done = self.cpu.retired().wrapping_sub(start);
+            if done >= executed {
+                break;
+            }
+            self.cpu.interpret(executed - done);
+        }
+        let done = self.cpu.retired().wrapping_sub(start);
+        // Counted already.
+        self.cpu.add_retired(done.wrapping_neg());
+        let mut differences = compare(&translated, &self.cpu.state, undefined);
+        if done != executed {
+            differences.push(format!("{executed} instructions, interpreted {done}"));
+        }
+        for (kept, bytes) in journal.iter().zip(&pages) {
+            self.compare_page(kept.ram_page, bytes, &mut differences);
+        }
+        self.slow.checked += 1;
+        if !differences.is_empty() {
+            self.slow.mismatches += 1;
+            log::error!(
+                target: "jit",
+                "the engines differ behind {executed} instructions, left by {exit:?}: {}",
+                differences.join("; ")
+            );
+        }
+        self.mode_is_stale();
+    }
+
+    /// The flags that some of the first `count` instructions from `rip` on leave undefined.
+    fn undefined_flags(&mut self, rip: u64, count: u64) -> u64 {
+        let cr2 = self.cpu.state.cr2;
+        let page = self.cpu.code_page(rip);
+        self.cpu.state.cr2 = cr2;
+        let Ok(Some(page)) = page else { return 0 };
+        let offset = rip & (PAGE_SIZE - 1);
+        let mut bytes = vec![0; (PAGE_SIZE - offset) as usize];
+        self.cpu.ram().read_bytes(page.ram_page | offset, &mut bytes);
+        let (bits, options) = (self.cpu.mode.code_bits, self.cpu.decoder_options());
+        let decoder = Decoder::with_ip(bits, &bytes, rip, options);
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let rows = decoder.into_iter().take(count).map(|iced| decoder::row(iced.code()));
+        rows.fold(0, |flags, row| flags | u64::from(row.flags_undefined))
+    }
+
+    /// Puts a kept page back; what was there instead.
+    fn exchange(&self, kept: &KeptPage) -> Box<[u8]> {
+        let mut bytes = vec![0; PAGE_SIZE as usize].into_boxed_slice();
+        self.cpu.ram().read_bytes(kept.ram_page, &mut bytes);
+        self.cpu.ram().write_bytes(kept.ram_page, &kept.bytes);
+        bytes
+    }
+
+    fn compare_page(&self, ram_page: u64, translated: &[u8], differences: &mut Vec<String>) {
+        let mut now = vec![0; PAGE_SIZE as usize];
+        self.cpu.ram().read_bytes(ram_page, &mut now);
+        let first = now.iter().zip(translated).position(|(a, b)| a != b);
+        if let Some((at, (a, b))) =
+            first.zip(first.and_then(|at| now.get(at).zip(translated.get(at))))
+        {
+            let address = ram_page + at as u64;
+            differences.push(format!("RAM {address:#x}: {b:#x}, interpreted {a:#x}"));
+        }
+    }
+}
+
+const NAMES: [&str; 16] = [
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+    "r14", "r15",
+];
+
+/// What differs between the two states, in words.
+fn compare(translated: &State, interpreted: &State, undefined: u64) -> Vec<String> {
+    let mut differences = Vec::new();
+    let mut note = |name: &str, a: u64, b: u64| {
+        if a != b {
+            differences.push(format!("{name} {a:#x}, interpreted {b:#x}"));
+        }
+    };
+    for (name, (&a, &b)) in NAMES.iter().zip(translated.gpr.iter().zip(&interpreted.gpr)) {
+        note(name, a, b);
+    }
+    note("rip", translated.rip, interpreted.rip);
+    note("rflags", translated.rflags & !undefined, interpreted.rflags & !undefined);
+    let (a, b) = (&translated.fpu, &interpreted.fpu);
+    note("mxcsr", a.mxcsr.into(), b.mxcsr.into());
+    note("fcw", a.fcw.into(), b.fcw.into());
+    note("fsw", a.fsw.into(), b.fsw.into());
+    note("ftw", a.ftw.into(), b.ftw.into());
+    for number in 0..a.zmm.len() {
+        if a.zmm.get(number) != b.zmm.get(number) {
+            differences.push(format!("zmm{number}"));
+        }
+    }
+    if a.opmask != b.opmask {
+        differences.push("mask registers".into());
+    }
+    if a.x87 != b.x87 {
+        differences.push("x87 registers".into());
+    }
+    differences
+}
