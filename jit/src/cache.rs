@@ -32,7 +32,6 @@ pub(crate) struct ModeKey {
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) linear: u64,
-    pub(crate) ram_page: u64,
     is_user: bool,
     is_global: bool,
     blocks: Vec<u32>,
@@ -48,6 +47,9 @@ pub(crate) struct Block {
     /// Position of its first byte, and one past its last.
     pub(crate) start: usize,
     pub(crate) end: usize,
+    /// One past its last instruction: constants follow.
+    #[cfg(feature = "testing")]
+    code_end: usize,
     live: usize,
     spilled: usize,
     pub(crate) guarded: usize,
@@ -216,8 +218,7 @@ impl Cache {
         if self.pages.len() <= number {
             self.pages.resize_with(number + 1, || None);
         }
-        self.pages[number] =
-            Some(Page { linear, ram_page, is_user, is_global, blocks: Vec::new() });
+        self.pages[number] = Some(Page { linear, is_user, is_global, blocks: Vec::new() });
         let number = number as u32;
         self.by_mapping.insert(key, number);
         self.by_linear.entry(linear).or_default().push(number);
@@ -271,7 +272,7 @@ impl Cache {
     #[cfg(feature = "testing")]
     pub(crate) fn translated(&self) -> Vec<(u64, Vec<u8>)> {
         let blocks = self.blocks.iter().filter(|block| !block.is_dead);
-        blocks.map(|block| (block.rip, self.code.read(block.start, block.end))).collect()
+        blocks.map(|block| (block.rip, self.code.read(block.start, block.code_end))).collect()
     }
 
     /// Block `number`.
@@ -309,6 +310,8 @@ impl Cache {
             is_ungrouped,
             start,
             end,
+            #[cfg(feature = "testing")]
+            code_end: start + emitted.code_bytes,
             live: emitted.live,
             spilled: emitted.spilled,
             guarded: emitted.guarded,

@@ -216,11 +216,6 @@ impl Contexts {
         Ok(Self { base, count })
     }
 
-    /// How many there are.
-    pub(crate) fn count(&self) -> usize {
-        self.count
-    }
-
     /// The address of context `index`, which is below the count (else of the last).
     pub(crate) fn address(&self, index: usize) -> *mut Context {
         // SAFETY: the index is clipped to the mapping.
@@ -236,8 +231,8 @@ impl Contexts {
             // SAFETY: 1. the context is mapped and zero-initialised, of which every byte pattern is
             // a value of the two atomics; 2. no reference to the whole context is made.
             unsafe {
-                (*(&raw const (*context).poll)).store(u32::from(is_stopping), SeqCst);
-                (*(&raw const (*context).safepoint)).store(safepoint, SeqCst);
+                (*context).poll.store(u32::from(is_stopping), SeqCst);
+                (*context).safepoint.store(safepoint, SeqCst);
             }
         }
     }

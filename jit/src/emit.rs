@@ -75,6 +75,7 @@ pub(crate) enum MarkedFlags {
 pub(crate) struct Emitted {
     pub(crate) bytes: Vec<u8>,
     /// How many of them are code; the rest are constants.
+    #[cfg(feature = "testing")]
     pub(crate) code_bytes: usize,
     /// Positions of the entries.
     pub(crate) live: usize,
@@ -219,12 +220,14 @@ impl<'a> Emitter<'a> {
             spilled = guarded;
         }
         self.emit_slow_paths();
+        #[cfg(feature = "testing")]
         let code_bytes = self.asm.bytes.len();
         for (patch, word) in std::mem::take(&mut self.constants) {
             self.asm.patch_here(patch);
             self.asm.raw(&word.to_le_bytes());
         }
         Emitted {
+            #[cfg(feature = "testing")]
             code_bytes,
             bytes: std::mem::take(&mut self.asm.bytes),
             live,
@@ -240,7 +243,7 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// The entries behind the guard: live, spilled. They are at least [`KILL_BYTES`] apart, so that
+    /// The entries behind the guard: live, spilled. They are at least five bytes apart, so that
     /// each can be made a jump.
     fn emit_entries(&mut self, need: Need) -> (usize, usize) {
         match need {
@@ -552,9 +555,6 @@ impl<'a> Emitter<'a> {
         }
     }
 }
-
-/// Bytes of the jump that makes an entry a dead one.
-pub(crate) const KILL_BYTES: usize = 5;
 
 /// S1 becomes the jump cache's index of the address in S0.
 pub(crate) fn emit_jump_hash(asm: &mut Asm) {

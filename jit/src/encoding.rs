@@ -69,76 +69,18 @@ impl<'a> Encoding<'a> {
     /// Takes `bytes`, the whole encoding of `iced`, apart. `None` for what is never copied: XOP,
     /// 3DNow!, 16-bit addresses.
     pub(crate) fn parse(iced: &Instruction, bytes: &'a [u8], is_64: bool) -> Option<Self> {
-        let mut encoding = Self {
-            kind: Kind::Legacy { map: 0 },
-            has_66: false,
-            repeat: 0,
-            has_lock: false,
-            is_w: false,
-            has_rex: false,
-            opcode: 0,
-            has_modrm: iced.code().op_code().op_kinds().iter().any(|kind| is_in_modrm(*kind)),
-            reg: 0,
-            rm: 0,
-            vvvv: 0,
-            opcode_register: 0,
-            immediate: &[],
-        };
+        let mut encoding = Self::empty(iced);
         let mut cursor = Bytes { rest: bytes };
-        let mut rex = 0;
-        loop {
-            match cursor.peek() {
-                0x66 => encoding.has_66 = true,
-                byte @ (0xf2 | 0xf3) => encoding.repeat = byte,
-                0xf0 => encoding.has_lock = true,
-                0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 => {}
-                0x67 if is_64 => {}
-                0x67 => return None,
-                byte @ 0x40..=0x4f if is_64 => {
-                    rex = byte;
-                    cursor.next();
-                    if !is_prefix(cursor.peek()) {
-                        break;
-                    }
-                    rex = 0;
-                    continue;
-                }
-                _ => break,
+        let rex = encoding.parse_prefixes(&mut cursor, is_64)?;
+        let [r, b] = match iced.code().op_code().encoding() {
+            EncodingKind::Legacy => {
+                encoding.parse_map(&mut cursor);
+                [rex >> 2 & 1, rex & 1]
             }
-            cursor.next();
-        }
-        encoding.has_rex = rex != 0;
-        encoding.is_w = rex & 8 != 0;
-        let (mut r, mut x, mut b) = (rex >> 2 & 1, rex >> 1 & 1, rex & 1);
-        match iced.code().op_code().encoding() {
-            EncodingKind::Legacy => encoding.parse_map(&mut cursor),
-            EncodingKind::VEX => {
-                let is_short = cursor.next() == 0xc5;
-                let first = cursor.next();
-                r = !first >> 7 & 1;
-                let (map, last) = if is_short {
-                    (1, first)
-                } else {
-                    (x, b) = (!first >> 6 & 1, !first >> 5 & 1);
-                    (first & 0x1f, cursor.next())
-                };
-                encoding.vvvv = !last >> 3 & 0xf;
-                let is_w = !is_short && last & 0x80 != 0;
-                encoding.kind = Kind::Vex { map, is_w, l: last >> 2 & 1, pp: last & 3 };
-            }
-            EncodingKind::EVEX => {
-                cursor.next();
-                let payload = [cursor.next(), cursor.next(), cursor.next()];
-                let inverted = !payload[0];
-                r = inverted >> 7 & 1 | (inverted >> 4 & 1) << 1;
-                // X extends rm's register to 32.
-                (x, b) = (inverted >> 6 & 1, inverted >> 5 & 1 | (inverted >> 6 & 1) << 1);
-                encoding.vvvv = !payload[1] >> 3 & 0xf | (!payload[2] >> 3 & 1) << 4;
-                encoding.kind = Kind::Evex(payload);
-            }
+            EncodingKind::VEX => encoding.parse_vex(&mut cursor),
+            EncodingKind::EVEX => encoding.parse_evex(&mut cursor),
             _ => return None,
-        }
-        let _ = x;
+        };
         encoding.opcode = match (cursor.next(), encoding.kind) {
             // An alias that 64-bit mode does not have.
             (0x82, Kind::Legacy { map: 0 }) => 0x80,
@@ -153,6 +95,77 @@ impl<'a> Encoding<'a> {
         }
         encoding.immediate = cursor.rest;
         Some(encoding)
+    }
+
+    fn empty(iced: &Instruction) -> Self {
+        let kinds = iced.code().op_code().op_kinds();
+        Self {
+            kind: Kind::Legacy { map: 0 },
+            has_66: false,
+            repeat: 0,
+            has_lock: false,
+            is_w: false,
+            has_rex: false,
+            opcode: 0,
+            has_modrm: kinds.iter().any(|kind| is_in_modrm(*kind)),
+            reg: 0,
+            rm: 0,
+            vvvv: 0,
+            opcode_register: 0,
+            immediate: &[],
+        }
+    }
+
+    /// Takes the legacy prefixes; the REX prefix, or 0. `None` for addresses of 16 bits.
+    fn parse_prefixes(&mut self, cursor: &mut Bytes<'_>, is_64: bool) -> Option<u8> {
+        let mut rex = 0;
+        loop {
+            match cursor.peek() {
+                0x66 => self.has_66 = true,
+                byte @ (0xf2 | 0xf3) => self.repeat = byte,
+                0xf0 => self.has_lock = true,
+                0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 => {}
+                0x67 if is_64 => {}
+                0x67 => return None,
+                byte @ 0x40..=0x4f if is_64 => {
+                    cursor.next();
+                    // Another prefix behind it makes it void.
+                    if !is_prefix(cursor.peek()) {
+                        rex = byte;
+                        break;
+                    }
+                    continue;
+                }
+                _ => break,
+            }
+            cursor.next();
+        }
+        self.has_rex = rex != 0;
+        self.is_w = rex & 8 != 0;
+        Some(rex)
+    }
+
+    /// The extensions of ModRM.reg and ModRM.rm.
+    fn parse_vex(&mut self, cursor: &mut Bytes<'_>) -> [u8; 2] {
+        let is_short = cursor.next() == 0xc5;
+        let first = cursor.next();
+        let (map, last, b) =
+            if is_short { (1, first, 0) } else { (first & 0x1f, cursor.next(), !first >> 5 & 1) };
+        self.vvvv = !last >> 3 & 0xf;
+        let is_w = !is_short && last & 0x80 != 0;
+        self.kind = Kind::Vex { map, is_w, l: last >> 2 & 1, pp: last & 3 };
+        [!first >> 7 & 1, b]
+    }
+
+    /// As [`Encoding::parse_vex`]: two bits each, since X extends a register in ModRM.rm to 32.
+    fn parse_evex(&mut self, cursor: &mut Bytes<'_>) -> [u8; 2] {
+        cursor.next();
+        let payload = [cursor.next(), cursor.next(), cursor.next()];
+        let inverted = !payload[0];
+        self.vvvv = !payload[1] >> 3 & 0xf | (!payload[2] >> 3 & 1) << 4;
+        self.kind = Kind::Evex(payload);
+        let r = inverted >> 7 & 1 | (inverted >> 4 & 1) << 1;
+        [r, inverted >> 5 & 1 | (inverted >> 6 & 1) << 1]
     }
 
     fn parse_map(&mut self, cursor: &mut Bytes<'_>) {

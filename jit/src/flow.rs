@@ -72,7 +72,7 @@ fn shift_replaces(iced: &Instruction) -> bool {
         return false;
     }
     let width_mask = if iced.op0_register().size() == 8 { 63 } else { 31 };
-    let is_constant = iced.op1_kind() == iced_x86::OpKind::Immediate8;
+    let is_constant = iced.op1_kind() == OpKind::Immediate8;
     is_constant
         && u32::from(iced.immediate8()) & width_mask != 0
         && *crate::host::SHIFTS_REPLACE_FLAGS

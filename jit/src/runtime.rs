@@ -243,19 +243,12 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
     }
 }
 
-/// The context at `address`, for the vCPU that owns it.
-pub(crate) fn context_of(inner: &mut Inner) -> &mut Context {
-    let address = inner.context_address();
-    // SAFETY: 1. the address is that of a mapped context of this vCPU (`Contexts::address`), whose
-    // every byte pattern is valid for its fields; 2. the exclusive borrow of the vCPU stands for the
-    // context; other threads reach only its two atomic fields.
+/// The context at `address`, one of the contexts of the vCPU whose slots `owner` are.
+pub(crate) fn context_at(address: *mut Context, _owner: &mut crate::slots::Slots) -> &mut Context {
+    // SAFETY: 1. the address is that of a mapped context (`Contexts::address`), whose every byte
+    // pattern is valid for its fields; 2. the exclusive borrow of the slots, of which a vCPU has one,
+    // stands for its contexts; other threads reach only the two atomic fields.
     unsafe { &mut *address }
-}
-
-/// Context `slot` of the vCPU.
-pub(crate) fn context_in(contexts: &crate::code_memory::Contexts, slot: usize) -> &mut Context {
-    // SAFETY: as in `context_of`; callers are the vCPU's own thread, one borrow at a time.
-    unsafe { &mut *contexts.address(slot) }
 }
 
 const _: () = assert!(offset_of!(FpuState, zmm) == 0);

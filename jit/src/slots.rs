@@ -10,7 +10,7 @@ use cpu::mmu::{Flush, View};
 use crate::cache::Cache;
 use crate::code_memory::Contexts;
 use crate::context::{Context, FIRST_GLOBAL_PAGE, NO_RIP, VIEWS, view_index};
-use crate::runtime::context_in;
+use crate::runtime::context_at;
 
 /// Slots of a vCPU.
 pub(crate) const SLOTS: usize = 8;
@@ -77,7 +77,8 @@ impl Slots {
     }
 
     fn context(&mut self, index: usize) -> &mut Context {
-        context_in(&self.contexts, index)
+        let address = self.contexts.address(index);
+        context_at(address, self)
     }
 
     /// The number of the current slot.
@@ -272,10 +273,10 @@ impl Slots {
                 continue;
             }
             for view in VIEWS {
-                if let Some(entry) = context.entry(view, writer) {
-                    if entry.host == host {
-                        entry.write_tag = crate::context::NO_PAGE;
-                    }
+                if let Some(entry) = context.entry(view, writer)
+                    && entry.host == host
+                {
+                    entry.write_tag = crate::context::NO_PAGE;
                 }
             }
         }

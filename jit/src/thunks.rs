@@ -205,9 +205,10 @@ fn load_gprs(ops: &mut Ops) {
 }
 
 /// Vector registers to the state that RAX points to. MXCSR becomes Rust's.
+#[expect(clippy::useless_conversion, reason = "dynasm! converts every register number")]
 fn save_vectors(ops: &mut Ops, unit: VectorUnit) {
     dynasm!(ops ; .arch x64 ; gs mov rax, [at!(fpu)]);
-    for number in 0..16u8 {
+    for number in 0..16 {
         let offset = 64 * i32::from(number);
         match unit {
             VectorUnit::Sse => dynasm!(ops ; .arch x64 ; movups [rax + offset], Rx(number)),
@@ -229,9 +230,10 @@ fn save_vectors(ops: &mut Ops, unit: VectorUnit) {
     );
 }
 
+#[expect(clippy::useless_conversion, reason = "dynasm! converts every register number")]
 fn load_vectors(ops: &mut Ops, unit: VectorUnit) {
     dynasm!(ops ; .arch x64 ; gs mov rax, [at!(fpu)] ; ldmxcsr [rax + MXCSR]);
-    for number in 0..16u8 {
+    for number in 0..16 {
         let offset = 64 * i32::from(number);
         match unit {
             VectorUnit::Sse => dynasm!(ops ; .arch x64 ; movups Rx(number), [rax + offset]),

@@ -116,7 +116,7 @@ impl Inner {
             if !is_ungrouped && !self.options.counting {
                 plan::group_accesses(&mut steps, self.cpu.mode.is_64());
             }
-            return Ok(self.emit(rip, key, mode, is_ungrouped, &source, &steps));
+            return Ok(self.emit(rip, (key, mode), is_ungrouped, &source, &steps));
         }
         Ok(None)
     }
@@ -209,8 +209,7 @@ impl Inner {
     fn emit(
         &mut self,
         rip: u64,
-        key: ModeKey,
-        mode: u16,
+        (key, mode): (ModeKey, u16),
         is_ungrouped: bool,
         source: &Source,
         steps: &[Step],

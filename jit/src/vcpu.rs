@@ -273,9 +273,7 @@ impl Inner {
     fn serve_requests(&mut self) {
         let requests = self.remote.take();
         if requests.noted.is_all || requests.written.is_all {
-            for flush in [cpu::mmu::Flush::Everything] {
-                self.slots.flush(flush, &self.cache);
-            }
+            self.slots.flush(cpu::mmu::Flush::Everything, &self.cache);
             self.clear_cache();
             return;
         }
