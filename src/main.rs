@@ -4,6 +4,7 @@
 //! machine's end an exit status (`exit`).
 #![forbid(unsafe_code)]
 
+mod bench;
 mod chardev;
 mod cli;
 mod config;
@@ -47,6 +48,9 @@ fn act(action: Action) -> Result<u8> {
     match action {
         Action::Run(launch) => run(&launch),
         Action::Doctor => print(&doctor::report(&doctor::Host::examine())),
+        Action::Bench(options) => {
+            bench::run(&options, &mut |text| print(text).map(drop)).map(|()| 0)
+        }
         Action::Print(text) => print(&text),
     }
 }

@@ -129,7 +129,8 @@ fn command_lines_that_make_no_sense_are_usage_errors_and_qemus_are_failures() {
     let interp = ["run", "--accel", "interp"];
     check_refusal(&[&interp[..], &["--perf-map"]].concat(), 2, &["--perf-map", "--accel jit"]);
     check_refusal(&[&interp[..], &["--jit-cache", "1G"]].concat(), 2, &["--jit-cache"]);
-    check_refusal(&["bench"], 2, &["bench", "later"]);
+    check_refusal(&["bench", "--seconds", "0"], 2, &["--seconds", "3600"]);
+    check_refusal(&["bench", "--filter", "teapot"], 1, &["--filter", "syscall"]);
     check_refusal(&["qemu", "-drive", "file=x"], 1, &["-drive"]);
     check_refusal(
         &["run", "--log-file", "/nonexistent/log"],
@@ -210,6 +211,32 @@ fn perf_finds_translated_code_by_the_process() {
     assert_eq!(child.wait().unwrap().code(), Some(11));
     assert!(map.exists(), "{}", map.display());
     fs::remove_file(map).unwrap();
+}
+
+#[test]
+fn every_bench_has_a_figure_for_each_engine() {
+    let output = run(&["bench", "--seconds", "0.05"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let table = String::from_utf8(output.stdout).unwrap();
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert!(rows.len() > 15, "{table}");
+    for row in &rows {
+        let &[_, unit, interp, jit, native] = row.as_slice() else { panic!("{row:?}") };
+        assert!(["MIPS", "ns"].contains(&unit), "{row:?}");
+        for figure in [interp, jit] {
+            assert!(figure.parse::<f64>().is_ok_and(|figure| figure > 0.0), "{row:?}");
+        }
+        assert!(native == "-" || native.parse::<f64>().is_ok(), "{row:?}");
+    }
+    assert!(rows.iter().any(|row| row.ends_with(&["-"])) && table.contains("Native is"), "{table}");
+    let calls = run(&["bench", "--seconds", "0.01", "--filter", "call"]);
+    let calls = String::from_utf8(calls.stdout).unwrap();
+    assert_eq!(calls.lines().take_while(|line| !line.is_empty()).count(), 3, "{calls}");
 }
 
 #[test]

@@ -105,10 +105,11 @@ impl FpuState {
         }
     }
 
-    /// Takes over the x87 part of an FXSAVE image but for the pointers.
+    /// Takes over the x87 part of an FXSAVE image but for the pointers. The control word's reserved
+    /// bits have values of their own.
     #[inline]
     pub fn read_x87(&mut self, image: &[u8; fxsave::BYTES]) {
-        self.fcw = u16::from_le_bytes(get(image, fxsave::FCW));
+        self.fcw = u16::from_le_bytes(get(image, fxsave::FCW)) & 0x1f3f | 0x40;
         self.fsw = u16::from_le_bytes(get(image, fxsave::FSW));
         self.ftw = image[fxsave::FTW];
         for stack in 0..8 {

@@ -2,14 +2,22 @@
 //!
 //! `fuzz_targets/` gives them to libFuzzer, `random.rs` drives them by chance alone, and the
 //! crates' own tests run them for a few seconds. What they do is beside what they test:
-//! `cpu::testing::fuzz`, `machine::board_fuzz` and `machine::device_fuzz`.
+//! `cpu::testing::fuzz`, [`jit_code`](mod@jit_code), `machine::board_fuzz`,
+//! `machine::device_fuzz`.
 #![forbid(unsafe_code)]
+
+pub mod jit_code;
 
 use std::fmt::Debug;
 
 /// Random bytes as guest code in every mode.
 pub fn guest_code(input: &[u8]) {
     report(cpu::testing::fuzz::guest_code(input));
+}
+
+/// Random bytes as guest code on the translator, in every mode.
+pub fn jit_code(input: &[u8]) {
+    report(jit_code::run(input));
 }
 
 /// Random accesses to every chip of a board.

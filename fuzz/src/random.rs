@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cpu::testing::fuzz::generate::{self, Random};
+use volvelle_fuzz::jit_code;
 
 /// An input that takes longer is a hang.
 const HANG: Duration = Duration::from_secs(30);
@@ -31,8 +32,9 @@ struct Target {
     generate: fn(&mut Random) -> Vec<u8>,
 }
 
-const TARGETS: [Target; 4] = [
+const TARGETS: [Target; 5] = [
     Target { name: "guest_code", run: volvelle_fuzz::guest_code, generate: generate::guest },
+    Target { name: "jit_code", run: volvelle_fuzz::jit_code, generate: jit_code::generate },
     Target { name: "chips", run: volvelle_fuzz::chips, generate: script },
     Target { name: "loaders", run: volvelle_fuzz::loaders, generate: image },
     Target { name: "restore", run: volvelle_fuzz::restore, generate: script },

@@ -1,6 +1,7 @@
 //! Which code has been translated, and where it is.
 //!
-//! A block belongs to the code page it came from (a linear page, the RAM page behind it, and who may
+//! A block belongs to the code page it came from (a linear page, the RAM page behind it, and who
+//! may
 //! fetch from it), and to the mode it was translated for. Blocks are laid out in order of creation;
 //! when the memory is full everything is dropped and begun anew, which is safe because only the
 //! vCPU's own thread ever executes the code and it is outside then.

@@ -2,7 +2,8 @@
 //! state and the same memory, and the results are compared.
 //!
 //! Strategy: a block runs alone (no links are made), under a journal: the TLBs are empty when it
-//! begins, so the first store to each page passes the slow path, which keeps the page as it was. Then
+//! begins, so the first store to each page passes the slow path, which keeps the page as it was.
+//! Then
 //! memory and state are put back, and the interpreter executes as many instructions. The guest goes
 //! on with the interpreter's results. What cannot be taken back (handlers, devices) never runs in a
 //! translated block in this mode.

@@ -139,7 +139,9 @@ pub(crate) struct Emitter<'a> {
 }
 
 macro_rules! context {
-    ($($field:tt)+) => { crate::asm::Mem::context(std::mem::offset_of!(crate::context::Context, $($field)+)) };
+    ($($field:tt)+) => {
+        crate::asm::Mem::context(std::mem::offset_of!(crate::context::Context, $($field)+))
+    };
 }
 pub(crate) use context;
 
@@ -465,8 +467,8 @@ impl<'a> Emitter<'a> {
         self.link_at(patch, target, true);
     }
 
-    /// Makes the jump at `patch` a link to `target`. `is_side` says that the path goes on behind it,
-    /// so whatever the link needs must be out of line.
+    /// Makes the jump at `patch` a link to `target`. `is_side` says that the path goes on behind
+    /// it, so whatever the link needs must be out of line.
     pub(crate) fn link_at(&mut self, patch: Patch, target: u64, is_side: bool) {
         let is_same_page = self.is_same_page(target);
         let needs_code = is_side && (!is_same_page || self.around.is_counting);

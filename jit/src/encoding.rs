@@ -314,8 +314,8 @@ fn address_bytes(modrm: u8, sib: u8) -> usize {
     usize::from(has_sib) + displacement
 }
 
-/// True for operands that ModRM encodes. Opcodes that go on in ModRM without such an operand (0F AE F0,
-/// x87 on registers) need no operand changed: their last byte is copied like an immediate.
+/// True for operands that ModRM encodes. Opcodes that go on in ModRM without such an operand (0F AE
+/// F0, x87 on registers) need no operand changed: their last byte is copied like an immediate.
 fn is_in_modrm(kind: iced_x86::OpCodeOperandKind) -> bool {
     use iced_x86::OpCodeOperandKind as K;
     !matches!(

@@ -1,8 +1,9 @@
 //! Where the guest's status flags are while a block is translated.
 //!
-//! They live in EFLAGS across instructions and blocks. The checks of memory accesses destroy EFLAGS;
-//! before the first one the flags are *spilled* to [`crate::context::Context::flags`], so that a
-//! fault can always tell them, and restored only where somebody reads them or changes a part.
+//! They live in EFLAGS across instructions and blocks. The checks of memory accesses destroy
+//! EFLAGS; before the first one the flags are *spilled* to [`crate::context::Context::flags`], so
+//! that a fault can always tell them, and restored only where somebody reads them or changes a
+//! part.
 
 use cpu::flags::{self, Word};
 use decoder::{Class, Row};

@@ -8,7 +8,8 @@ use std::sync::LazyLock;
 use decoder::{Feature, FeatureSet, Register};
 
 /// True if no flag behind a shift by a constant depends on the flags before it. The manuals leave
-/// AF undefined, and OF for counts above one; a processor that kept either would need the old flags.
+/// AF undefined, and OF for counts above one; a processor that kept either would need the old
+/// flags.
 pub(crate) static SHIFTS_REPLACE_FLAGS: LazyLock<bool> = LazyLock::new(|| {
     const VALUES: [u64; 6] = [0, 1, 0x8000_0000_0000_0000, 0x0123_4567_89ab_cdef, u64::MAX, 0x4010];
     VALUES.iter().all(|&value| flags_after(value, 0x2) == flags_after(value, 0x8d7))
@@ -43,8 +44,8 @@ fn flags_after(value: u64, before: u64) -> [u64; 12] {
     results
 }
 
-/// The instruction-set features of the host. A guest may have more: what the interpreter executes by
-/// itself needs nothing of the host.
+/// The instruction-set features of the host. A guest may have more: what the interpreter executes
+/// by itself needs nothing of the host.
 pub(crate) static FEATURES: LazyLock<FeatureSet> = LazyLock::new(|| {
     Feature::ALL.iter().copied().filter(|&feature| has_feature(feature)).collect()
 });

@@ -17,6 +17,7 @@ mod asm;
 mod bit_strings;
 mod border;
 mod cache;
+mod callbacks;
 mod code_memory;
 mod context;
 mod cross_check;

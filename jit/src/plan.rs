@@ -3,7 +3,7 @@
 
 use cpu::mode::Mode;
 use decoder::{Class, MemoryShape, Row, Unit, row};
-use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use crate::bit_strings;
 use crate::context::GROUPS;
@@ -210,6 +210,10 @@ fn copied(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
     if uses_x87 && !target.has_numeric_exceptions || iced.mnemonic() == Mnemonic::Wait {
         return Action::Handler;
     }
+    if iced.mnemonic() == Mnemonic::Movsxd && iced.op0_register().size() == 2 {
+        // How many bytes it reads differs between processors and the table.
+        return Action::Handler;
+    }
     let is_zeroing = matches!(iced.mnemonic(), Mnemonic::Vzeroall | Mnemonic::Vzeroupper);
     if is_zeroing && !target.mode.is_64() {
         // Only the registers that the mode can name.
@@ -219,14 +223,9 @@ fn copied(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
         return if iced.op0_register().size() == 2 { Action::Handler } else { Action::Lea };
     }
     match row.memory.shape {
-        S::None
-        | S::Read
-        | S::Write
-        | S::ReadWrite
-        | S::MaskedRead
-        | S::MaskedWrite
-        | S::ExpandRead
-        | S::CompressWrite => {}
+        S::None | S::Read | S::Write | S::ReadWrite | S::MaskedRead | S::ExpandRead => {}
+        // A mask may leave no element to be stored: nothing is dirty then.
+        S::MaskedWrite | S::CompressWrite if is_unmasked(iced) => {}
         S::BitString if iced.op0_kind() != OpKind::Memory => {}
         S::BitString if bit_strings::can_address(target.mode.is_64(), iced) => {
             return Action::BitString;
@@ -240,6 +239,11 @@ fn copied(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
         return Action::AbsoluteMov;
     }
     if iced.mnemonic() == Mnemonic::Movdir64b { Action::Handler } else { Action::Copy }
+}
+
+/// True for an EVEX form that names no mask.
+fn is_unmasked(iced: &Instruction) -> bool {
+    iced.code().op_code().encoding() == EncodingKind::EVEX && !iced.has_op_mask()
 }
 
 fn branch(target: &Target<'_>, iced: &Instruction) -> Action {

@@ -36,11 +36,11 @@ pub(crate) fn enter(inner: &mut Inner, code: usize) {
     let owner: *mut Inner = inner;
     let context = inner.context_address();
     RUNNING.set(owner);
-    // SAFETY: 1. `enter` is the address of the enter thunk in this vCPU's code memory, a function of
-    // this type that keeps what the ABI asks for (thunks.rs); 2. `code` is the guarded entry of a
-    // block that is not dead, in the same memory; 3. the context is mapped, filled in, and the GS
-    // base is set to it below; 4. while the code runs, `inner` is used only by the helpers it calls,
-    // through the pointer derived from the same exclusive borrow.
+    // SAFETY: 1. `enter` is the address of the enter thunk in this vCPU's code memory, a function
+    // of this type that keeps what the ABI asks for (thunks.rs); 2. `code` is the guarded entry of
+    // a block that is not dead, in the same memory; 3. the context is mapped, filled in, and the GS
+    // base is set to it below; 4. while the code runs, `inner` is used only by the helpers it
+    // calls, through the pointer derived from the same exclusive borrow.
     unsafe {
         (*context).owner = owner.cast();
         set_gs_base(context as u64, (*owner).has_fsgsbase());
@@ -190,10 +190,10 @@ extern "C" fn on_signal(
     context: *mut libc::c_void,
 ) {
     let running = RUNNING.get();
-    // SAFETY: 1. the kernel passes a valid ucontext_t and siginfo_t to an SA_SIGINFO handler; 2. the
-    // registers are ours to change until we return; 3. `running` is the vCPU whose code this thread
-    // entered and has not left; while the interrupted instruction is one of that code nobody else
-    // uses the vCPU, and `on_fault` looks whether it is.
+    // SAFETY: 1. the kernel passes a valid ucontext_t and siginfo_t to an SA_SIGINFO handler; 2.
+    // the registers are ours to change until we return; 3. `running` is the vCPU whose code this
+    // thread entered and has not left; while the interrupted instruction is one of that code nobody
+    // else uses the vCPU, and `on_fault` looks whether it is.
     unsafe {
         let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         let pc = registers[libc::REG_RIP as usize] as usize;
@@ -246,8 +246,8 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
 /// The context at `address`, one of the contexts of the vCPU whose slots `owner` are.
 pub(crate) fn context_at(address: *mut Context, _owner: &mut crate::slots::Slots) -> &mut Context {
     // SAFETY: 1. the address is that of a mapped context (`Contexts::address`), whose every byte
-    // pattern is valid for its fields; 2. the exclusive borrow of the slots, of which a vCPU has one,
-    // stands for its contexts; other threads reach only the two atomic fields.
+    // pattern is valid for its fields; 2. the exclusive borrow of the slots, of which a vCPU has
+    // one, stands for its contexts; other threads reach only the two atomic fields.
     unsafe { &mut *address }
 }
 

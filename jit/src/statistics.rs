@@ -82,7 +82,7 @@ impl fmt::Display for Statistics {
         )?;
         writeln!(
             f,
-            "guest bytes {}, host bytes {} ({:.2} a guest byte on the path, {:.2} in all), in use {}",
+            "guest bytes {}, host bytes {} ({:.2} a guest byte on the path, {:.2} in all), used {}",
             figures.guest_bytes,
             figures.host_bytes,
             per(figures.hot_bytes, figures.guest_bytes),
@@ -97,7 +97,7 @@ impl fmt::Display for Statistics {
         )?;
         writeln!(
             f,
-            "slow accesses {} (page-crossing {}, devices {}, faults {}, code pages {}, ungrouped {})",
+            "slow accesses {} (over pages {}, devices {}, faults {}, code pages {}, ungrouped {})",
             slow.tlb_misses,
             slow.page_crossings,
             slow.devices,

@@ -535,8 +535,8 @@ impl Scratch {
         Self { free: [Some(S1), is_s0_free.then_some(S0)], taken: [(0xff, 0); 2], count: 0 }
     }
 
-    /// A register for guest register `guest`: the one it has, a free one, or one that is shared with
-    /// a source.
+    /// A register for guest register `guest`: the one it has, a free one, or one that is shared
+    /// with a source.
     fn take(&mut self, guest: Number) -> Number {
         if let Some(&(_, register)) = self.taken.iter().find(|(taken, _)| *taken == guest) {
             return register;

@@ -1,5 +1,5 @@
-//! Instructions whose operands are implied: MOVS, STOS, LODS, SCAS, CMPS with and without REP, XLAT,
-//! and MOV with an absolute address.
+//! Instructions whose operands are implied: MOVS, STOS, LODS, SCAS, CMPS with and without REP,
+//! XLAT, and MOV with an absolute address.
 //!
 //! A REP whose elements all lie in one page of each of its operands is the host's own REP on host
 //! addresses. Everything else — pages crossed, DF set — is the interpreter's handler, from the same

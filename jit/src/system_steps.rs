@@ -1,8 +1,8 @@
 //! Steps of operating systems: SYSCALL, SYSRET, SWAPGS, segment bases.
 //!
 //! A system call stays in translated code: SYSCALL goes to the kernel's block by the jump cache of
-//! the supervisor, SYSRETQ back by that of CPL 3. The segments and the mode that the CPU's state has
-//! are caught up with when the code is left or calls a helper ([`crate::vcpu::Inner::settle`]).
+//! the supervisor, SYSRETQ back by that of CPL 3. The segments and the mode that the CPU's state
+//! has are caught up with when the code is left or calls a helper ([`crate::vcpu::Inner::settle`]).
 //! Whatever is unusual is the handler's.
 
 use std::mem::offset_of;

@@ -85,8 +85,8 @@ impl Inner {
         Ok(Some((number, page.ram_page)))
     }
 
-    /// Maps the page behind the one of `rip` again. True if it has a number, so that a block's guard
-    /// can find it.
+    /// Maps the page behind the one of `rip` again. True if it has a number, so that a block's
+    /// guard can find it.
     fn second_page_is_known(&mut self, rip: u64, key: ModeKey) -> Result<bool, Exception> {
         let next = self.next_page(rip);
         Ok(self.code_page(next, key)?.is_some())

@@ -1,9 +1,9 @@
-//! One vCPU on the translator: the loop around translated code, and what that code calls.
+//! One vCPU on the translator: its state and the loop around translated code.
 //!
 //! The interpreter's [`Cpu`] holds the state whenever translated code does not run, and executes
 //! whatever the translator leaves out: modes without translation, single steps, accesses to devices
-//! and to pages with code. The x87 unit alone may stay in the host's registers outside (`is_x87_live`),
-//! until somebody needs its contents.
+//! and to pages with code. The x87 unit alone may stay in the host's registers outside
+//! (`is_x87_live`), until somebody needs its contents.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,15 +11,14 @@ use std::sync::atomic::Ordering;
 use cpu::engine::{Vcpu, VmExit};
 use cpu::events::Events;
 use cpu::exception::Exception;
-use cpu::mmu::{Access, View};
-use cpu::state::{State, cr4, rflags, seg};
+use cpu::mmu::View;
+use cpu::state::{State, cr4, seg};
 use cpu::{Cpu, Environment};
-use decoder::{Class, Unit};
 use memory::CodeWatcher;
 
 use crate::cache::{Cache, ModeKey, Place};
 use crate::code_memory::{CodeMemory, Contexts, Stacks};
-use crate::context::{Context, NO_PAGE, VIEWS};
+use crate::context::{Context, VIEWS};
 use crate::cross_check::KeptPage;
 use crate::exit::Exit;
 use crate::flow::Recipe;
@@ -49,12 +48,12 @@ pub(crate) struct Inner {
     pub(crate) options: Options,
     pub(crate) remote: Arc<Remote>,
     pub(crate) stacks: Stacks,
-    contexts: Arc<Contexts>,
-    has_fsgsbase: bool,
+    pub(crate) contexts: Arc<Contexts>,
+    pub(crate) has_fsgsbase: bool,
     /// The guest's x87 state is in the host's unit.
-    is_x87_live: bool,
+    pub(crate) is_x87_live: bool,
     /// Raised by a helper, to be delivered.
-    exception: Option<Exception>,
+    pub(crate) exception: Option<Exception>,
     /// The mode that the state is in, if it was looked up since it last changed.
     pub(crate) mode: Option<(ModeKey, u16)>,
     /// By view: the number of the mode that it has while no control register changes.
@@ -196,7 +195,7 @@ impl Inner {
         pc.wrapping_sub(self.cache.code.base()) < self.cache.code.size()
     }
 
-    fn run(&mut self, budget: u64) -> VmExit {
+    pub(crate) fn run(&mut self, budget: u64) -> VmExit {
         runtime::ensure_signal_stack();
         let end = self.cpu.retired().saturating_add(budget);
         let mut barren = 0u32;
@@ -258,7 +257,7 @@ impl Inner {
     }
 
     /// Does what waits: flushes, requests of other threads.
-    fn serve(&mut self) {
+    pub(crate) fn serve(&mut self) {
         if self.cpu.has_flushes() {
             for flush in self.cpu.take_flushes().iter() {
                 self.slots.flush(flush, &self.cache);
@@ -270,7 +269,7 @@ impl Inner {
         }
     }
 
-    fn serve_requests(&mut self) {
+    pub(crate) fn serve_requests(&mut self) {
         let requests = self.remote.take();
         if requests.noted.is_all || requests.written.is_all {
             self.slots.flush(cpu::mmu::Flush::Everything, &self.cache);
@@ -296,7 +295,7 @@ impl Inner {
     }
 
     /// The current mode and its number; `None` if there are too many.
-    fn mode(&mut self) -> Option<(ModeKey, u16)> {
+    pub(crate) fn mode(&mut self) -> Option<(ModeKey, u16)> {
         if self.mode.is_none() {
             let is_64 = self.cpu.mode.is_64();
             let key = ModeKey {
@@ -318,7 +317,7 @@ impl Inner {
 
     /// The number of the mode in which `view` executes, if translated code can get there from mode
     /// `key` by itself.
-    fn mode_of(&mut self, key: ModeKey, view: View) -> Option<u16> {
+    pub(crate) fn mode_of(&mut self, key: ModeKey, view: View) -> Option<u16> {
         let is_same_level = (view == View::User) == (key.view == View::User);
         if is_same_level {
             return self.cache.mode(ModeKey { view, ..key });
@@ -329,15 +328,15 @@ impl Inner {
     }
 
     /// Interprets, at most `count` instructions.
-    fn interpret(&mut self, count: u64) {
+    pub(crate) fn interpret(&mut self, count: u64) {
         self.slow.interpreted += 1;
         self.settle_x87();
         self.cpu.interpret(count);
         self.mode = None;
     }
 
-    /// Position of code for where the state is, and the steps of its block (where they are counted);
-    /// `None` if it is to be interpreted.
+    /// Position of code for where the state is, and the steps of its block (where they are
+    /// counted); `None` if it is to be interpreted.
     fn find_code(
         &mut self,
         key: ModeKey,
@@ -412,9 +411,9 @@ impl Inner {
         self.after(exit)
     }
 
-    /// Puts RIP where translated code has left it, for exits that leave that to [`Inner::after`]; how
-    /// many instructions were counted that are to be executed yet.
-    fn locate_exit(&mut self, exit: Exit) -> u64 {
+    /// Puts RIP where translated code has left it, for exits that leave that to [`Inner::after`];
+    /// how many instructions were counted that are to be executed yet.
+    pub(crate) fn locate_exit(&mut self, exit: Exit) -> u64 {
         let context = self.slots.current_context();
         let (number, target) = (context.exit_link, context.rip);
         match exit {
@@ -501,7 +500,7 @@ impl Inner {
 
     /// A transfer to an address that is no address faults at the instruction that made it: its
     /// effect on RSP is taken back, and the interpreter raises what is to be raised.
-    fn undo_wild_transfer(&mut self, number: u32) {
+    pub(crate) fn undo_wild_transfer(&mut self, number: u32) {
         let rip = self.cpu.state.rip;
         let is_valid =
             if self.cpu.mode.is_64() { self.cpu.mode.is_canonical(rip) } else { rip >> 32 == 0 };
@@ -529,12 +528,12 @@ impl Inner {
     }
 
     /// The place of a call's return address.
-    fn place(&self, from: usize) -> Option<Place> {
+    pub(crate) fn place(&self, from: usize) -> Option<Place> {
         self.cache.locate(from.wrapping_sub(self.cache.code.base()))
     }
 
     /// Makes the state that of the instruction at `place`, for a helper that will not return.
-    fn stop_at(&mut self, place: Option<Place>, exit: Exit) -> u64 {
+    pub(crate) fn stop_at(&mut self, place: Option<Place>, exit: Exit) -> u64 {
         if let Some(place) = place {
             if self.options.counting {
                 let context = self.slots.current_context();
@@ -549,225 +548,11 @@ impl Inner {
     }
 
     /// Computes the flags that were nowhere.
-    fn follow(&mut self, recipe: Option<Recipe>) {
+    pub(crate) fn follow(&mut self, recipe: Option<Recipe>) {
         if let Some(recipe) = recipe {
             let flags = recipe.flags(&self.cpu.state.gpr);
             self.cpu.replace_status_flags(flags);
         }
-    }
-
-    // What translated code calls.
-
-    /// The host address of `size` bytes at linear address `address`; 0 to leave.
-    pub(crate) fn access(&mut self, address: u64, what: Wanted, from: usize) -> u64 {
-        self.remote.leave_code();
-        self.settle();
-        self.slow.tlb_misses += 1;
-        if self.options.trash_helpers {
-            runtime::trash();
-        }
-        loop {
-            let Some(host) = self.host_address(address, what) else {
-                let place = self.place(from);
-                return self.stop_at(place, Exit::Interpret);
-            };
-            if self.remote.enter_code() {
-                return host;
-            }
-            self.serve_requests();
-        }
-    }
-
-    fn host_address(&mut self, address: u64, what: Wanted) -> Option<u64> {
-        let Wanted { size, is_write, is_aligned } = what;
-        if is_aligned && address & u64::from(size - 1) != 0 {
-            // The fault comes before anything that a translation would leave.
-            return None;
-        }
-        if (address & 0xfff) + u64::from(size) > 4096 {
-            self.slow.page_crossings += 1;
-            return if is_write { None } else { self.bounce(address, size) };
-        }
-        let cr2 = self.cpu.state.cr2;
-        let Some(page) = self.fill(address, size, is_write) else {
-            // The interpreter raises what is to be raised.
-            self.cpu.state.cr2 = cr2;
-            return None;
-        };
-        Some(page + (address & 0xfff))
-    }
-
-    /// The bytes of a read over two pages, copied together.
-    fn bounce(&mut self, address: u64, size: u32) -> Option<u64> {
-        let second = (address & !0xfff).wrapping_add(4096);
-        if size > 64 || !self.cpu.mode.is_64() && second >> 32 != 0 {
-            return None;
-        }
-        let first_bytes = (4096 - (address & 0xfff)) as usize;
-        let pages = [self.readable(address)?, self.readable(second)?];
-        let mut bytes = [0; 64];
-        let (low, high) = bytes[..size as usize].split_at_mut(first_bytes.min(size as usize));
-        self.cpu.ram().read_bytes(pages[0] | address & 0xfff, low);
-        self.cpu.ram().read_bytes(pages[1], high);
-        let context = self.slots.current_context();
-        context.bounce = bytes;
-        Some(context.bounce.as_ptr() as u64)
-    }
-
-    /// Offset in RAM of the page at `address`, if it may be read.
-    fn readable(&mut self, address: u64) -> Option<u64> {
-        if self.cpu.mode.is_64() && !self.cpu.mode.is_canonical(address) {
-            return None;
-        }
-        let cr2 = self.cpu.state.cr2;
-        let page = self.cpu.data_page(address, Access::Read);
-        self.cpu.state.cr2 = cr2;
-        page.ok()?.map(|page| page.ram_page)
-    }
-
-    /// Puts the page of an access into the TLB; its host address. `None` if the interpreter must do
-    /// the access.
-    fn fill(&mut self, address: u64, size: u32, is_write: bool) -> Option<u64> {
-        if self.cpu.mode.is_64() && !self.cpu.mode.is_canonical(address) {
-            return None;
-        }
-        let access = if is_write { Access::Write } else { Access::Read };
-        let page = match self.cpu.data_page(address, access) {
-            Ok(Some(page)) => page,
-            Ok(None) => {
-                self.slow.devices += 1;
-                return None;
-            }
-            Err(_) => {
-                self.slow.faults += 1;
-                return None;
-            }
-        };
-        let number = page.ram_page >> 12;
-        if is_write && !self.may_write(number, address & 0xfff, size) {
-            self.slow.code_pages += 1;
-            return None;
-        }
-        let host = self.cpu.ram().host_address(page.ram_page)?.0;
-        if is_write {
-            self.keep_page(page.ram_page);
-        }
-        let view = self.cpu.view();
-        self.slots.note(address, view, page.is_global, page.shift);
-        let linear = address & !0xfff;
-        if is_write {
-            self.slots.note_writer(number, linear);
-        }
-        let entry = self.slots.current_context().entry_to_fill(view, address)?;
-        if entry.read_tag != linear || entry.host != host {
-            entry.write_tag = NO_PAGE;
-        }
-        entry.read_tag = linear;
-        if is_write {
-            entry.write_tag = linear;
-        }
-        entry.host = host;
-        entry.delta = host.wrapping_sub(linear);
-        Some(host)
-    }
-
-    /// Makes the page dirty; false if its stores must be noted one by one.
-    fn may_write(&mut self, number: u64, first_byte: u64, size: u32) -> bool {
-        let flags = self.cpu.ram().flags();
-        if !flags.is_plain(number) && flags.get(number) & memory::PageFlags::CODE == 0 {
-            flags.note_store(number, first_byte, u64::from(size));
-        }
-        flags.is_plain(number)
-    }
-
-    /// What to add to linear addresses for the `span` bytes from `address`; 0 to leave.
-    pub(crate) fn group(&mut self, address: u64, what: Wanted, from: usize) -> u64 {
-        let Wanted { size: span, is_write, .. } = what;
-        self.remote.leave_code();
-        self.settle();
-        self.slow.tlb_misses += 1;
-        if self.options.trash_helpers {
-            runtime::trash();
-        }
-        loop {
-            let is_inside = (address & 0xfff) + u64::from(span) <= 4096;
-            // A group may be left before its store is reached: the page must be dirty already.
-            let is_certain = is_inside && (!is_write || self.cpu.is_dirty_page(address));
-            let cr2 = self.cpu.state.cr2;
-            let host = if is_certain { self.fill(address, span, is_write) } else { None };
-            self.cpu.state.cr2 = cr2;
-            let Some(host) = host else {
-                self.slow.ungrouped += 1;
-                let place = self.place(from);
-                return self.stop_at(place, Exit::Ungrouped);
-            };
-            if self.remote.enter_code() {
-                return host.wrapping_sub(address & !0xfff);
-            }
-            self.serve_requests();
-        }
-    }
-
-    /// Executes handler `number`. True if the block may go on.
-    pub(crate) fn run_handler(&mut self, number: usize, from: usize) -> bool {
-        self.remote.leave_code();
-        self.slow.handlers += 1;
-        if self.options.trash_helpers {
-            runtime::trash();
-        }
-        let Some((handler, left)) = self.handlers.call(number) else {
-            let place = self.place(from);
-            self.stop_at(place, Exit::Interpret);
-            return false;
-        };
-        let row = decoder::row(handler.iced.code());
-        let needs_x87 = matches!(row.unit, Unit::X87 | Unit::Mmx | Unit::SseMmx)
-            || matches!(row.class, Class::StateImage | Class::X87);
-        if needs_x87 {
-            self.settle_x87();
-        }
-        let budget = self.entered_budget;
-        let context = self.slots.current_context();
-        context.budget = context.budget.wrapping_add(left);
-        let rest = context.budget;
-        self.save_context();
-        self.cpu.state.rip = handler.iced.ip();
-        let outcome = self.cpu.execute_prepared(&handler);
-        let may_go_on = match outcome {
-            Err(exception) => {
-                self.exception = Some(exception);
-                self.slots.current_context().exit_kind = Exit::Exception as u32;
-                return false;
-            }
-            Ok(may_go_on) => may_go_on,
-        };
-        let _ = budget;
-        self.slots.current_context().exit_kind = Exit::State as u32;
-        let is_next = self.cpu.state.rip == handler.next_ip;
-        // Outside 64-bit mode a segment register decides what may be translated.
-        let is_resegmented =
-            matches!(row.class, Class::Segment | Class::Stack) && !self.cpu.mode.is_64();
-        if !may_go_on || !is_next || is_resegmented || self.must_stop() {
-            self.mode = None;
-            return false;
-        }
-        if !self.is_x87_live {
-            runtime::load_x87(&self.cpu.state.fpu);
-            self.is_x87_live = true;
-        }
-        self.reload_context(rest.wrapping_sub(left));
-        self.entered_budget = rest.wrapping_sub(1);
-        self.remote.enter_code()
-    }
-
-    /// Something waits that translated code does not see.
-    fn must_stop(&self) -> bool {
-        let pending = self.cpu.events().peek();
-        let is_open = self.cpu.state.rflags & rflags::IF != 0;
-        pending != 0 && (pending != Events::INTERRUPT || is_open)
-            || self.cpu.has_flushes()
-            || self.remote.has_requests()
-            || !self.cpu.is_unwatched()
     }
 
     // Signals.

@@ -102,8 +102,8 @@ fn objection(host: &Instruction) -> Option<String> {
     stack_objection(host, is_context).or_else(|| memory_objection(host, is_context))
 }
 
-/// RSP is the stack of return predictions: calls and returns alone change it, and the switch between
-/// the two of them.
+/// RSP is the stack of return predictions: calls and returns alone change it, and the switch
+/// between the two of them.
 fn stack_objection(host: &Instruction, is_context: bool) -> Option<String> {
     let is_stack = |register: Register| register.full_register() == Register::RSP;
     let is_named = (0..host.op_count())

@@ -1,12 +1,14 @@
 //! Small programs run by the translator, checked against the interpreter.
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
 use cpu::engine::{Vcpu, VmExit};
 use cpu::testing::{Bench, CODE, DATA};
+use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use jit::{JitCpu, Options};
 
 /// Runs `program` (which ends in HLT) on both engines from the same state, and compares.
-fn check(program: impl Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) {
+fn check(program: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) {
     let mut assembler = CodeAssembler::new(64).expect("64-bit");
     program(&mut assembler).expect("a program");
     assembler.hlt().expect("room");

@@ -1,5 +1,6 @@
 //! String instructions, bit strings and other implied operands: the translator against the
 //! interpreter, from the same state over the same memory.
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
 use cpu::engine::{Vcpu, VmExit};
 use cpu::state::{State, gpr, rflags};

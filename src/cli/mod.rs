@@ -2,6 +2,7 @@
 //!
 //! Nothing here opens a file or asks the host.
 
+mod bench;
 mod jit;
 mod run;
 pub(crate) mod values;
@@ -22,6 +23,8 @@ pub(crate) enum Action {
     Run(Box<Launch>),
     /// Say what the host offers.
     Doctor,
+    /// Measure the engines.
+    Bench(crate::bench::Options),
     /// Print this on standard output.
     Print(String),
 }
@@ -63,6 +66,8 @@ enum Command {
     Run(Box<run::RunArguments>),
     /// Say what this host offers, and which engine would run
     Doctor,
+    /// Measure the engines, and the host beside them
+    Bench(bench::BenchArguments),
     /// Take QEMU's command line (also when called qemu-system-x86_64)
     #[command(disable_help_flag = true)]
     Qemu {
@@ -73,9 +78,6 @@ enum Command {
     /// Comes later: attach a debugger
     #[command(hide = true, disable_help_flag = true)]
     Debug(Later),
-    /// Comes later: micro-benchmarks of the engines
-    #[command(hide = true, disable_help_flag = true)]
-    Bench(Later),
 }
 
 /// The arguments of a command that does not exist yet: whatever they are, they are not the mistake.
@@ -97,9 +99,9 @@ fn act(command: Command) -> Result<Action, Refusal> {
     match command {
         Command::Run(arguments) => arguments.into_action().map_err(usage),
         Command::Doctor => Ok(Action::Doctor),
+        Command::Bench(arguments) => Ok(Action::Bench(arguments.into_options())),
         Command::Qemu { arguments } => crate::qemu::parse(&arguments),
         Command::Debug(_) => Err(later("debug")),
-        Command::Bench(_) => Err(later("bench")),
     }
 }
 
@@ -185,10 +187,12 @@ mod tests {
     fn every_refusal_is_one_line_that_names_what_is_wrong() {
         #[rustfmt::skip]
         let rows: &[(&[&str], &[&str])] = &[
-            (&[],                                     &["no command", "run, doctor, qemu"]),
+            (&[],                                     &["no command", "run, doctor, bench, qemu"]),
             (&["walk"],                               &["'walk'"]),
             (&["debug", "--gdb", ":1"],               &["'debug'", "later"]),
-            (&["bench"],                              &["'bench'", "later"]),
+            (&["bench", "--seconds", "0"],            &["--seconds", "0", "3600"]),
+            (&["bench", "--seconds", "soon"],         &["--seconds", "soon"]),
+            (&["bench", "loop"],                      &["loop"]),
             (&["run", "--kernle", "x"],               &["--kernle", "--kernel"]),
             (&["run", "stray"],                       &["stray"]),
             (&["run", "--memory", "lots"],            &["--memory", "lots", "512M"]),

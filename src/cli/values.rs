@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use machine::layout::{MEMORY_MAX, MEMORY_MIN};
 
@@ -51,6 +52,14 @@ pub(super) fn memory(text: &str) -> Result<u64, String> {
 /// `--jit-cache SIZE`. Whether it is enough depends on the number of CPUs.
 pub(super) fn cache(text: &str) -> Result<u64, String> {
     bytes(text).ok_or_else(|| "give a number with its unit, such as 64M".into())
+}
+
+/// `--seconds N`: how long a measurement may take, an hour at most.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (1e-6..=3600.0).contains(seconds));
+    seconds
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "give a number of seconds above 0, and at most 3600".into())
 }
 
 /// `--accel`.

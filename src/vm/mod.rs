@@ -20,7 +20,7 @@ mod threads;
 mod timer_thread;
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -37,7 +37,7 @@ use crate::config::{Config, Form, Scheduler, TimeBase};
 use adapters::{ChipLapic, MachinePlatform, Slice};
 use backends::Backends;
 use control::{Control, Request};
-use engine::Engines;
+use engine::{Engine, Engines};
 use entropy::Entropy;
 use guest_files::GuestFiles;
 use mailboxes::Mailboxes;
@@ -163,8 +163,13 @@ impl Vm {
         Ok(())
     }
 
+    /// CPU 0, for who runs it without the machine's threads.
+    pub(crate) fn first_cpu(&self) -> Option<MutexGuard<'_, Engine>> {
+        self.cpus.first().map(lock)
+    }
+
     /// Puts the CPUs into the state in which the guest starts.
-    fn enter(&self, state: &BootState) {
+    pub(crate) fn enter(&self, state: &BootState) {
         for cpu in &self.cpus {
             boot::set_up_as_firmware(lock(cpu).cpu_mut(), state);
         }

@@ -30,6 +30,8 @@ pub struct Options {
 enum Target {
     /// Random bytes as guest code in every mode.
     GuestCode,
+    /// Random bytes as guest code on the translator, in every mode.
+    JitCode,
     /// Random accesses to every chip of a board.
     Chips,
     /// Random bytes as kernel and ROM images.

@@ -1,6 +1,7 @@
 //! The project's chores: `cargo xtask --help` lists them.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod boot;
 mod check;
 mod child;
@@ -9,6 +10,8 @@ mod figures;
 mod fuzz;
 mod guests;
 mod linux;
+mod process;
+mod soak;
 mod suites;
 mod tally;
 mod workspace;
@@ -42,19 +45,12 @@ enum Chore {
     Bless,
     /// Run a fuzz target of `fuzz/`, by coverage where there is cargo-fuzz, else by chance.
     Fuzz(fuzz::Options),
-    /// Measure with the benches.
-    Bench {
-        /// Only benches with this in their name.
-        filter: Option<String>,
-    },
+    /// Measure with the benches, or with --guests beside QEMU and the host.
+    Bench(bench::Options),
     /// Measure the figures of SPECIFICATION.md on this machine.
     Figures,
-    /// Boot over and over.
-    Soak {
-        /// How long, in minutes.
-        #[arg(long, default_value_t = 60)]
-        minutes: u64,
-    },
+    /// Compare the translator with the interpreter and run the fuzz targets, over and over.
+    Soak(soak::Options),
     /// Fetch the guests that `linux` and `test` boot, and print where they are.
     Guests,
 }
@@ -79,9 +75,9 @@ fn run(chore: &Chore) -> Result<ExitCode> {
         Chore::Ci => chores::ci()?,
         Chore::Bless => chores::bless()?,
         Chore::Fuzz(options) => fuzz::run(options)?,
-        Chore::Bench { filter } => chores::bench(filter.as_deref())?,
+        Chore::Bench(options) => bench::run(options)?,
         Chore::Figures => figures::run()?,
-        Chore::Soak { minutes } => chores::soak(*minutes)?,
+        Chore::Soak(options) => soak::run(options)?,
         Chore::Guests => guests::fetch_all()?,
     }
     Ok(ExitCode::SUCCESS)

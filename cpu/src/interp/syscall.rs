@@ -73,7 +73,7 @@ impl Cpu {
     }
 
     /// What SYSCALL does now, and that SYSRETQ works, for a translator that executes them itself;
-    /// `None` if they are to be interpreted. Such a SYSCALL leaves TF, IF, DF, IOPL, NT and AC clear.
+    /// `None` if they are to be interpreted. Such a SYSCALL leaves TF, IF, DF, IOPL, NT, AC clear.
     pub fn fast_system_calls(&self) -> Option<FastSystemCalls> {
         const CLEARED: u64 =
             rflags::TF | rflags::IF | rflags::DF | rflags::IOPL | rflags::NT | rflags::AC;

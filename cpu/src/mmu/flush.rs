@@ -1,4 +1,4 @@
-//! What flushes ask for, kept for engines whose own translation caches hold more than [`super::tlb`].
+//! What flushes ask for, kept for engines whose translation caches hold more than [`super::tlb`].
 //!
 //! The interpreter drops everything at every flush. A translator keeps address spaces apart and
 //! global pages through loads of CR3, so it must know what the architecture asked for (SDM Vol. 3A,

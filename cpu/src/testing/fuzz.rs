@@ -2,9 +2,10 @@
 //!
 //! An input is read front to back ([`input::Input`]): first what the guest starts with
 //! ([`start`]), then its code. The guest runs in small budgets with an event from outside between
-//! them, and [`check`] says after each what no guest may bring about. Nobody calls this but
-//! cargo-fuzz, the random driver in `fuzz/`, and a short test; [`generate`] makes inputs for those
-//! that have no coverage to go by.
+//! them, and [`check`] says after each what no guest may bring about. The engine is the
+//! interpreter, or whatever else is a [`Subject`]. Nobody calls this but cargo-fuzz, the random
+//! driver in `fuzz/`,
+//! and short tests; [`generate`] makes inputs for those that have no coverage to go by.
 
 pub mod generate;
 mod input;
@@ -13,11 +14,12 @@ mod start;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::cpu::Cpu;
 use crate::engine::{Vcpu, VmExit};
 use crate::events::Events;
 use crate::mode::Mode;
 use crate::state::{Activity, State, cr0, efer, rflags};
-use crate::testing::Bench;
+use crate::testing::{Bench, FakeLapic, FakePlatform};
 use input::Input;
 
 /// Instructions between two events.
@@ -50,35 +52,76 @@ pub enum Failure {
     HostAddress(u64),
 }
 
+/// A vCPU of some engine.
+pub trait Subject {
+    /// Runs the guest.
+    fn run(&mut self, budget: u64) -> VmExit;
+    /// The CPU, with the state of the guest.
+    fn cpu(&self) -> &Cpu;
+    /// Budgets are kept to the instruction.
+    fn keeps_budgets(&self) -> bool {
+        true
+    }
+    /// Host addresses that no register may be near, besides the bench's own.
+    fn host_addresses(&self) -> Vec<u64> {
+        Vec::new()
+    }
+}
+
+impl Subject for Cpu {
+    fn run(&mut self, budget: u64) -> VmExit {
+        Vcpu::run(self, budget)
+    }
+    fn cpu(&self) -> &Cpu {
+        self
+    }
+}
+
 /// Runs `input` as a guest.
 pub fn guest_code(input: &[u8]) -> Result<(), Failure> {
+    guest_code_on(input, |cpu| cpu)
+}
+
+/// Runs `input` as a guest on what `make` puts in the place of the interpreter's CPU.
+pub fn guest_code_on<S: Subject>(input: &[u8], make: impl FnOnce(Cpu) -> S) -> Result<(), Failure> {
     let mut input = Input::new(input);
-    let mut bench = start::bench(&mut input);
+    let Bench { cpu, platform, lapic } = start::bench(&mut input);
+    let mut subject = make(cpu);
+    let mut own = vec![
+        std::ptr::from_ref(&subject).addr() as u64,
+        std::ptr::from_ref(platform.as_ref()).addr() as u64,
+        check_host_addresses as *const () as u64,
+    ];
+    own.extend(subject.host_addresses());
     for _ in 0..PARTS {
         let (event, argument) = (input.byte(), input.byte());
-        let (started, retired) = (Instant::now(), bench.cpu.retired());
-        let exit = bench.cpu.run(BUDGET);
+        let (started, retired) = (Instant::now(), subject.cpu().retired());
+        let exit = subject.run(BUDGET);
         if started.elapsed() > PART_LIMIT {
             return Err(Failure::Slow);
         }
-        if bench.cpu.retired() - retired > BUDGET {
+        if subject.keeps_budgets() && subject.cpu().retired() - retired > BUDGET {
             return Err(Failure::OverBudget);
         }
-        check(&bench)?;
+        check(subject.cpu(), &own)?;
         if exit == VmExit::Shutdown {
             break;
         }
-        happen(&bench, event, argument);
+        happen(&subject.cpu().env.events, &platform, &lapic, (event, argument));
     }
     Ok(())
 }
 
 /// Something comes from outside.
-fn happen(bench: &Bench, event: u8, argument: u8) {
-    let events = &bench.cpu.env.events;
+fn happen(
+    events: &Events,
+    platform: &FakePlatform,
+    lapic: &FakeLapic,
+    (event, argument): (u8, u8),
+) {
     match event & 15 {
         0..=5 => {
-            bench.lapic.vector.store(argument, Ordering::SeqCst);
+            lapic.vector.store(argument, Ordering::SeqCst);
             events.post(Events::INTERRUPT);
         }
         6 => events.post(Events::NMI),
@@ -87,15 +130,15 @@ fn happen(bench: &Bench, event: u8, argument: u8) {
         9 => events.post(Events::INIT | Events::SIPI | Events::NMI),
         10 => events.request_exit(),
         11 => {
-            bench.platform.now_ns.fetch_add(u64::from(argument) << 20, Ordering::SeqCst);
+            platform.now_ns.fetch_add(u64::from(argument) << 20, Ordering::SeqCst);
         }
         _ => events.post(Events::KICK),
     }
 }
 
-fn check(bench: &Bench) -> Result<(), Failure> {
-    let state = &bench.cpu.state;
-    let (mode, registers_say) = (bench.cpu.mode, Mode::of(state));
+fn check(cpu: &Cpu, own: &[u64]) -> Result<(), Failure> {
+    let state = &cpu.state;
+    let (mode, registers_say) = (cpu.mode, Mode::of(state));
     if mode != registers_say {
         return Err(Failure::StaleMode(mode, registers_say));
     }
@@ -108,13 +151,13 @@ fn check(bench: &Bench) -> Result<(), Failure> {
     {
         return Err(Failure::ControlRegisters(state.cr0, state.msrs.efer));
     }
-    if state.fpu.mxcsr & !bench.cpu.native.mxcsr_mask() != 0 {
+    if state.fpu.mxcsr & !cpu.native.mxcsr_mask() != 0 {
         return Err(Failure::Mxcsr(state.fpu.mxcsr));
     }
     if state.xcr0 & 1 == 0 {
         return Err(Failure::Xcr0(state.xcr0));
     }
-    check_host_addresses(bench)
+    check_host_addresses(state, own)
 }
 
 fn check_flags(state: &State) -> Result<(), Failure> {
@@ -138,18 +181,12 @@ fn check_flags(state: &State) -> Result<(), Failure> {
 
 /// Registers near the host's stack, heap or code are the host's addresses: nothing that a guest
 /// starts with is within 4 GiB of them, but for one random number in a hundred million.
-fn check_host_addresses(bench: &Bench) -> Result<(), Failure> {
-    let state = &bench.cpu.state;
-    let own = [
-        std::ptr::from_ref(bench).addr() as u64,
-        std::ptr::from_ref(bench.platform.as_ref()).addr() as u64,
-        check_host_addresses as *const () as u64,
-    ];
+fn check_host_addresses(state: &State, own: &[u64]) -> Result<(), Failure> {
     let pointers = [state.rip, state.cr2, state.fpu.fip, state.fpu.fdp];
     // Guests start with the end of the lower half, and a stack may be there.
-    let own = own.map(|host| host >> 32).into_iter().filter(|&high| high != 0x7fff);
-    let mut suspects = state.gpr.iter().chain(&pointers);
-    match suspects.find(|&&value| own.clone().any(|high| value >> 32 == high)) {
+    let is_own = |value: u64| own.iter().any(|host| host >> 32 == value >> 32);
+    let is_host = |value: &&u64| **value >> 32 != 0x7fff && is_own(**value);
+    match state.gpr.iter().chain(&pointers).find(is_host) {
         Some(&value) => Err(Failure::HostAddress(value)),
         None => Ok(()),
     }

@@ -7,8 +7,8 @@ use iced_x86::{
     Code, Decoder, Encoder, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind, Register,
 };
 
-use cpu::testing::random::Random;
 use crate::state::{LOW, Mode, READ_ONLY};
+use cpu::testing::random::Random;
 
 /// Attempts before a form counts as one that cannot be encoded: most attempts that fail ask for AH
 /// beside a REX prefix.

@@ -15,11 +15,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libc::{c_int, c_void, greg_t, ucontext_t};
 
-use cpu::testing::random::Random;
 use crate::state::{
     CODE_BYTES, CODE_START, Fault, GS_BASE, Input, LOW, Memory, Mode, Output, PAGE, PAGES,
     Registers,
 };
+use cpu::testing::random::Random;
 
 const INT3: u8 = 0xcc;
 /// Linux's selectors of user code and data, the same for every process.

@@ -21,9 +21,9 @@ use iced_x86::Mnemonic;
 use crate::encode::{Encoding, encode};
 use crate::guest::Guest;
 use crate::host::Host;
-use cpu::testing::random::Random;
 use crate::report::{Case, Ours, Verdict, check};
 use crate::state::{Input, Mode, Output};
+use cpu::testing::random::Random;
 
 const DEFAULT_STATES: u64 = 1000;
 /// States that share an encoding.

@@ -5,10 +5,10 @@ use cpu::testing::{CODE, DATA};
 use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 
 use crate::encode::decode;
-use cpu::testing::random::Random;
 use crate::state::{
     CODE_BYTES, CODE_START, GS_BASE, Input, LOW, Memory, Mode, PAGE, READ_ONLY, Registers,
 };
+use cpu::testing::random::Random;
 
 const RAX: usize = 0;
 const RCX: usize = 1;

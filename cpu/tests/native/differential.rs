@@ -74,7 +74,8 @@ fn compare_once(
 
 fn compare_fpu(guest: &FpuState, host: &FpuState, context: &dyn Fn() -> String) {
     for number in 0..32 {
-        assert_eq!(guest.zmm[number], host.zmm[number], "ZMM{number}: {}", context());
+        let bytes = ..crate::vector_bytes();
+        assert_eq!(guest.zmm[number][bytes], host.zmm[number][bytes], "ZMM{number}: {}", context());
     }
     assert_eq!(guest.opmask, host.opmask, "opmask: {}", context());
     let x87 = |fpu: &FpuState| (fpu.fcw, fpu.fsw, fpu.ftw);

@@ -44,3 +44,9 @@ fn run_in(
 fn run(bench: &mut Bench, build: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Exec {
     run_in(bench, 64, build)
 }
+
+/// Bytes of a vector register that the host has: what lies above is nobody's on a host without
+/// AVX-512, and thunks leave it alone.
+fn vector_bytes() -> usize {
+    if std::arch::is_x86_feature_detected!("avx512f") { 64 } else { 32 }
+}

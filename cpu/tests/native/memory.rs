@@ -186,8 +186,9 @@ fn gathers_and_scatters_equal_the_host() {
             reference.run(&mut host);
             assert_eq!(bench.step(), Ok(()), "{instruction}");
             for number in 0..32 {
-                let guest = bench.cpu.state.fpu.zmm[number];
-                assert_eq!(guest, host.fpu.zmm[number], "{instruction}: ZMM{number}");
+                let bytes = ..crate::vector_bytes();
+                let guest = &bench.cpu.state.fpu.zmm[number][bytes];
+                assert_eq!(guest, &host.fpu.zmm[number][bytes], "{instruction}: ZMM{number}");
             }
             assert_eq!(bench.cpu.state.fpu.opmask, host.fpu.opmask, "{instruction}");
             assert_eq!(bench.peek::<64>(DATA + 8), host.memory, "{instruction}");

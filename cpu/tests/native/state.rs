@@ -115,6 +115,17 @@ fn fxsave_lays_registers_out_and_fxrstor_takes_them_back() {
 }
 
 #[test]
+fn fxrstor_leaves_out_reserved_bits_of_the_control_word() {
+    let mut bench = filled(9);
+    for (loaded, kept) in [(0xffffu16, 0x1f7fu16), (0, 0x40)] {
+        run(&mut bench, |a| a.fxsave64(ptr(rbx))).unwrap();
+        bench.poke(DATA, &loaded.to_le_bytes());
+        run(&mut bench, |a| a.fxrstor64(ptr(rbx))).unwrap();
+        assert_eq!(bench.cpu.state.fpu.fcw, kept);
+    }
+}
+
+#[test]
 fn fxrstor_refuses_misaligned_images_and_reserved_mxcsr_bits() {
     let mut bench = filled(8);
     bench.poke(DATA + 24, &0xffff_ffffu32.to_le_bytes());

@@ -3,6 +3,8 @@
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
 mod code_changes;
+mod interrupts;
+mod mappings;
 mod returns;
 mod two_vcpus;
 

@@ -3,6 +3,7 @@
 use cpu::engine::Vcpu;
 use cpu::state::State;
 use cpu::testing::{Bench, CODE, DATA, STACK, page, selector};
+use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use jit::Options;
 
@@ -16,7 +17,7 @@ const USER: u64 = CODE + 0x4000;
 const PT: u64 = 0x4000;
 
 /// A kernel that calls a function which goes to CPL 3, where `user` is executed.
-fn kernel_and_user(user: impl Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Bench {
+fn kernel_and_user(user: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Bench {
     let mut bench = with_program(|a| {
         let mut function = a.create_label();
         a.call(function)?;
@@ -96,7 +97,7 @@ fn a_kernel_that_returns_to_a_live_address_of_the_user_stays_a_kernel() {
 
 /// Two pages with a call at the same place and something else behind it; the callee puts one where
 /// the other was.
-fn remapping(forget: impl Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Bench {
+fn remapping(forget: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Bench {
     const CALLER: u64 = CODE + 0x2000;
     const OTHER: u64 = CODE + 0x3000;
     const FUNCTION: u64 = CODE + 0x1000;

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail};
 use super::cpio::Archive;
 use crate::child::{self, Output};
 
-const DIRECTORIES: &[&str] = &["bin", "dev", "etc", "proc", "root", "run", "sbin", "sys", "tmp"];
+const DIRECTORIES: &[&str] =
+    &["bench", "bin", "dev", "etc", "proc", "root", "run", "sbin", "sys", "tmp"];
 
 /// The nodes that must be there before devtmpfs is.
 const DEVICES: &[(&str, u32, u32)] =
@@ -26,8 +27,8 @@ const INITTAB: &str = "\
 const START: &str = include_str!("start.sh");
 const PROFILE: &str = include_str!("profile.sh");
 
-/// Builds the archive around a static busybox.
-pub fn build(busybox: &Path) -> Result<Vec<u8>> {
+/// Builds the archive around a static busybox, with further files: their paths and contents.
+pub fn build(busybox: &Path, scripts: &[(String, &str)]) -> Result<Vec<u8>> {
     let program = fs::read(busybox).with_context(|| format!("reading {}", busybox.display()))?;
     let mut archive = Archive::default();
     for directory in DIRECTORIES {
@@ -47,6 +48,9 @@ pub fn build(busybox: &Path) -> Result<Vec<u8>> {
     archive.file("etc/start", 0o755, START.as_bytes());
     archive.file("etc/profile", 0o644, PROFILE.as_bytes());
     archive.file("etc/passwd", 0o644, b"root::0:0:root:/root:/bin/sh\n");
+    for (path, contents) in scripts {
+        archive.file(path, 0o644, contents.as_bytes());
+    }
     Ok(archive.finish())
 }
 

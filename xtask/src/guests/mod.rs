@@ -85,14 +85,24 @@ impl Guests {
 
     /// Returns the initial file system with busybox and an interactive shell.
     pub fn initramfs(&self) -> Result<PathBuf> {
+        self.put_initramfs("initramfs.cpio", &[])
+    }
+
+    /// The same with scripts in its folder `bench`: paths from the root, and contents.
+    pub fn initramfs_with(&self, scripts: &[(String, &str)]) -> Result<PathBuf> {
+        self.put_initramfs("initramfs-bench.cpio", scripts)
+    }
+
+    fn put_initramfs(&self, name: &str, scripts: &[(String, &str)]) -> Result<PathBuf> {
         let busybox = self.busybox()?;
         // Built anew each time: it takes milliseconds and follows the sources.
-        let path = self.folder.join("initramfs.cpio");
-        put(&path, &initramfs::build(&busybox)?)?;
+        let path = self.folder.join(name);
+        put(&path, &initramfs::build(&busybox, scripts)?)?;
         Ok(path)
     }
 
-    fn busybox(&self) -> Result<PathBuf> {
+    /// Returns busybox, which runs on the host too.
+    pub fn busybox(&self) -> Result<PathBuf> {
         let path = self.folder.join("busybox");
         self.kept(&path, || self.apt.extract("busybox-static", "*/bin/busybox"))
     }

@@ -15,6 +15,7 @@ type Graph = BTreeMap<String, BTreeSet<String>>;
 /// What each of our crates may depend on. The command and the chores may know everything.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("cpu", &["decoder", "memory"]),
+    ("jit", &["cpu", "decoder", "memory"]),
     ("machine", &["memory"]),
     ("decoder", &[]),
     ("memory", &[]),

@@ -32,15 +32,20 @@ const INSTRUCTIONS_MAX: u64 = 60;
 
 /// An input for [`super::guest_code`].
 pub fn guest(random: &mut Random) -> Vec<u8> {
-    let mut input: Vec<u8> = (0..HEADER_BYTES).map(|_| random.byte()).collect();
+    let mut input = header(random);
     for _ in 0..=random.below(INSTRUCTIONS_MAX) {
         instruction(random, &mut input);
     }
     input
 }
 
+/// What a guest of any input starts with.
+pub fn header(random: &mut Random) -> Vec<u8> {
+    (0..HEADER_BYTES).map(|_| random.byte()).collect()
+}
+
 /// Appends something like an instruction: prefixes, an opcode of any map, ModRM and what follows.
-fn instruction(random: &mut Random, code: &mut Vec<u8>) {
+pub fn instruction(random: &mut Random, code: &mut Vec<u8>) {
     const PREFIXES: [u8; 11] = [0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65];
     for _ in 0..random.below(4).saturating_sub(1) {
         code.push(PREFIXES[random.below(11) as usize]);

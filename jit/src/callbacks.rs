@@ -1,0 +1,229 @@
+//! What translated code calls: slow paths of memory accesses, and handlers.
+//!
+//! A callback counts as outside of translated code (see [`crate::remote`]): it declares the vCPU in
+//! code again as its last act, and looks at what other threads have asked for meanwhile.
+
+use cpu::engine::Vcpu;
+use cpu::events::Events;
+use cpu::mmu::Access;
+use cpu::state::rflags;
+use decoder::{Class, Unit};
+
+use crate::context::NO_PAGE;
+use crate::exit::Exit;
+use crate::runtime;
+use crate::vcpu::{Inner, Wanted};
+
+impl Inner {
+    /// The host address of `size` bytes at linear address `address`; 0 to leave.
+    pub(crate) fn access(&mut self, address: u64, what: Wanted, from: usize) -> u64 {
+        self.remote.leave_code();
+        self.settle();
+        self.slow.tlb_misses += 1;
+        if self.options.trash_helpers {
+            runtime::trash();
+        }
+        loop {
+            let Some(host) = self.host_address(address, what) else {
+                let place = self.place(from);
+                return self.stop_at(place, Exit::Interpret);
+            };
+            if self.remote.enter_code() {
+                return host;
+            }
+            self.serve_requests();
+        }
+    }
+
+    fn host_address(&mut self, address: u64, what: Wanted) -> Option<u64> {
+        let Wanted { size, is_write, is_aligned } = what;
+        if is_aligned && address & u64::from(size - 1) != 0 {
+            // The fault comes before anything that a translation would leave.
+            return None;
+        }
+        if (address & 0xfff) + u64::from(size) > 4096 {
+            self.slow.page_crossings += 1;
+            return if is_write { None } else { self.bounce(address, size) };
+        }
+        let cr2 = self.cpu.state.cr2;
+        let Some(page) = self.fill(address, size, is_write) else {
+            // The interpreter raises what is to be raised.
+            self.cpu.state.cr2 = cr2;
+            return None;
+        };
+        Some(page + (address & 0xfff))
+    }
+
+    /// The bytes of a read over two pages, copied together.
+    fn bounce(&mut self, address: u64, size: u32) -> Option<u64> {
+        let second = (address & !0xfff).wrapping_add(4096);
+        if size > 64 || !self.cpu.mode.is_64() && second >> 32 != 0 {
+            return None;
+        }
+        let first_bytes = (4096 - (address & 0xfff)) as usize;
+        let pages = [self.readable(address)?, self.readable(second)?];
+        let mut bytes = [0; 64];
+        let (low, high) = bytes[..size as usize].split_at_mut(first_bytes.min(size as usize));
+        self.cpu.ram().read_bytes(pages[0] | address & 0xfff, low);
+        self.cpu.ram().read_bytes(pages[1], high);
+        let context = self.slots.current_context();
+        context.bounce = bytes;
+        Some(context.bounce.as_ptr() as u64)
+    }
+
+    /// Offset in RAM of the page at `address`, if it may be read.
+    fn readable(&mut self, address: u64) -> Option<u64> {
+        if self.cpu.mode.is_64() && !self.cpu.mode.is_canonical(address) {
+            return None;
+        }
+        let cr2 = self.cpu.state.cr2;
+        let page = self.cpu.data_page(address, Access::Read);
+        self.cpu.state.cr2 = cr2;
+        page.ok()?.map(|page| page.ram_page)
+    }
+
+    /// Puts the page of an access into the TLB; its host address. `None` if the interpreter must do
+    /// the access.
+    fn fill(&mut self, address: u64, size: u32, is_write: bool) -> Option<u64> {
+        if self.cpu.mode.is_64() && !self.cpu.mode.is_canonical(address) {
+            return None;
+        }
+        let access = if is_write { Access::Write } else { Access::Read };
+        let page = match self.cpu.data_page(address, access) {
+            Ok(Some(page)) => page,
+            Ok(None) => {
+                self.slow.devices += 1;
+                return None;
+            }
+            Err(_) => {
+                self.slow.faults += 1;
+                return None;
+            }
+        };
+        let number = page.ram_page >> 12;
+        if is_write && !self.may_write(number, address & 0xfff, size) {
+            self.slow.code_pages += 1;
+            return None;
+        }
+        let host = self.cpu.ram().host_address(page.ram_page)?.0;
+        if is_write {
+            self.keep_page(page.ram_page);
+        }
+        let view = self.cpu.view();
+        self.slots.note(address, view, page.is_global, page.shift);
+        let linear = address & !0xfff;
+        if is_write {
+            self.slots.note_writer(number, linear);
+        }
+        let entry = self.slots.current_context().entry_to_fill(view, address)?;
+        if entry.read_tag != linear || entry.host != host {
+            entry.write_tag = NO_PAGE;
+        }
+        entry.read_tag = linear;
+        if is_write {
+            entry.write_tag = linear;
+        }
+        entry.host = host;
+        entry.delta = host.wrapping_sub(linear);
+        Some(host)
+    }
+
+    /// Makes the page dirty; false if its stores must be noted one by one.
+    fn may_write(&mut self, number: u64, first_byte: u64, size: u32) -> bool {
+        let flags = self.cpu.ram().flags();
+        if !flags.is_plain(number) && flags.get(number) & memory::PageFlags::CODE == 0 {
+            flags.note_store(number, first_byte, u64::from(size));
+        }
+        flags.is_plain(number)
+    }
+
+    /// What to add to linear addresses for the `span` bytes from `address`; 0 to leave.
+    pub(crate) fn group(&mut self, address: u64, what: Wanted, from: usize) -> u64 {
+        let Wanted { size: span, is_write, .. } = what;
+        self.remote.leave_code();
+        self.settle();
+        self.slow.tlb_misses += 1;
+        if self.options.trash_helpers {
+            runtime::trash();
+        }
+        loop {
+            let is_inside = (address & 0xfff) + u64::from(span) <= 4096;
+            // A group may be left before its store is reached: the page must be dirty already.
+            let is_certain = is_inside && (!is_write || self.cpu.is_dirty_page(address));
+            let cr2 = self.cpu.state.cr2;
+            let host = if is_certain { self.fill(address, span, is_write) } else { None };
+            self.cpu.state.cr2 = cr2;
+            let Some(host) = host else {
+                self.slow.ungrouped += 1;
+                let place = self.place(from);
+                return self.stop_at(place, Exit::Ungrouped);
+            };
+            if self.remote.enter_code() {
+                return host.wrapping_sub(address & !0xfff);
+            }
+            self.serve_requests();
+        }
+    }
+
+    /// Executes handler `number`. True if the block may go on.
+    pub(crate) fn run_handler(&mut self, number: usize, from: usize) -> bool {
+        self.remote.leave_code();
+        self.slow.handlers += 1;
+        if self.options.trash_helpers {
+            runtime::trash();
+        }
+        let Some((handler, left)) = self.handlers.call(number) else {
+            let place = self.place(from);
+            self.stop_at(place, Exit::Interpret);
+            return false;
+        };
+        let row = decoder::row(handler.iced.code());
+        let needs_x87 = matches!(row.unit, Unit::X87 | Unit::Mmx | Unit::SseMmx)
+            || matches!(row.class, Class::StateImage | Class::X87);
+        if needs_x87 {
+            self.settle_x87();
+        }
+        let budget = self.entered_budget;
+        let context = self.slots.current_context();
+        context.budget = context.budget.wrapping_add(left);
+        let rest = context.budget;
+        self.save_context();
+        self.cpu.state.rip = handler.iced.ip();
+        let outcome = self.cpu.execute_prepared(&handler);
+        let may_go_on = match outcome {
+            Err(exception) => {
+                self.exception = Some(exception);
+                self.slots.current_context().exit_kind = Exit::Exception as u32;
+                return false;
+            }
+            Ok(may_go_on) => may_go_on,
+        };
+        let _ = budget;
+        self.slots.current_context().exit_kind = Exit::State as u32;
+        let is_next = self.cpu.state.rip == handler.next_ip;
+        // Outside 64-bit mode a segment register decides what may be translated.
+        let is_resegmented =
+            matches!(row.class, Class::Segment | Class::Stack) && !self.cpu.mode.is_64();
+        if !may_go_on || !is_next || is_resegmented || self.must_stop() {
+            self.mode = None;
+            return false;
+        }
+        if !self.is_x87_live {
+            runtime::load_x87(&self.cpu.state.fpu);
+            self.is_x87_live = true;
+        }
+        self.reload_context(rest.wrapping_sub(left));
+        self.entered_budget = rest.wrapping_sub(1);
+        self.remote.enter_code()
+    }
+
+    /// Something waits that translated code does not see.
+    fn must_stop(&self) -> bool {
+        let pending = self.cpu.events().peek();
+        let is_open = self.cpu.state.rflags & rflags::IF != 0;
+        pending != 0 && (pending != Events::INTERRUPT || is_open)
+            || self.cpu.has_flushes()
+            || self.remote.has_requests()
+            || !self.cpu.is_unwatched()
+    }
+}

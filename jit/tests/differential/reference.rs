@@ -1,0 +1,235 @@
+//! The interpreter's run of a case, with a look at which flags mean something.
+
+use cpu::Cpu;
+use cpu::engine::{Vcpu, VmExit};
+use cpu::state::{State, rflags};
+use decoder::{Class, Feature, Unit};
+use iced_x86::{Decoder, Instruction, Mnemonic as M, OpKind};
+
+use crate::case::{Case, Ready};
+use crate::world::{HANDLERS, PAGE, World, offset_of};
+
+/// Instructions of a run at most; a program that wants more is given up.
+const LIMIT: usize = 3000;
+const OF: u64 = rflags::OF;
+const CF: u64 = rflags::CF;
+
+/// Why a case says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discard {
+    /// It does not end.
+    Endless,
+    /// An instruction reads flags that are undefined.
+    UndefinedFlags,
+    /// The result of an instruction is undefined.
+    UndefinedResult,
+    /// It stores where no case does.
+    Wild,
+}
+
+/// A point of a run, between two instructions.
+#[derive(Clone, Debug)]
+pub struct Point {
+    /// RIP.
+    pub rip: u64,
+    /// RFLAGS.
+    pub rflags: u64,
+    /// Flags that are undefined.
+    pub undefined: u64,
+    /// General registers.
+    pub gpr: [u64; 16],
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Why it did.
+    pub exit: VmExit,
+    /// The state.
+    pub state: State,
+    /// [`World::contents`].
+    pub contents: Vec<u8>,
+    /// Instructions retired.
+    pub retired: u64,
+}
+
+/// A run of the interpreter.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// By number of retired instructions.
+    pub points: Vec<Point>,
+    /// Flags that are undefined at the end.
+    pub undefined: u64,
+    /// Where the last exception's frame has flags, in [`World::contents`].
+    pub frame_flags: Option<usize>,
+}
+
+/// Runs `case` as often as it says.
+pub fn run(world: &mut World, case: &Case, ready: &Ready) -> Result<Vec<Run>, Discard> {
+    let runs = run_all(world, case, ready);
+    let is_wild = world.undo_wild_stores();
+    runs.and_then(|runs| if is_wild { Err(Discard::Wild) } else { Ok(runs) })
+}
+
+fn run_all(world: &mut World, case: &Case, ready: &Ready) -> Result<Vec<Run>, Discard> {
+    world.restore(&ready.pages, case.start.rights);
+    world.bench.cpu.set_state(ready.state.clone());
+    let mut runs = Vec::new();
+    for number in 0..case.start.runs {
+        if number > 0 {
+            again(&mut world.bench.cpu, &ready.state);
+            world.reset_counter(case.start.turns);
+        }
+        let run = run_once(world, case)?;
+        // What is undefined in memory must not be read by the next run.
+        let is_last = run.undefined != 0 && run.frame_flags.is_some();
+        runs.push(run);
+        if is_last {
+            break;
+        }
+    }
+    Ok(runs)
+}
+
+/// Puts a CPU back to where the program starts, with everything that it knows of memory.
+pub fn again(cpu: &mut Cpu, state: &State) {
+    cpu.state = state.clone();
+    cpu.pending_dr6 = 0;
+    cpu.mode_changed();
+}
+
+fn run_once(world: &mut World, case: &Case) -> Result<Run, Discard> {
+    let started = world.bench.cpu.retired();
+    let mut undefined = 0;
+    let mut points = vec![point(&world.bench.cpu, 0)];
+    let exit = loop {
+        let next = next_instruction(world, case);
+        if let Some(instruction) = &next {
+            check(&world.bench.cpu, instruction, undefined)?;
+        }
+        let before = world.bench.cpu.state.clone();
+        let retired = world.bench.cpu.retired();
+        let exit = world.bench.cpu.run(1);
+        let is_handler = world.bench.cpu.state.rip & !(PAGE - 1) == HANDLERS;
+        let is_done = !is_handler && world.bench.cpu.retired() != retired;
+        if let Some(instruction) = next.filter(|_| is_done) {
+            undefined = undefined_after(&before, &instruction, undefined);
+        }
+        points.push(point(&world.bench.cpu, undefined));
+        if next.is_some_and(|instruction| is_host_specific(world, &instruction)) {
+            return Err(Discard::UndefinedResult);
+        }
+        if exit != VmExit::Budget {
+            break exit;
+        }
+        if points.len() > LIMIT {
+            return Err(Discard::Endless);
+        }
+    };
+    let cpu = &world.bench.cpu;
+    let outcome = Outcome {
+        exit,
+        state: cpu.state.clone(),
+        contents: world.contents(),
+        retired: cpu.retired() - started,
+    };
+    let frame_flags = frame_flags(world, case);
+    Ok(Run { outcome, points, undefined, frame_flags })
+}
+
+fn point(cpu: &Cpu, undefined: u64) -> Point {
+    Point { rip: cpu.state.rip, rflags: cpu.state.rflags, undefined, gpr: cpu.state.gpr }
+}
+
+fn next_instruction(world: &World, case: &Case) -> Option<Instruction> {
+    let rip = world.bench.cpu.state.rip;
+    offset_of(rip)?;
+    let mut bytes = [0; 15];
+    for (address, byte) in (rip..).zip(&mut bytes) {
+        let physical = crate::world::physical(address);
+        *byte = world.bench.peek::<1>(physical)[0];
+    }
+    let options = world.bench.cpu.decoder_options();
+    let instruction = Decoder::with_ip(case.mode.bits(), &bytes, rip, options).decode();
+    (!instruction.is_invalid()).then_some(instruction)
+}
+
+fn check(cpu: &Cpu, instruction: &Instruction, undefined: u64) -> Result<(), Discard> {
+    let row = decoder::row(instruction.code());
+    let reads_all = matches!(
+        instruction.mnemonic(),
+        M::Pushf | M::Pushfd | M::Pushfq | M::Syscall | M::Iret | M::Iretd | M::Iretq
+    );
+    let read = if reads_all { rflags::STATUS } else { u64::from(row.flags_read) };
+    if read & undefined != 0 {
+        return Err(Discard::UndefinedFlags);
+    }
+    let is_double_shift = matches!(instruction.mnemonic(), M::Shld | M::Shrd);
+    if is_double_shift && count(&cpu.state, instruction) > operand_bits(instruction) {
+        return Err(Discard::UndefinedResult);
+    }
+    Ok(())
+}
+
+/// Exceptions that are the host's business: whether the x87 unit goes to MMX operation before a
+/// SIMD exception, and whether a misaligned operand of SHA is one (on Intel's processors and in the
+/// interpreter, not on AMD's).
+fn is_host_specific(world: &World, instruction: &Instruction) -> bool {
+    let is_handler = |vector: u64| world.bench.cpu.state.rip == HANDLERS + 16 * vector + 1;
+    let row = decoder::row(instruction.code());
+    let is_sha = row.class == Class::Crypto && row.features.contains(Feature::Sha);
+    is_handler(19) && row.unit == Unit::SseMmx || is_sha && row.memory.is_aligned && is_handler(13)
+}
+
+/// The flags that are undefined behind `instruction`, which executed in state `before`.
+fn undefined_after(before: &State, instruction: &Instruction, undefined: u64) -> u64 {
+    let row = decoder::row(instruction.code());
+    let mask = u64::from(row.flags_undefined);
+    let now = match row.class {
+        // Every processor clears AF.
+        Class::Alu if matches!(instruction.mnemonic(), M::And | M::Or | M::Xor | M::Test) => {
+            return 0;
+        }
+        Class::Shift => match count(before, instruction) {
+            0 => return undefined,
+            1 => mask & !OF,
+            count if count >= operand_bits(instruction) => mask | CF,
+            _ => mask,
+        },
+        _ => mask,
+    };
+    undefined & !u64::from(row.flags_written) & rflags::STATUS | now
+}
+
+fn operand_bits(instruction: &Instruction) -> u64 {
+    let bytes = match instruction.op0_kind() {
+        OpKind::Register => instruction.op0_register().size(),
+        _ => instruction.memory_size().size(),
+    };
+    8 * bytes as u64
+}
+
+/// The count of a shift as the CPU masks it.
+fn count(state: &State, instruction: &Instruction) -> u64 {
+    const RCX: usize = 1;
+    let last = instruction.op_count().saturating_sub(1);
+    let count = match instruction.op_kind(last) {
+        OpKind::Immediate8 => u64::from(instruction.immediate8()),
+        _ => state.gpr[RCX],
+    };
+    count & if operand_bits(instruction) == 64 { 63 } else { 31 }
+}
+
+/// Where the frame of the exception that ended the run has its flags.
+fn frame_flags(world: &World, case: &Case) -> Option<usize> {
+    let state = &world.bench.cpu.state;
+    if state.rip & !(PAGE - 1) != HANDLERS {
+        return None;
+    }
+    let vector = (state.rip - HANDLERS) / 16;
+    let has_code = matches!(vector, 8 | 10..=14 | 17);
+    let slot = if case.mode.is_paged() { 8 } else { 4 };
+    offset_of(state.gpr[4] + slot * (2 + u64::from(has_code)))
+}
