@@ -91,7 +91,7 @@ fn check(mode: Mode, least: usize) {
 }
 
 #[test]
-#[ignore = "the random states leave out a form now and then, which fails the list of what was compared"]
+#[ignore = "the random states leave out a form now and then, which fails the list of forms"]
 fn every_form_of_64_bit_mode() {
     check(Mode::User64, 1000);
 }

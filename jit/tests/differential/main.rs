@@ -129,12 +129,12 @@ fn campaign(mode: Mode, count: u64) {
     let mut seed: u64 = first.unwrap_or(if soak.is_some() { count } else { 0 });
     let count = seed + count;
     while limit.map_or(seed < count, |limit| started.elapsed() < limit) && failures.len() < SHOWN {
-        if seed % BATCH == 0 {
+        if seed.is_multiple_of(BATCH) {
             bench.translator = Translator::new(mode, &KINDS);
         }
         failures.extend(bench.check(seed));
         seed += 1;
-        if seed % BATCH == 0 && failures.is_empty() {
+        if seed.is_multiple_of(BATCH) && failures.is_empty() {
             failures.extend(bench.check_all_memory(seed));
         }
     }

@@ -364,7 +364,7 @@ pub fn place_name(offset: usize) -> String {
         Some(page) => format!("[{:#x}]", page + rest),
         None => {
             let table = TABLES.get(number - PAGES.len()).copied().unwrap_or(0);
-            let linear = (table - PT + rest) / 8 << 12;
+            let linear = ((table - PT + rest) / 8) << 12;
             format!("entry of page {linear:#x} byte {}", rest % 8)
         }
     }

@@ -104,7 +104,7 @@ fn functions_that_are_written_again_and_again() {
 #[test]
 fn code_is_copied_over_code() {
     let state = compare(|| {
-        let mut bench = with_program(|a| {
+        let bench = with_program(|a| {
             let mut top = a.create_label();
             a.mov(ebx, 20)?;
             a.set_label(&mut top)?;
@@ -159,7 +159,7 @@ fn code_that_was_written_from_outside() {
 fn code_that_may_not_be_executed_any_more() {
     const NX: [u8; 1] = [0x80];
     let state = compare(|| {
-        let mut bench = with_program(|a| {
+        let bench = with_program(|a| {
             let mut top = a.create_label();
             a.mov(ebx, 3)?;
             a.set_label(&mut top)?;

@@ -1,6 +1,6 @@
 //! Small guests for what random programs seldom do: returns that lead nowhere expected, code that
 //! changes, two vCPUs at the same memory.
-#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod code_changes;
 mod interrupts;

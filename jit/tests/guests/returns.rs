@@ -18,7 +18,7 @@ const PT: u64 = 0x4000;
 
 /// A kernel that calls a function which goes to CPL 3, where `user` is executed.
 fn kernel_and_user(user: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Bench {
-    let mut bench = with_program(|a| {
+    let bench = with_program(|a| {
         let mut function = a.create_label();
         a.call(function)?;
         // Live when the user returns to it.
@@ -73,7 +73,7 @@ fn a_user_that_returns_to_a_live_address_stays_a_user() {
 #[test]
 fn a_kernel_that_returns_to_a_live_address_of_the_user_stays_a_kernel() {
     let state = compare(|| {
-        let mut bench = kernel_and_user(|a| {
+        let bench = kernel_and_user(|a| {
             let mut function = a.create_label();
             a.call(function)?;
             // Here: allowed to kernels alone.

@@ -44,6 +44,7 @@ fn all_options() -> [Options; 3] {
 /// One writes functions, each at a place of its own; the other calls each as soon as it is told of
 /// it, and finds it whole. Then the same function changes, and is called again.
 #[test]
+#[expect(clippy::too_many_lines, reason = "two programs beside each other")]
 fn code_that_one_writes_while_the_other_translates_it() {
     const COUNT: u32 = 3000;
     let writer: Program<'_> = &|a| {
