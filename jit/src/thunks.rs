@@ -7,7 +7,7 @@
 //!
 //! Guest vector registers and MXCSR stay in the host's while translated code runs; every thunk that
 //! goes to Rust saves them, since Rust may use any of them. The x87 unit stays as it is: Rust code
-//! does not touch it, and whoever needs its contents asks [`crate::vector`].
+//! does not touch it, and whoever needs its contents asks [`crate::runtime`].
 
 use std::mem::offset_of;
 

@@ -93,15 +93,10 @@ fn heading(svg: &mut String, comparison: &Comparison) {
     let title = format!("{}: processor time, native is 1", names.join(" and "));
     line(svg, &format!("<title>{}</title>", escaped(&title)));
     text(svg, "title", 12.0, 24.0, "start", &title);
-    for (number, (name, description)) in comparison.emulators.iter().enumerate() {
+    for (number, (_, description)) in comparison.emulators.iter().enumerate() {
         let x = 12.0 + 340.0 * number as f64;
         line(svg, &format!(r#"<rect class="bar{number}" x="{x}" y="38" width="10" height="10"/>"#));
-        let description = if description.contains(name) || *name == "Volvelle" {
-            description.clone()
-        } else {
-            format!("{name}: {description}")
-        };
-        text(svg, "", x + 16.0, 48.0, "start", &description);
+        text(svg, "", x + 16.0, 48.0, "start", description);
     }
     let how = format!("cargo xtask bench --guests on {}; log scale", comparison.processor);
     text(svg, "faint", 12.0, 68.0, "start", &how);

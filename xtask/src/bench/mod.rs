@@ -43,7 +43,7 @@ pub fn run(options: &Options) -> Result<()> {
         options.filter.as_deref(),
         options.runs,
         options.binary.as_deref(),
-        &|note| eprintln!("xtask: {note}"),
+        &|note: &str| eprintln!("xtask: {note}"),
     )?;
     print!("{}", comparison.table());
     let default = || workspace::root().join("docs/bench.svg");
