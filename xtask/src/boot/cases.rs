@@ -144,7 +144,7 @@ pub const CASES: &[Case] = &[
     },
     Case {
         words: "volvelle.leave",
-        options: &["--sched", "serial", "--clock", "icount", "--stats"],
+        options: &["--accel", "interp", "--sched", "serial", "--clock", "icount", "--stats"],
         is_repeated: true,
         ..boot("exact repetition", Bz(Cloud), 2, &[Expect("reboot: Power down")])
     },
