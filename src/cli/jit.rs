@@ -8,7 +8,7 @@ use crate::config::{Accel, JitConfig};
 #[derive(Args)]
 #[command(next_help_heading = "Translator")]
 pub(super) struct JitArguments {
-    /// Room for translated code, all processors together [default: 64M each]
+    /// Room for translated code, all processors together [default: 256M each]
     #[arg(long, value_name = "SIZE", value_parser = values::cache)]
     jit_cache: Option<u64>,
     /// Guest instructions in a block at most, 1 to 64 [default: 64]
@@ -123,7 +123,7 @@ mod tests {
             let config = launch(words).config;
             config.jit.cpu_cache_bytes(config.cpus)
         };
-        assert_eq!(share(&["--cpus", "8"]), 64 << 20);
+        assert_eq!(share(&["--cpus", "8"]), 256 << 20);
         assert_eq!(share(&["--cpus", "8", "--jit-cache", "32M"]), 4 << 20);
         assert_eq!(share(&["--cpus", "2", "--jit-cache", "2G"]), 1 << 30);
     }
