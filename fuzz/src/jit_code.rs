@@ -131,15 +131,38 @@ pub fn generate(random: &mut Random) -> Vec<u8> {
     if random.below(4) != 0 {
         input[0] &= !1;
     }
-    input.append(&mut generate::header(random));
+    let mut header = generate::header(random);
+    if random.below(8) != 0 {
+        tame(random, &mut header);
+    }
+    input.append(&mut header);
+    for register in [0xb8, 0xb9, 0xba, 0xbb, 0xbd, 0xbe, 0xbf] {
+        if random.below(4) != 0 {
+            // Data, the page before it, code.
+            let page = [0x20, 0x20, 0x1f, 0x10][random.below(4) as usize];
+            input.extend([register, random.byte(), random.byte() & 0x0f, page, 0]);
+        }
+    }
+    let share = random.below(8);
     for _ in 0..=random.below(INSTRUCTIONS_MAX) {
-        if random.below(3) == 0 {
+        if random.below(8) < share {
             generate::instruction(random, &mut input);
         } else {
             idiom(random, &mut input);
         }
     }
     input
+}
+
+/// Makes a guest start where code is translated: in a mode with flat segments, without single steps
+/// (which are in bit 0 of the flags' second byte), all units on.
+fn tame(random: &mut Random, header: &mut [u8]) {
+    const MODE: usize = 0;
+    const UNITS: usize = 1;
+    const FLAGS: usize = 8;
+    header[MODE] = 3 + random.below(6) as u8;
+    header[UNITS] = header[UNITS] & !7 | 1;
+    header[FLAGS] &= !1;
 }
 
 /// Appends an instruction that compilers write, or one that changes the code.

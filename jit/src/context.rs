@@ -216,7 +216,7 @@ pub(crate) const JUMP_HASH: u32 = 0x9e37_79b1;
 pub(crate) const JUMP_SHIFT: u32 = 32 - JUMPS.trailing_zeros();
 
 /// The index of `rip` in a jump cache; translated code computes the same.
-pub(crate) fn jump_index(rip: u64) -> usize {
+pub(crate) const fn jump_index(rip: u64) -> usize {
     ((rip as u32).wrapping_mul(JUMP_HASH) >> JUMP_SHIFT) as usize
 }
 
@@ -313,8 +313,12 @@ impl JumpCache {
     /// Forgets every jump.
     pub(crate) fn clear(&mut self) {
         self.rips.fill(NO_RIP);
+        // A guest that jumps there looks into this slot alone, and must find something else.
+        self.rips[jump_index(NO_RIP)] = NO_RIP + 1;
     }
 }
+
+const _: () = assert!(jump_index(NO_RIP + 1) != jump_index(NO_RIP));
 
 /// The place of `view` in arrays by view.
 pub(crate) fn view_index(view: View) -> usize {

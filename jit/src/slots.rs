@@ -9,7 +9,7 @@ use cpu::mmu::{Flush, View};
 
 use crate::cache::Cache;
 use crate::code_memory::Contexts;
-use crate::context::{Context, FIRST_GLOBAL_PAGE, NO_RIP, VIEWS, view_index};
+use crate::context::{Context, FIRST_GLOBAL_PAGE, VIEWS, view_index};
 use crate::runtime::context_at;
 
 /// Slots of a vCPU.
@@ -116,7 +116,7 @@ impl Slots {
         context.clear_tlbs();
         context.valid.fill(0);
         for view in VIEWS {
-            context.jumps(view).rips.fill(NO_RIP);
+            context.jumps(view).clear();
         }
         self.slots[index] = FREE;
     }

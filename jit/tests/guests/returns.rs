@@ -95,6 +95,37 @@ fn a_kernel_that_returns_to_a_live_address_of_the_user_stays_a_kernel() {
     assert!(state.rip < HANDLERS, "{:#x}", state.rip);
 }
 
+/// The address that empty slots of jump caches hold is none that a guest gets to.
+#[test]
+fn a_jump_to_the_middle_of_nowhere_faults() {
+    const NOWHERE: u64 = 1 << 63;
+    type Transfer = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
+    let transfers: [Transfer; 4] = [
+        |a| a.jmp(rbx),
+        |a| a.call(rbx),
+        |a| {
+            a.push(rbx)?;
+            a.ret()
+        },
+        |a| {
+            a.push(rbx)?;
+            a.jmp(qword_ptr(rsp))
+        },
+    ];
+    for transfer in transfers {
+        for address in [NOWHERE, NOWHERE + 1, NOWHERE + 0x1000] {
+            let state = compare(|| {
+                with_program(|a| {
+                    a.mov(rbx, address)?;
+                    transfer(a)
+                })
+            });
+            const PROTECTION: u64 = HANDLERS + 16 * 13 + 1;
+            assert_eq!(state.rip, PROTECTION, "{address:#x}");
+        }
+    }
+}
+
 /// Two pages with a call at the same place and something else behind it; the callee puts one where
 /// the other was.
 fn remapping(forget: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Bench {
