@@ -38,6 +38,17 @@ pub struct Mode {
 
 /// Where the key has the CPL.
 const CPL_SHIFT: u32 = 6;
+/// The bits of CR4 in the key.
+const CR4_GATES: u64 = cr4::OSFXSR
+    | cr4::VME
+    | cr4::PVI
+    | cr4::OSXSAVE
+    | cr4::OSXMMEXCPT
+    | cr4::UMIP
+    | cr4::TSD
+    | cr4::PCE
+    | cr4::FSGSBASE
+    | cr4::PKE;
 /// Where the key has bits of CR4.
 const CR4_SHIFT: u32 = 16;
 
@@ -72,16 +83,6 @@ impl Mode {
     }
 
     fn gates(&self, state: &State) -> u64 {
-        const CR4_GATES: u64 = cr4::OSFXSR
-            | cr4::VME
-            | cr4::PVI
-            | cr4::OSXSAVE
-            | cr4::OSXMMEXCPT
-            | cr4::UMIP
-            | cr4::TSD
-            | cr4::PCE
-            | cr4::FSGSBASE
-            | cr4::PKE;
         let cr0_gates = state.cr0 & (cr0::MP | cr0::EM | cr0::TS | cr0::NE);
         let iopl = (state.rflags & rflags::IOPL) >> 12;
         let operating = self.operating as u64;
@@ -100,9 +101,9 @@ impl Mode {
         self.key & !(3 << CPL_SHIFT) | u64::from(cpl & 3) << CPL_SHIFT
     }
 
-    /// CR4.FSGSBASE.
-    pub fn has_fsgsbase(&self) -> bool {
-        self.key >> CR4_SHIFT & cr4::FSGSBASE != 0
+    /// Whether `bit` of CR4 is set, one of those that are part of the key.
+    pub fn has_cr4(&self, bit: u64) -> bool {
+        self.key >> CR4_SHIFT & bit & CR4_GATES != 0
     }
 
     /// True in 64-bit mode.

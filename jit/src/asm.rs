@@ -52,6 +52,61 @@ pub(crate) enum Rm {
 #[must_use]
 pub(crate) struct Patch(pub(crate) usize);
 
+/// A few bytes, eight at most, before they are added to the buffer.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Bytes {
+    value: u64,
+    count: u32,
+}
+
+impl Bytes {
+    #[inline]
+    pub(crate) fn push(&mut self, byte: u8) {
+        self.value |= u64::from(byte) << ((8 * self.count) & 0x38);
+        self.count += 1;
+    }
+
+    /// The low `count` bytes of `value` behind those that are there.
+    #[inline]
+    fn push_many(&mut self, value: u32, count: u32) {
+        self.value |= u64::from(value) << ((8 * self.count) & 0x38);
+        self.count += count;
+    }
+
+    /// ModRM with what it needs, for `reg` in its reg field. With `is_wide` a displacement always
+    /// takes four bytes, as encodings that scale short ones need it. Nothing may be pushed behind
+    /// it.
+    ///
+    /// It has few branches, because no processor could foresee them.
+    #[inline]
+    fn modrm(reg: Number, rm: Rm, is_wide: bool) -> Self {
+        let reg = (reg & 7) << 3;
+        let mem = match rm {
+            Rm::Reg(number) => {
+                return Self { value: u64::from(0xc0 | reg | number & 7), count: 1 };
+            }
+            Rm::Mem(mem) => mem,
+        };
+        let has_base = mem.base.is_some();
+        let base = mem.base.unwrap_or(5) & 7;
+        let (index, scale) = mem.index.unwrap_or((4, 0));
+        let has_sib = !has_base | mem.index.is_some() | (base == 4);
+        // Without a base four bytes of displacement come with mode 0.
+        let is_absent = has_base & (mem.disp == 0) & (base != 5);
+        let is_short = !is_wide & (i32::from(mem.disp as i8) == mem.disp);
+        let size = if is_absent { 0 } else { 2 - u8::from(is_short & has_base) };
+        let mode = if has_base { size << 6 } else { 0 };
+        let sib = scale << 6 | (index & 7) << 3 | base;
+        let modrm = mode | reg | if has_sib { 4 } else { base };
+        let sib_count = u32::from(has_sib);
+        let sib = if has_sib { u64::from(sib) << 8 } else { 0 };
+        let displacement = u64::from(mem.disp as u32) << (8 + 8 * sib_count);
+        // Sizes 0, 1 and 2 are 0, 1 and 4 bytes.
+        let bytes = u32::from(size * size);
+        Self { value: u64::from(modrm) | sib | displacement, count: 1 + sib_count + bytes }
+    }
+}
+
 /// The buffer.
 pub(crate) struct Asm {
     /// The bytes so far.
@@ -80,9 +135,9 @@ pub(crate) mod cc {
 }
 
 impl Asm {
-    /// An empty buffer whose first byte will be at `start`.
-    pub(crate) fn new(start: usize) -> Self {
-        Self { bytes: Vec::with_capacity(2048), start }
+    /// The empty buffer `bytes`, whose first byte will be at `start`.
+    pub(crate) fn new(start: usize, bytes: Vec<u8>) -> Self {
+        Self { bytes, start }
     }
 
     /// Position of the next byte.
@@ -107,56 +162,40 @@ impl Asm {
         self.bytes.extend_from_slice(&value.to_le_bytes());
     }
 
-    /// ModRM with what it needs, for `reg` in its reg field.
-    pub(crate) fn modrm(&mut self, reg: Number, rm: Rm) {
-        self.modrm_wide(reg, rm, false);
+    /// Adds what was put together.
+    #[inline]
+    pub(crate) fn put(&mut self, bytes: Bytes) {
+        // As many bytes at any time, so that no loop copies them.
+        let end = self.bytes.len() + bytes.count as usize;
+        self.bytes.extend_from_slice(&bytes.value.to_le_bytes());
+        self.bytes.truncate(end);
     }
 
-    /// As [`Asm::modrm`]; with `is_wide` a displacement always takes four bytes, as encodings that
-    /// scale short ones need it.
-    pub(crate) fn modrm_wide(&mut self, reg: Number, rm: Rm, is_wide: bool) {
-        let reg = (reg & 7) << 3;
-        let mem = match rm {
-            Rm::Reg(number) => return self.byte(0xc0 | reg | number & 7),
-            Rm::Mem(mem) => mem,
-        };
-        let Some(base) = mem.base else {
-            let index =
-                mem.index.map_or(0x25, |(number, scale)| scale << 6 | (number & 7) << 3 | 5);
-            self.raw(&[reg | 4, index]);
-            return self.imm32(mem.disp);
-        };
-        let is_short = !is_wide && i8::try_from(mem.disp).is_ok();
-        let mode = match mem.disp {
-            0 if base & 7 != 5 => 0,
-            _ if is_short => 0x40,
-            _ => 0x80,
-        };
-        match mem.index {
-            Some((index, scale)) => {
-                self.raw(&[mode | reg | 4, scale << 6 | (index & 7) << 3 | base & 7]);
-            }
-            None if base & 7 == 4 => self.raw(&[mode | reg | 4, 0x24]),
-            None => self.byte(mode | reg | base & 7),
-        }
-        match mode {
-            0x40 => self.byte(mem.disp as u8),
-            0x80 => self.imm32(mem.disp),
-            _ => {}
-        }
+    /// ModRM with what it needs, for `reg` in its reg field. With `is_wide` a displacement always
+    /// takes four bytes, as encodings that scale short ones need it.
+    #[inline]
+    pub(crate) fn modrm(&mut self, reg: Number, rm: Rm, is_wide: bool) {
+        self.put(Bytes::modrm(reg, rm, is_wide));
     }
 
-    /// A legacy encoding: segment prefix, REX, opcode, ModRM.
+    /// A legacy encoding: segment prefix, REX, opcode of one or two bytes, ModRM.
+    #[inline]
     pub(crate) fn op(&mut self, is_wide: bool, opcode: &[u8], reg: Number, rm: Rm) {
-        if let Rm::Mem(Mem { is_gs: true, .. }) = rm {
-            self.byte(0x65);
-        }
+        let mut bytes = Bytes::default();
+        opcode.iter().for_each(|&byte| bytes.push(byte));
+        self.op_of(is_wide, bytes, reg, rm);
+    }
+
+    fn op_of(&mut self, is_wide: bool, opcode: Bytes, reg: Number, rm: Rm) {
+        let is_gs = matches!(rm, Rm::Mem(Mem { is_gs: true, .. }));
         let rex = rex(is_wide, reg, rm);
-        if rex != 0 {
-            self.byte(0x40 | rex);
-        }
-        self.raw(opcode);
-        self.modrm(reg, rm);
+        let mut bytes = Bytes { value: 0x65, count: u32::from(is_gs) };
+        bytes.value *= u64::from(is_gs);
+        let prefix = if rex != 0 { 0x40 | rex } else { 0 };
+        bytes.push_many(u32::from(prefix), u32::from(rex != 0));
+        bytes.push_many(opcode.value as u32, opcode.count);
+        self.put(bytes);
+        self.modrm(reg, rm, false);
     }
 
     /// An operation on bytes, none of them a high one.
@@ -167,7 +206,7 @@ impl Asm {
             self.byte(0x40 | rex);
         }
         self.byte(opcode);
-        self.modrm(reg, rm);
+        self.modrm(reg, rm, false);
     }
 
     /// Replaces the bytes at position `at`.
@@ -229,12 +268,14 @@ impl Asm {
     /// Puts a constant into a register, flags untouched.
     pub(crate) fn constant(&mut self, to: Number, value: u64) {
         if u32::try_from(value).is_ok() {
+            let mut bytes = Bytes::default();
             let rex = 0x40 | to >> 3;
             if rex != 0x40 {
-                self.byte(rex);
+                bytes.push(rex);
             }
-            self.byte(0xb8 | to & 7);
-            self.imm32(value as i32);
+            bytes.push(0xb8 | to & 7);
+            bytes.push_many(value as u32, 4);
+            self.put(bytes);
         } else if i32::try_from(value as i64).is_ok() {
             self.op(true, &[0xc7], 0, Rm::Reg(to));
             self.imm32(value as i32);
@@ -296,20 +337,31 @@ impl Asm {
 
     /// `jcc` with a 32-bit displacement.
     pub(crate) fn jcc(&mut self, condition: u8) -> Patch {
-        self.raw(&[0x0f, 0x80 | condition]);
-        self.rel32()
+        self.transfer(0x800f | u32::from(condition) << 8, 2, 0)
     }
 
     /// `jmp` with a 32-bit displacement.
     pub(crate) fn jmp(&mut self) -> Patch {
-        self.byte(0xe9);
-        self.rel32()
+        self.transfer(0xe9, 1, 0)
     }
 
     /// `call` with a 32-bit displacement.
     pub(crate) fn call(&mut self) -> Patch {
-        self.byte(0xe8);
-        self.rel32()
+        self.transfer(0xe8, 1, 0)
+    }
+
+    /// An opcode of `count` bytes with a 32-bit displacement.
+    fn transfer(&mut self, opcode: u32, count: u32, displacement: i32) -> Patch {
+        let patch = Patch(self.here() + count as usize);
+        let value = u64::from(opcode) | u64::from(displacement as u32) << (8 * count);
+        self.put(Bytes { value, count: count + 4 });
+        patch
+    }
+
+    /// As [`Asm::transfer`], to a known position.
+    fn transfer_to(&mut self, opcode: u32, count: u32, target: usize) {
+        let displacement = displacement(self.here() + count as usize, target);
+        let _ = self.transfer(opcode, count, displacement);
     }
 
     fn rel32(&mut self) -> Patch {
@@ -326,20 +378,17 @@ impl Asm {
 
     /// `jmp` to a known position.
     pub(crate) fn jmp_to(&mut self, target: usize) {
-        let patch = self.jmp();
-        self.patch(patch, target);
+        self.transfer_to(0xe9, 1, target);
     }
 
     /// `call` of a known position.
     pub(crate) fn call_to(&mut self, target: usize) {
-        let patch = self.call();
-        self.patch(patch, target);
+        self.transfer_to(0xe8, 1, target);
     }
 
     /// `jcc` to a known position.
     pub(crate) fn jcc_to(&mut self, condition: u8, target: usize) {
-        let patch = self.jcc(condition);
-        self.patch(patch, target);
+        self.transfer_to(0x800f | u32::from(condition) << 8, 2, target);
     }
 
     /// `jmp r/m`.

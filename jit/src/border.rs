@@ -45,6 +45,10 @@ impl Inner {
         context.gs_base = state.segments[seg::GS].base;
         context.kernel_gs_base = state.msrs.kernel_gs_base;
         context.cr2 = state.cr2;
+        context.pkru = state.pkru;
+        for (selector, segment) in context.selectors.iter_mut().zip(&state.segments) {
+            *selector = u32::from(segment.selector);
+        }
         context.budget = budget;
         context.has_system_calls = u32::from(calls.is_some());
         if let Some(calls) = calls {

@@ -17,6 +17,7 @@ use crate::code_memory::CodeMemory;
 use crate::context::{CODE_PAGES, FIRST_GLOBAL_PAGE};
 use crate::emit::{Emitted, Entry, Link, Mark, MarkedFlags};
 use crate::flow::Recipe;
+use crate::plan::Step;
 use crate::thunks::Thunks;
 
 /// What a block was translated for, besides its place.
@@ -33,61 +34,129 @@ pub(crate) struct ModeKey {
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) linear: u64,
+    pub(crate) ram_page: u64,
     is_user: bool,
     is_global: bool,
-    blocks: Vec<u32>,
+    /// By line of 64 bytes: one more than the number of the newest block that begins there; 0 for
+    /// none.
+    lines: Box<[u32; 64]>,
+    /// Blocks that begin on the page before.
+    behind: Vec<u32>,
 }
 
-/// A translated block.
+/// Where the line of `rip` is in [`Page::lines`].
+fn line(rip: u64) -> usize {
+    (rip >> 6 & 63) as usize
+}
+
+/// A translated block. Positions are from the start of code memory; what a block has any number of
+/// is in lists of the cache, where the next block's part begins behind it.
 #[derive(Debug)]
 pub(crate) struct Block {
     pub(crate) rip: u64,
-    pub(crate) mode: u16,
-    /// Accesses are checked one by one.
-    pub(crate) is_ungrouped: bool,
     /// Position of its first byte, and one past its last.
-    pub(crate) start: usize,
-    pub(crate) end: usize,
+    start: u32,
+    end: u32,
     /// One past its last instruction: constants follow.
     #[cfg(feature = "testing")]
-    code_end: usize,
-    live: usize,
-    spilled: usize,
-    pub(crate) guarded: usize,
-    marks: Box<[Mark]>,
-    recipes: Box<[Recipe]>,
-    /// RIP of each step, as an offset from the block's.
-    offsets: Box<[i32]>,
-    return_sites: Box<[usize]>,
-    dead_live: usize,
-    dead_spilled: usize,
-    /// Links that jump here.
-    incoming: Vec<u32>,
+    code_end: u32,
+    live: u32,
+    spilled: u32,
+    guarded: u32,
+    dead_live: u32,
+    dead_spilled: u32,
+    first_mark: u32,
+    first_offset: u32,
+    first_recipe: u32,
+    first_site: u32,
+    /// One more than the number of a link that jumps here; 0 for none.
+    incoming: u32,
+    /// As [`Page::lines`]: the block before it that begins in its line.
+    older: u32,
+    pub(crate) mode: u16,
+    steps: u8,
+    /// Accesses are checked one by one.
+    pub(crate) is_ungrouped: bool,
     is_dead: bool,
 }
+
+const _: () = assert!(crate::translate::MAX_STEPS <= u8::MAX as usize);
 
 impl Block {
     /// Position of an entry.
     pub(crate) fn entry(&self, entry: Entry) -> usize {
-        match entry {
+        let position = match entry {
             Entry::Live => self.live,
             Entry::Spilled => self.spilled,
             Entry::Guarded => self.guarded,
-        }
+        };
+        position as usize
+    }
+
+    /// Position of the entry for whoever comes from anywhere.
+    pub(crate) fn guarded(&self) -> usize {
+        self.guarded as usize
+    }
+
+    /// The positions of its bytes.
+    pub(crate) fn range(&self) -> std::ops::Range<usize> {
+        self.start as usize..self.end as usize
     }
 
     /// How many instructions it has.
     pub(crate) fn step_count(&self) -> usize {
-        self.offsets.len()
+        usize::from(self.steps)
     }
 }
 
-/// A link with the block that it leaves.
+/// A link as it is kept; see [`Link`].
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct OwnedLink {
-    pub(crate) link: Link,
+struct StoredLink {
+    /// [`Link::target`], or the RIP of [`Link::undo`]: such links have no other target.
+    target: u64,
+    /// [`Link::at`], or what [`Link::undo`] moved RSP by.
+    at: u32,
     /// The displacement before the link is made.
     unmade: [u8; 4],
+    /// One more than the number of the next link to the same block; 0 for none.
+    next: u32,
+    entry: Entry,
+    is_ungrouped: bool,
+    is_interpreted: bool,
+    has_undo: bool,
+    is_made: bool,
+}
+
+impl StoredLink {
+    fn new(link: &Link, unmade: [u8; 4]) -> Self {
+        let Link { at, target, entry, is_ungrouped, is_interpreted, undo } = *link;
+        let (target, at) = match undo {
+            Some((rip, moved)) => (rip, moved as i32 as u32),
+            None => (target, at as u32),
+        };
+        Self {
+            target,
+            at,
+            unmade,
+            next: 0,
+            entry,
+            is_ungrouped,
+            is_interpreted,
+            has_undo: undo.is_some(),
+            is_made: false,
+        }
+    }
+
+    fn link(&self) -> Link {
+        let Self { entry, is_ungrouped, is_interpreted, .. } = *self;
+        let target = self.target;
+        let (at, undo) = if self.has_undo {
+            (0, Some((target, i64::from(self.at as i32))))
+        } else {
+            (self.at as usize, None)
+        };
+        Link { at, target, entry, is_ungrouped, is_interpreted, undo }
+    }
 }
 
 /// What a host position belongs to.
@@ -123,8 +192,13 @@ pub(crate) struct Cache {
     used: usize,
     /// In order of position.
     blocks: Vec<Block>,
-    links: Vec<OwnedLink>,
-    lookup: FxHashMap<(u64, u32), u32>,
+    links: Vec<StoredLink>,
+    marks: Vec<Mark>,
+    /// RIP of each step, as an offset from its block's.
+    offsets: Vec<u16>,
+    recipes: Vec<Recipe>,
+    /// Positions of return sites.
+    sites: Vec<u32>,
     pages: Vec<Option<Page>>,
     next_page: [usize; 2],
     by_mapping: FxHashMap<(u64, u64, bool, bool), u32>,
@@ -148,7 +222,10 @@ impl Cache {
             used,
             blocks: Vec::new(),
             links: Vec::new(),
-            lookup: FxHashMap::default(),
+            marks: Vec::new(),
+            offsets: Vec::new(),
+            recipes: Vec::new(),
+            sites: Vec::new(),
             pages: Vec::new(),
             next_page: [0, FIRST_GLOBAL_PAGE],
             by_mapping: FxHashMap::default(),
@@ -165,7 +242,10 @@ impl Cache {
         self.used = self.thunks.end;
         self.blocks.clear();
         self.links.clear();
-        self.lookup.clear();
+        self.marks.clear();
+        self.offsets.clear();
+        self.recipes.clear();
+        self.sites.clear();
         self.pages.clear();
         self.next_page = [0, FIRST_GLOBAL_PAGE];
         self.by_mapping.clear();
@@ -219,7 +299,9 @@ impl Cache {
         if self.pages.len() <= number {
             self.pages.resize_with(number + 1, || None);
         }
-        self.pages[number] = Some(Page { linear, is_user, is_global, blocks: Vec::new() });
+        let lines = Box::new([0; 64]);
+        self.pages[number] =
+            Some(Page { linear, ram_page, is_user, is_global, lines, behind: Vec::new() });
         let number = number as u32;
         self.by_mapping.insert(key, number);
         self.by_linear.entry(linear).or_default().push(number);
@@ -230,6 +312,11 @@ impl Cache {
     /// How many page numbers of each kind are in use: not global, global.
     pub(crate) fn pages_in_use(&self) -> (usize, usize) {
         (self.next_page[0], self.next_page[1] - FIRST_GLOBAL_PAGE)
+    }
+
+    /// Code page `number`.
+    pub(crate) fn page_of(&self, number: u32) -> Option<&Page> {
+        self.pages.get(number as usize).and_then(Option::as_ref)
     }
 
     /// The code pages at linear page `linear`.
@@ -250,10 +337,6 @@ impl Cache {
         })
     }
 
-    fn key(rip: u64, page: u32, mode: u16, is_ungrouped: bool) -> (u64, u32) {
-        (rip ^ u64::from(mode) << 49 ^ u64::from(is_ungrouped) << 63, page)
-    }
-
     /// The block at `rip` in `page`.
     pub(crate) fn find(
         &self,
@@ -262,18 +345,29 @@ impl Cache {
         mode: u16,
         is_ungrouped: bool,
     ) -> Option<(u32, &Block)> {
-        let &number = self.lookup.get(&Self::key(rip, page, mode, is_ungrouped))?;
-        let block = self.blocks.get(number as usize)?;
-        // The key folds numbers into one; the block knows them apart.
-        (block.rip == rip && block.mode == mode && block.is_ungrouped == is_ungrouped)
-            .then_some((number, block))
+        let page = self.page_of(page)?;
+        let mut next = page.lines[line(rip)];
+        while let Some(number) = next.checked_sub(1) {
+            let block = self.blocks.get(number as usize)?;
+            if block.rip == rip
+                && block.mode == mode
+                && block.is_ungrouped == is_ungrouped
+                && !block.is_dead
+            {
+                return Some((number, block));
+            }
+            next = block.older;
+        }
+        None
     }
 
     /// The RIP of each block that is not dead, and its bytes.
     #[cfg(feature = "testing")]
     pub(crate) fn translated(&self) -> Vec<(u64, Vec<u8>)> {
         let blocks = self.blocks.iter().filter(|block| !block.is_dead);
-        blocks.map(|block| (block.rip, self.code.read(block.start, block.code_end))).collect()
+        blocks
+            .map(|block| (block.rip, self.code.read(block.start as usize, block.code_end as usize)))
+            .collect()
     }
 
     /// Block `number`.
@@ -282,73 +376,91 @@ impl Cache {
     }
 
     /// Link `number`.
-    pub(crate) fn link(&self, number: u32) -> Option<OwnedLink> {
-        self.links.get(number as usize).copied()
+    pub(crate) fn link(&self, number: u32) -> Option<Link> {
+        self.links.get(number as usize).map(StoredLink::link)
     }
 
     /// Adds a block. `None` if the memory is full.
-    pub(crate) fn add(&mut self, new: NewBlock<'_>) -> Option<u32> {
-        let NewBlock { rip, mode, is_ungrouped, pages, emitted, offsets, guest_bytes } = new;
+    pub(crate) fn add(&mut self, new: &NewBlock<'_>) -> Option<u32> {
+        let &NewBlock { rip, mode, is_ungrouped, pages, emitted, steps, .. } = new;
         let start = self.next_start();
-        if !self.code.write(start, &emitted.bytes) {
+        let end = start + emitted.bytes.len();
+        if u32::try_from(end).is_err() || !self.code.write(start, &emitted.bytes) {
             return None;
         }
-        let end = start + emitted.bytes.len();
         self.used = end;
+        self.note_figures(new, start);
         let number = self.blocks.len() as u32;
-        self.links.extend(emitted.links.iter().map(|&link| OwnedLink {
-            link,
-            unmade: four_bytes(&emitted.bytes, link.at.wrapping_sub(start)),
-        }));
-        self.figures.blocks += 1;
-        self.figures.instructions += offsets.len() as u64;
-        self.figures.guest_bytes += guest_bytes as u64;
-        self.figures.hot_bytes += (emitted.hot_end - start) as u64;
-        self.figures.host_bytes += emitted.bytes.len() as u64;
         self.blocks.push(Block {
             rip,
-            mode,
-            is_ungrouped,
-            start,
-            end,
+            start: start as u32,
+            end: end as u32,
             #[cfg(feature = "testing")]
-            code_end: start + emitted.code_bytes,
-            live: emitted.live,
-            spilled: emitted.spilled,
-            guarded: emitted.guarded,
-            marks: emitted.marks.into(),
-            recipes: emitted.recipes.into(),
-            offsets,
-            return_sites: emitted.return_sites.into(),
-            dead_live: emitted.dead_live,
-            dead_spilled: emitted.dead_spilled,
-            incoming: Vec::new(),
+            code_end: (start + emitted.code_bytes) as u32,
+            live: emitted.live as u32,
+            spilled: emitted.spilled as u32,
+            guarded: emitted.guarded as u32,
+            dead_live: emitted.dead_live as u32,
+            dead_spilled: emitted.dead_spilled as u32,
+            first_mark: self.marks.len() as u32,
+            first_offset: self.offsets.len() as u32,
+            first_recipe: self.recipes.len() as u32,
+            first_site: self.sites.len() as u32,
+            incoming: 0,
+            older: 0,
+            mode,
+            steps: steps.len() as u8,
+            is_ungrouped,
             is_dead: false,
         });
+        self.links.extend(emitted.links.iter().map(|link| {
+            StoredLink::new(link, four_bytes(&emitted.bytes, link.at.wrapping_sub(start)))
+        }));
+        self.marks.extend_from_slice(&emitted.marks);
+        self.recipes.extend_from_slice(&emitted.recipes);
+        self.sites.extend(emitted.return_sites.iter().map(|&site| site as u32));
+        self.offsets.extend(steps.iter().map(|step| step.iced.ip().wrapping_sub(rip) as u16));
+        self.note_pages(pages, number);
+        Some(number)
+    }
+
+    /// Lets block `number`, which is the newest, be found by its pages.
+    fn note_pages(&mut self, pages: &[u32], number: u32) {
+        let Some(block) = self.blocks.get_mut(number as usize) else { return };
         for (position, &page) in pages.iter().enumerate() {
+            let Some(Some(page)) = self.pages.get_mut(page as usize) else { continue };
             if position == 0 {
-                self.lookup.insert(Self::key(rip, page, mode, is_ungrouped), number);
-            }
-            if let Some(Some(page)) = self.pages.get_mut(page as usize) {
-                page.blocks.push(number);
+                block.older = std::mem::replace(&mut page.lines[line(block.rip)], number + 1);
+            } else {
+                page.behind.push(number);
             }
         }
-        Some(number)
+    }
+
+    fn note_figures(&mut self, new: &NewBlock<'_>, start: usize) {
+        self.figures.blocks += 1;
+        self.figures.instructions += new.steps.len() as u64;
+        self.figures.guest_bytes += new.guest_bytes as u64;
+        self.figures.hot_bytes += (new.emitted.hot_end - start) as u64;
+        self.figures.host_bytes += new.emitted.bytes.len() as u64;
     }
 
     /// Makes link `number` a jump to block `target`.
     pub(crate) fn make_link(&mut self, number: u32, target: u32) {
-        let Some(OwnedLink { link, .. }) = self.link(number) else { return };
-        let Some(block) = self.blocks.get(target as usize) else { return };
-        if link.at == 0 || block.is_dead {
+        let Some(link) = self.links.get_mut(number as usize) else { return };
+        let Some(block) = self.blocks.get_mut(target as usize) else { return };
+        if link.has_undo || link.at == 0 || block.is_dead {
             return;
         }
-        let value = displacement(link.at, block.entry(link.entry));
-        self.code.write(link.at, &value.to_le_bytes());
-        self.figures.links_made += 1;
-        if let Some(block) = self.blocks.get_mut(target as usize) {
-            block.incoming.push(number);
+        let at = link.at as usize;
+        let value = displacement(at, block.entry(link.entry));
+        // A link that jumped somewhere before stays in that block's list: the entries of dead
+        // blocks are found to be dead by whoever comes by a link that they do not know.
+        if !std::mem::replace(&mut link.is_made, true) {
+            link.next = std::mem::replace(&mut block.incoming, number + 1);
         }
+        self.code.write(at, &value.to_le_bytes());
+        self.figures.links_made += 1;
     }
 
     /// Kills every block of RAM page `ram_page`. True if there was one.
@@ -356,8 +468,14 @@ impl Cache {
         let Some(pages) = self.by_ram.get(&ram_page) else { return false };
         let mut numbers = Vec::new();
         for &page in pages {
-            if let Some(Some(page)) = self.pages.get_mut(page as usize) {
-                numbers.append(&mut page.blocks);
+            let Some(Some(page)) = self.pages.get_mut(page as usize) else { continue };
+            numbers.append(&mut page.behind);
+            for newest in page.lines.iter_mut() {
+                let mut next = std::mem::take(newest);
+                while let Some(number) = next.checked_sub(1) {
+                    numbers.push(number);
+                    next = self.blocks.get(number as usize).map_or(0, |block| block.older);
+                }
             }
         }
         let has_some = !numbers.is_empty();
@@ -373,29 +491,31 @@ impl Cache {
             return;
         }
         self.figures.dead_blocks += 1;
-        let block = &self.blocks[number as usize];
         let jumps = [
             (block.guarded, block.dead_spilled),
             (block.spilled, block.dead_spilled),
             (block.live, block.dead_live),
         ];
-        let mode = block.mode;
-        let sites = block.return_sites.clone();
-        let incoming = block.incoming.clone();
-        let view = self.modes.get(usize::from(mode)).map_or(View::User, |mode| mode.view);
+        let mut incoming = std::mem::take(&mut block.incoming);
+        let view = self.modes.get(usize::from(block.mode)).map_or(View::User, |mode| mode.view);
+        let first_site = block.first_site;
         for (at, target) in jumps {
-            self.write_jump(at, target);
+            self.write_jump(at as usize, target as usize);
         }
-        for number in incoming {
-            if let Some(OwnedLink { link, unmade }) = self.link(number) {
-                self.code.write(link.at, &unmade);
-            }
+        while let Some(link) =
+            incoming.checked_sub(1).and_then(|link| self.links.get_mut(link as usize))
+        {
+            link.is_made = false;
+            incoming = std::mem::take(&mut link.next);
+            self.code.write(link.at as usize, &link.unmade);
         }
         let target = self.thunks.mispredicted(view);
-        for &at in &sites {
-            self.write_jump(at, target);
+        let next = self.blocks.get(number as usize + 1).map(|block| block.first_site);
+        for site in first_site..next.unwrap_or(self.sites.len() as u32) {
+            if let Some(&at) = self.sites.get(site as usize) {
+                self.write_jump(at as usize, target);
+            }
         }
-        self.remove_lookup(number);
     }
 
     fn write_jump(&mut self, at: usize, target: usize) {
@@ -404,37 +524,30 @@ impl Cache {
         self.code.write(at, &bytes);
     }
 
-    fn remove_lookup(&mut self, number: u32) {
-        let Some(block) = self.blocks.get(number as usize) else { return };
-        let (rip, mode, is_ungrouped) = (block.rip, block.mode, block.is_ungrouped);
-        let pages = self.by_linear.get(&(rip & !0xfff)).cloned().unwrap_or_default();
-        for page in pages {
-            let key = Self::key(rip, page, mode, is_ungrouped);
-            if self.lookup.get(&key) == Some(&number) {
-                self.lookup.remove(&key);
-            }
-        }
-    }
-
     /// What host position `at` belongs to.
     pub(crate) fn locate(&self, at: usize) -> Option<Place> {
-        let after = self.blocks.partition_point(|block| block.start <= at);
+        let after = self.blocks.partition_point(|block| block.start as usize <= at);
         let block = self.blocks.get(after.checked_sub(1)?)?;
-        if at >= block.end {
+        if at >= block.end as usize {
             return None;
         }
-        let offset = (at - block.start) as u32;
-        let after = block.marks.partition_point(|mark| mark.host <= offset);
-        let mark = block.marks.get(after.checked_sub(1)?)?;
-        let step = usize::from(mark.step);
+        let offset = at as u32 - block.start;
+        let marks_end = self.blocks.get(after).map_or(self.marks.len(), |b| b.first_mark as usize);
+        let marks = self.marks.get(block.first_mark as usize..marks_end)?;
+        let mark = marks.get(marks.partition_point(|mark| mark.host <= offset).checked_sub(1)?)?;
+        let step_offset =
+            *self.offsets.get(block.first_offset as usize + usize::from(mark.step))?;
+        let recipe = |number: u8| {
+            self.recipes.get(block.first_recipe as usize + usize::from(number)).copied()
+        };
         Some(Place {
-            rip: block.rip.wrapping_add_signed(i64::from(*block.offsets.get(step)?)),
+            rip: block.rip.wrapping_add(u64::from(step_offset)),
             is_live: mark.flags == MarkedFlags::Live,
             recipe: match mark.flags {
-                MarkedFlags::Recipe(number) => block.recipes.get(usize::from(number)).copied(),
+                MarkedFlags::Recipe(number) => recipe(number),
                 MarkedFlags::Live | MarkedFlags::Spilled => None,
             },
-            left: (block.offsets.len() - step) as u64,
+            left: block.step_count().saturating_sub(usize::from(mark.step)) as u64,
         })
     }
 
@@ -467,7 +580,7 @@ pub(crate) struct NewBlock<'a> {
     pub(crate) mode: u16,
     pub(crate) is_ungrouped: bool,
     pub(crate) pages: &'a [u32],
-    pub(crate) emitted: Emitted,
-    pub(crate) offsets: Box<[i32]>,
+    pub(crate) emitted: &'a Emitted,
+    pub(crate) steps: &'a [Step],
     pub(crate) guest_bytes: usize,
 }

@@ -7,12 +7,13 @@ use cpu::engine::Vcpu;
 use cpu::events::Events;
 use cpu::mmu::Access;
 use cpu::state::rflags;
-use decoder::{Class, Unit};
 
 use crate::context::NO_PAGE;
 use crate::exit::Exit;
+use crate::handlers::Handler;
 use crate::runtime;
-use crate::vcpu::{Inner, Wanted};
+use crate::vcpu::Inner;
+use crate::wanted::Wanted;
 
 impl Inner {
     /// The host address of `size` bytes at linear address `address`; 0 to leave.
@@ -25,8 +26,7 @@ impl Inner {
         }
         loop {
             let Some(host) = self.host_address(address, what) else {
-                let place = self.place(from);
-                return self.stop_at(place, Exit::Interpret);
+                return self.stop_or_raise(Exit::Interpret, from);
             };
             if self.remote.enter_code() {
                 return host;
@@ -36,7 +36,7 @@ impl Inner {
     }
 
     fn host_address(&mut self, address: u64, what: Wanted) -> Option<u64> {
-        let Wanted { size, is_write, is_aligned } = what;
+        let Wanted { size, is_write, is_aligned, .. } = what;
         if is_aligned && address & u64::from(size - 1) != 0 {
             // The fault comes before anything that a translation would leave.
             return None;
@@ -47,8 +47,9 @@ impl Inner {
         }
         let cr2 = self.cpu.state.cr2;
         let Some(page) = self.fill(address, size, is_write) else {
-            // The interpreter raises what is to be raised.
             self.cpu.state.cr2 = cr2;
+            // Else the interpreter raises what is to be raised.
+            self.fault = self.fault.filter(|_| what.raises).map(|fault| (fault.0, address));
             return None;
         };
         Some(page + (address & 0xfff))
@@ -85,6 +86,7 @@ impl Inner {
     /// Puts the page of an access into the TLB; its host address. `None` if the interpreter must do
     /// the access.
     fn fill(&mut self, address: u64, size: u32, is_write: bool) -> Option<u64> {
+        self.fault = None;
         if self.cpu.mode.is_64() && !self.cpu.mode.is_canonical(address) {
             return None;
         }
@@ -95,8 +97,9 @@ impl Inner {
                 self.slow.devices += 1;
                 return None;
             }
-            Err(_) => {
+            Err(fault) => {
                 self.slow.faults += 1;
+                self.fault = Some((fault, address));
                 return None;
             }
         };
@@ -148,20 +151,54 @@ impl Inner {
         }
         loop {
             let is_inside = (address & 0xfff) + u64::from(span) <= 4096;
-            // A group may be left before its store is reached: the page must be dirty already.
-            let is_certain = is_inside && (!is_write || self.cpu.is_dirty_page(address));
+            // A group may be left before its store is reached: the page must be dirty already, or
+            // the store be the first access.
+            let is_certain =
+                is_inside && (!is_write || what.own_writes || self.cpu.is_dirty_page(address));
             let cr2 = self.cpu.state.cr2;
             let host = if is_certain { self.fill(address, span, is_write) } else { None };
-            self.cpu.state.cr2 = cr2;
             let Some(host) = host else {
-                self.slow.ungrouped += 1;
-                let place = self.place(from);
-                return self.stop_at(place, Exit::Ungrouped);
+                self.find_fault(address, what, is_certain);
+                self.cpu.state.cr2 = cr2;
+                self.slow.ungrouped += u64::from(self.fault.is_none());
+                return self.stop_or_raise(Exit::Ungrouped, from);
             };
             if self.remote.enter_code() {
                 return host.wrapping_sub(address & !0xfff);
             }
             self.serve_requests();
+        }
+    }
+
+    /// Finds what the first access of a group raises, if the group could not be filled.
+    fn find_fault(&mut self, address: u64, what: Wanted, was_filled: bool) {
+        let own = address.wrapping_add(u64::from(what.own_offset));
+        let fault = self.fault.take();
+        if !what.raises || was_filled && fault.is_none() || !self.cpu.mode.is_canonical(own) {
+            return;
+        }
+        let fault = match fault {
+            Some((fault, _)) if what.is_write == what.own_writes => Some(fault),
+            _ => {
+                let access = if what.own_writes { Access::Write } else { Access::Read };
+                self.cpu.data_page(own, access).err()
+            }
+        };
+        self.fault = fault.map(|fault| (fault, own));
+    }
+
+    /// Leaves the step of the call that returns to `from`: by the page fault that it raises, if it
+    /// is known, else by `exit`.
+    fn stop_or_raise(&mut self, exit: Exit, from: usize) -> u64 {
+        let place = self.place(from);
+        match self.fault.take() {
+            Some((fault, address)) if place.is_some() && self.journal.is_none() => {
+                self.stop_at(place, Exit::Exception);
+                self.cpu.state.cr2 = address;
+                self.exception = Some(fault);
+                0
+            }
+            _ => self.stop_at(place, exit),
         }
     }
 
@@ -172,25 +209,23 @@ impl Inner {
         if self.options.trash_helpers {
             runtime::trash();
         }
-        let Some((handler, left)) = self.handlers.call(number) else {
+        let Some(&Handler { left, needs_x87, loads_segment, .. }) = self.handlers.call(number)
+        else {
             let place = self.place(from);
             self.stop_at(place, Exit::Interpret);
             return false;
         };
-        let row = decoder::row(handler.iced.code());
-        let needs_x87 = matches!(row.unit, Unit::X87 | Unit::Mmx | Unit::SseMmx)
-            || matches!(row.class, Class::StateImage | Class::X87);
         if needs_x87 {
             self.settle_x87();
         }
-        let budget = self.entered_budget;
         let context = self.slots.current_context();
         context.budget = context.budget.wrapping_add(left);
         let rest = context.budget;
         self.save_context();
-        self.cpu.state.rip = handler.iced.ip();
-        let outcome = self.cpu.execute_prepared(&handler);
-        let may_go_on = match outcome {
+        let Some(Handler { insn, .. }) = self.handlers.get(number) else { return false };
+        self.cpu.state.rip = insn.iced.ip();
+        let next_ip = insn.next_ip;
+        let may_go_on = match self.cpu.execute_prepared(insn) {
             Err(exception) => {
                 self.exception = Some(exception);
                 self.slots.current_context().exit_kind = Exit::Exception as u32;
@@ -198,12 +233,10 @@ impl Inner {
             }
             Ok(may_go_on) => may_go_on,
         };
-        let _ = budget;
         self.slots.current_context().exit_kind = Exit::State as u32;
-        let is_next = self.cpu.state.rip == handler.next_ip;
+        let is_next = self.cpu.state.rip == next_ip;
         // Outside 64-bit mode a segment register decides what may be translated.
-        let is_resegmented =
-            matches!(row.class, Class::Segment | Class::Stack) && !self.cpu.mode.is_64();
+        let is_resegmented = loads_segment && !self.cpu.mode.is_64();
         if !may_go_on || !is_next || is_resegmented || self.must_stop() {
             self.mode = None;
             return false;

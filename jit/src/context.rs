@@ -134,6 +134,10 @@ pub(crate) struct Context {
     pub(crate) kernel_gs_base: u64,
     /// CR2, to be read.
     pub(crate) cr2: u64,
+    /// Selectors of the segment registers; those of CS and SS may be old.
+    pub(crate) selectors: [u32; 6],
+    /// PKRU, to be read.
+    pub(crate) pkru: u32,
     /// The privilege that code runs at.
     pub(crate) cpl: u32,
     /// What Rust has to catch up with: [`CALLED`] and [`RETURNED`].
@@ -302,7 +306,9 @@ impl Context {
     pub(crate) fn drop_page(&mut self, linear: u64) {
         self.forget_stacks();
         for view in VIEWS {
-            if let Some(entry) = self.entry(view, linear) {
+            if let Some(entry) = self.entry(view, linear)
+                && (entry.read_tag == linear || entry.write_tag == linear)
+            {
                 *entry = EMPTY;
             }
         }

@@ -25,6 +25,8 @@ pub(crate) struct KeptPage {
     bytes: Box<[u8]>,
 }
 
+/// The flags of MXCSR that say which exceptions there were.
+const EXCEPTION_FLAGS: u32 = 0x3f;
 /// Blocks of the interpreter that as many instructions as one translated block may take.
 const MOST_BLOCKS: u32 = 256;
 
@@ -38,6 +40,14 @@ impl Inner {
         let mut bytes = vec![0; PAGE_SIZE as usize].into_boxed_slice();
         self.cpu.ram().read_bytes(ram_page, &mut bytes);
         journal.push(KeptPage { ram_page, bytes });
+    }
+
+    /// True if the page tables still map the code at RIP, as they need not while a TLB has it.
+    pub(crate) fn is_mapped(&mut self) -> bool {
+        let cr2 = self.cpu.state.cr2;
+        let page = self.cpu.code_page(self.cpu.state.rip);
+        self.cpu.state.cr2 = cr2;
+        page.is_ok()
     }
 
     /// Begins a journal.
@@ -56,7 +66,7 @@ impl Inner {
         self.settle_x87();
         let journal = self.journal.take().unwrap_or_default();
         let undefined = self.undefined_flags(before.rip, executed);
-        let translated = std::mem::replace(&mut self.cpu.state, before);
+        let mut translated = std::mem::replace(&mut self.cpu.state, before);
         self.cpu.mode_changed();
         let pages: Vec<Box<[u8]>> = journal.iter().map(|kept| self.exchange(kept)).collect();
         let start = self.cpu.retired();
@@ -70,6 +80,11 @@ impl Inner {
         let done = self.cpu.retired().wrapping_sub(start);
         // Counted already.
         self.cpu.add_retired(done.wrapping_neg());
+        if exit == Exit::Signal {
+            // The host raised these for an instruction that is to be interpreted yet.
+            let raised = translated.fpu.mxcsr & !self.cpu.state.fpu.mxcsr & EXCEPTION_FLAGS;
+            translated.fpu.mxcsr &= !raised;
+        }
         let mut differences = compare(&translated, &self.cpu.state, undefined);
         if done != executed {
             differences.push(format!("{executed} instructions, interpreted {done}"));

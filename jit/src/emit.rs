@@ -8,14 +8,14 @@
 //! page still is where the code came from). Direct jumps inside a page need no guard, since whoever
 //! executes the jump has the page mapped.
 
-use std::mem::offset_of;
+use std::mem::{offset_of, take};
 
 use cpu::mmu::View;
 
 use crate::asm::{Alu, Asm, Mem, Patch, Rm, cc};
 use crate::context::{Context, GROUPS, JUMP_HASH, JUMP_SHIFT, ViewOffsets, view_offsets};
 use crate::flags::SPILL_BYTES;
-use crate::flow::{Effect, Flags, Recipe, effect};
+use crate::flow::{Effect, Flags, Recipe};
 use crate::plan::{Action, Step};
 use crate::registers::{GUEST_RSP, Number, S0, S1, host};
 use crate::slow::{INDIRECT, RETRY, SlowKind, SlowPath};
@@ -71,7 +71,8 @@ pub(crate) enum MarkedFlags {
     Recipe(u8),
 }
 
-/// What the translation of a block is.
+/// What the translation of a block is. It is kept from block to block for its memory.
+#[derive(Default)]
 pub(crate) struct Emitted {
     pub(crate) bytes: Vec<u8>,
     /// How many of them are code; the rest are constants.
@@ -93,6 +94,25 @@ pub(crate) struct Emitted {
     pub(crate) recipes: Vec<Recipe>,
     /// Positions behind calls, to which host returns go.
     pub(crate) return_sites: Vec<usize>,
+    /// Steps that call a handler, in order.
+    pub(crate) handlers: Vec<u16>,
+    /// Memory of the emitter.
+    slow: Vec<SlowPath>,
+    constants: Vec<(Patch, u64)>,
+}
+
+impl Emitted {
+    /// Empties it.
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.marks.clear();
+        self.links.clear();
+        self.recipes.clear();
+        self.return_sites.clear();
+        self.handlers.clear();
+        self.slow.clear();
+        self.constants.clear();
+    }
 }
 
 /// What is fixed for all blocks of a mode.
@@ -165,48 +185,51 @@ impl<'a> Emitter<'a> {
         rip: u64,
         steps: &'a [Step],
         code: &'a [u8],
+        memory: &mut Emitted,
     ) -> Self {
+        memory.clear();
         Self {
-            asm: Asm::new(start),
+            asm: Asm::new(start, take(&mut memory.bytes)),
             around,
             offsets: view_offsets(around.view),
             flags: Flags::Live,
             producer: None,
-            recipes: Vec::new(),
-            constants: Vec::new(),
+            recipes: take(&mut memory.recipes),
+            constants: take(&mut memory.constants),
             delta_stores: [None; GROUPS],
             rip,
             steps,
             current: 0,
             code,
             delta_in_s0: None,
-            slow: Vec::new(),
-            marks: Vec::with_capacity(steps.len() + 8),
-            links: Vec::new(),
-            return_sites: Vec::new(),
-            handlers: Vec::new(),
+            slow: take(&mut memory.slow),
+            marks: take(&mut memory.marks),
+            links: take(&mut memory.links),
+            return_sites: take(&mut memory.return_sites),
+            handlers: take(&mut memory.handlers),
         }
     }
 
-    /// Emits the whole block. `pages` are the numbers of the code pages that it comes from.
-    pub(crate) fn emit(&mut self, pages: &[u32]) -> Emitted {
+    /// Emits the whole block to `emitted`. `pages` are the numbers of the code pages that it comes
+    /// from.
+    pub(crate) fn emit(&mut self, pages: &[u32], emitted: &mut Emitted) {
         let is_straddling = pages.len() > 1;
         let need = if self.around.is_counting { Need::Spilled } else { self.need() };
         // Back to the dispatcher for this very block: when a page is not mapped as it was, or when
         // the block is dead.
         let again = self.add_link(0, self.rip, Entry::Guarded, None);
         let guarded = self.asm.here();
-        let mut misses = Vec::new();
-        for &page in pages {
+        let mut misses = [None; 2];
+        for (miss, &page) in misses.iter_mut().zip(pages) {
             let valid = offset_of!(Context, valid) + page as usize;
             self.asm.cmp8_imm(Mem::context(valid), 0);
-            misses.push(self.asm.jcc(cc::E));
+            *miss = Some(self.asm.jcc(cc::E));
         }
         let (mut live, mut spilled) = self.emit_entries(need);
         self.emit_steps();
         self.drop_unused_deltas();
         let hot_end = self.asm.here();
-        for miss in misses {
+        for miss in misses.into_iter().flatten() {
             self.asm.patch_here(miss);
         }
         self.mark(0, MarkedFlags::Spilled);
@@ -224,25 +247,28 @@ impl<'a> Emitter<'a> {
         self.emit_slow_paths();
         #[cfg(feature = "testing")]
         let code_bytes = self.asm.bytes.len();
-        for (patch, word) in std::mem::take(&mut self.constants) {
+        for &(patch, word) in &self.constants {
             self.asm.patch_here(patch);
             self.asm.raw(&word.to_le_bytes());
         }
-        Emitted {
+        *emitted = Emitted {
             #[cfg(feature = "testing")]
             code_bytes,
-            bytes: std::mem::take(&mut self.asm.bytes),
+            bytes: take(&mut self.asm.bytes),
             live,
             spilled,
             guarded,
             dead_live,
             dead_spilled,
             hot_end,
-            marks: std::mem::take(&mut self.marks),
-            links: std::mem::take(&mut self.links),
-            recipes: std::mem::take(&mut self.recipes),
-            return_sites: std::mem::take(&mut self.return_sites),
-        }
+            marks: take(&mut self.marks),
+            links: take(&mut self.links),
+            recipes: take(&mut self.recipes),
+            return_sites: take(&mut self.return_sites),
+            handlers: take(&mut self.handlers),
+            slow: take(&mut self.slow),
+            constants: take(&mut self.constants),
+        };
     }
 
     /// The entries behind the guard: live, spilled. They are at least five bytes apart, so that
@@ -278,11 +304,9 @@ impl<'a> Emitter<'a> {
             if self.destroys_flags(step) {
                 return Need::Spilled;
             }
-            match effect(step.row, &step.iced) {
-                Effect::None if step.action == Action::Handler => return Need::Spilled,
-                // A fault of the instruction shows them.
-                Effect::None if may_fault_by_itself(step.row) => return Need::Live,
-                Effect::None => {}
+            match step.effect {
+                Effect::None if step.action != Action::Handler => {}
+                Effect::None => return Need::Spilled,
                 Effect::Reads | Effect::Changes => return Need::Live,
                 // A fault in the instruction itself would show the flags before it.
                 Effect::Replaces if step.row.class == decoder::Class::MulDiv => return Need::Live,
@@ -294,10 +318,8 @@ impl<'a> Emitter<'a> {
 
     /// True if the step needs EFLAGS for itself before it looks at the guest's.
     fn destroys_flags(&self, step: &Step) -> bool {
-        let has_memory =
-            (0..step.iced.op_count()).any(|n| step.iced.op_kind(n) == iced_x86::OpKind::Memory);
         match step.action {
-            Action::Copy => has_memory,
+            Action::Copy => step.has_memory,
             Action::Push
             | Action::Pop
             | Action::Leave
@@ -315,6 +337,7 @@ impl<'a> Emitter<'a> {
             | Action::SystemCall
             | Action::SystemReturn
             | Action::WriteBase
+            | Action::ReadProtectionKeys
             | Action::SetInterruptFlag(_) => true,
             _ => false,
         }
@@ -564,9 +587,4 @@ impl<'a> Emitter<'a> {
 pub(crate) fn emit_jump_hash(asm: &mut Asm) {
     asm.imul32(S1, S0, JUMP_HASH);
     asm.shr32(S1, JUMP_SHIFT as u8);
-}
-
-/// True if the instruction may fault for a reason that is not of memory: an unmasked exception.
-fn may_fault_by_itself(row: &decoder::Row) -> bool {
-    row.waits_for_x87 || row.class == decoder::Class::SimdFloat
 }

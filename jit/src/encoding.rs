@@ -4,9 +4,10 @@
 //! registers and memory are. Segment overrides, address-size prefixes and displacements are gone
 //! in the copy, since its memory operand is a host address.
 
-use iced_x86::{EncodingKind, Instruction};
+use iced_x86::EncodingKind;
 
-use crate::asm::{Asm, Rm, rex_xb};
+use crate::asm::{Asm, Bytes, Rm, rex_xb};
+use crate::forms::Form;
 use crate::registers::Number;
 
 /// How the opcode is introduced.
@@ -47,11 +48,11 @@ pub(crate) struct Encoding<'a> {
 }
 
 /// A cursor over the bytes; reading past the end gives zeroes, since iced has decoded them before.
-struct Bytes<'a> {
+struct Cursor<'a> {
     rest: &'a [u8],
 }
 
-impl Bytes<'_> {
+impl Cursor<'_> {
     fn peek(&self) -> u8 {
         self.rest.first().copied().unwrap_or(0)
     }
@@ -66,13 +67,13 @@ impl Bytes<'_> {
 }
 
 impl<'a> Encoding<'a> {
-    /// Takes `bytes`, the whole encoding of `iced`, apart. `None` for what is never copied: XOP,
-    /// 3DNow!, 16-bit addresses.
-    pub(crate) fn parse(iced: &Instruction, bytes: &'a [u8], is_64: bool) -> Option<Self> {
-        let mut encoding = Self::empty(iced);
-        let mut cursor = Bytes { rest: bytes };
+    /// Takes `bytes`, the whole encoding of an instruction of `form`, apart. `None` for what is
+    /// never copied: XOP, 3DNow!, 16-bit addresses.
+    pub(crate) fn parse(form: &Form, bytes: &'a [u8], is_64: bool) -> Option<Self> {
+        let mut encoding = Self::empty(form);
+        let mut cursor = Cursor { rest: bytes };
         let rex = encoding.parse_prefixes(&mut cursor, is_64)?;
-        let [r, b] = match iced.code().op_code().encoding() {
+        let [r, b] = match form.encoding {
             EncodingKind::Legacy => {
                 encoding.parse_map(&mut cursor);
                 [rex >> 2 & 1, rex & 1]
@@ -97,8 +98,7 @@ impl<'a> Encoding<'a> {
         Some(encoding)
     }
 
-    fn empty(iced: &Instruction) -> Self {
-        let kinds = iced.code().op_code().op_kinds();
+    fn empty(form: &Form) -> Self {
         Self {
             kind: Kind::Legacy { map: 0 },
             has_66: false,
@@ -107,7 +107,7 @@ impl<'a> Encoding<'a> {
             is_w: false,
             has_rex: false,
             opcode: 0,
-            has_modrm: kinds.iter().any(|kind| is_in_modrm(*kind)),
+            has_modrm: form.has_modrm,
             reg: 0,
             rm: 0,
             vvvv: 0,
@@ -117,7 +117,7 @@ impl<'a> Encoding<'a> {
     }
 
     /// Takes the legacy prefixes; the REX prefix, or 0. `None` for addresses of 16 bits.
-    fn parse_prefixes(&mut self, cursor: &mut Bytes<'_>, is_64: bool) -> Option<u8> {
+    fn parse_prefixes(&mut self, cursor: &mut Cursor<'_>, is_64: bool) -> Option<u8> {
         let mut rex = 0;
         loop {
             match cursor.peek() {
@@ -146,7 +146,7 @@ impl<'a> Encoding<'a> {
     }
 
     /// The extensions of ModRM.reg and ModRM.rm.
-    fn parse_vex(&mut self, cursor: &mut Bytes<'_>) -> [u8; 2] {
+    fn parse_vex(&mut self, cursor: &mut Cursor<'_>) -> [u8; 2] {
         let is_short = cursor.next() == 0xc5;
         let first = cursor.next();
         let (map, last, b) =
@@ -158,7 +158,7 @@ impl<'a> Encoding<'a> {
     }
 
     /// As [`Encoding::parse_vex`]: two bits each, since X extends a register in ModRM.rm to 32.
-    fn parse_evex(&mut self, cursor: &mut Bytes<'_>) -> [u8; 2] {
+    fn parse_evex(&mut self, cursor: &mut Cursor<'_>) -> [u8; 2] {
         cursor.next();
         let payload = [cursor.next(), cursor.next(), cursor.next()];
         let inverted = !payload[0];
@@ -168,7 +168,7 @@ impl<'a> Encoding<'a> {
         [r, inverted >> 5 & 1 | (inverted >> 6 & 1) << 1]
     }
 
-    fn parse_map(&mut self, cursor: &mut Bytes<'_>) {
+    fn parse_map(&mut self, cursor: &mut Cursor<'_>) {
         if cursor.peek() != 0x0f {
             return;
         }
@@ -215,34 +215,36 @@ impl<'a> Encoding<'a> {
         if needs_rex && has_high_byte {
             return false;
         }
+        let mut bytes = Bytes::default();
         if self.has_lock {
-            asm.byte(0xf0);
+            bytes.push(0xf0);
         }
         if self.has_66 {
-            asm.byte(0x66);
+            bytes.push(0x66);
         }
         if self.repeat != 0 {
-            asm.byte(self.repeat);
+            bytes.push(self.repeat);
         }
         if let Rm::Mem(mem) = rm
             && mem.is_gs
         {
-            asm.byte(0x65);
+            bytes.push(0x65);
         }
         if needs_rex {
-            asm.byte(0x40 | rex);
+            bytes.push(0x40 | rex);
         }
-        match map {
-            0 => {}
-            1 => asm.byte(0x0f),
-            2 => asm.raw(&[0x0f, 0x38]),
-            _ => asm.raw(&[0x0f, 0x3a]),
+        if map > 0 {
+            bytes.push(0x0f);
         }
-        asm.byte(opcode);
+        if map > 1 {
+            bytes.push(if map == 2 { 0x38 } else { 0x3a });
+        }
+        bytes.push(opcode);
+        asm.put(bytes);
         if self.has_modrm {
-            asm.modrm(reg, rm);
+            asm.modrm(reg, rm, false);
         }
-        asm.raw(self.immediate);
+        self.emit_immediate(asm);
         true
     }
 
@@ -251,17 +253,29 @@ impl<'a> Encoding<'a> {
         let (x, b) = rex_xb(rm);
         let r = reg >> 3 & 1;
         let low = (!vvvv & 0xf) << 3 | l << 2 | pp;
+        let mut bytes = Bytes::default();
         if map == 1 && !is_w && x == 0 && b == 0 {
-            asm.raw(&[0xc5, (r ^ 1) << 7 | low]);
+            bytes.push(0xc5);
+            bytes.push((r ^ 1) << 7 | low);
         } else {
-            let first = (r ^ 1) << 7 | (x ^ 1) << 6 | (b ^ 1) << 5 | map;
-            asm.raw(&[0xc4, first, u8::from(is_w) << 7 | low]);
+            bytes.push(0xc4);
+            bytes.push((r ^ 1) << 7 | (x ^ 1) << 6 | (b ^ 1) << 5 | map);
+            bytes.push(u8::from(is_w) << 7 | low);
         }
-        asm.byte(self.opcode);
+        bytes.push(self.opcode);
+        asm.put(bytes);
         if self.has_modrm {
-            asm.modrm(reg, rm);
+            asm.modrm(reg, rm, false);
         }
-        asm.raw(self.immediate);
+        self.emit_immediate(asm);
+    }
+
+    fn emit_immediate(&self, asm: &mut Asm) {
+        match *self.immediate {
+            [] => {}
+            [byte] => asm.byte(byte),
+            _ => asm.raw(self.immediate),
+        }
     }
 
     fn emit_evex(&self, asm: &mut Asm, payload: [u8; 3], operands: Operands) {
@@ -274,9 +288,11 @@ impl<'a> Encoding<'a> {
         let first = payload[0] & 0x0f | !extensions & 0xf0;
         let second = payload[1] & !0x78 | (!vvvv & 0xf) << 3;
         let third = payload[2] & !8 | (!(vvvv >> 4) & 1) << 3;
-        asm.raw(&[0x62, first, second, third, self.opcode]);
-        asm.modrm_wide(reg, rm, true);
-        asm.raw(self.immediate);
+        let mut bytes = Bytes::default();
+        [0x62, first, second, third, self.opcode].into_iter().for_each(|byte| bytes.push(byte));
+        asm.put(bytes);
+        asm.modrm(reg, rm, true);
+        self.emit_immediate(asm);
     }
 }
 
@@ -312,59 +328,4 @@ fn address_bytes(modrm: u8, sib: u8) -> usize {
         _ => 0,
     };
     usize::from(has_sib) + displacement
-}
-
-/// True for operands that ModRM encodes. Opcodes that go on in ModRM without such an operand (0F AE
-/// F0, x87 on registers) need no operand changed: their last byte is copied like an immediate.
-fn is_in_modrm(kind: iced_x86::OpCodeOperandKind) -> bool {
-    use iced_x86::OpCodeOperandKind as K;
-    !matches!(
-        kind,
-        K::None
-            | K::farbr2_2
-            | K::farbr4_2
-            | K::mem_offs
-            | K::r8_opcode
-            | K::r16_opcode
-            | K::r32_opcode
-            | K::r64_opcode
-            | K::es
-            | K::cs
-            | K::ss
-            | K::ds
-            | K::fs
-            | K::gs
-            | K::al
-            | K::cl
-            | K::ax
-            | K::dx
-            | K::eax
-            | K::rax
-            | K::st0
-            | K::sti_opcode
-            | K::imm4_m2z
-            | K::imm8
-            | K::imm8_const_1
-            | K::imm8sex16
-            | K::imm8sex32
-            | K::imm8sex64
-            | K::imm16
-            | K::imm32
-            | K::imm32sex64
-            | K::imm64
-            | K::seg_rSI
-            | K::es_rDI
-            | K::seg_rDI
-            | K::seg_rBX_al
-            | K::br16_1
-            | K::br32_1
-            | K::br64_1
-            | K::br16_2
-            | K::br32_4
-            | K::br64_4
-            | K::xbegin_2
-            | K::xbegin_4
-            | K::brdisp_2
-            | K::brdisp_4
-    )
 }

@@ -7,7 +7,7 @@
 
 use crate::asm::{Alu, Mem, Rm};
 use crate::emit::{Emitter, MarkedFlags, context};
-use crate::flow::{Effect, Flags, Recipe, RecipeOperand, RecipeSource, changes_register, effect};
+use crate::flow::{Effect, Flags, Recipe, RecipeOperand, RecipeSource, changes_register};
 use crate::registers::{Number, RAX, S1, host};
 
 /// Bytes of [`Emitter::spill_flags`].
@@ -120,7 +120,7 @@ impl Emitter<'_> {
             if !step.action.is_plain() {
                 return false;
             }
-            match effect(step.row, &step.iced) {
+            match step.effect {
                 Effect::Replaces => return true,
                 Effect::Reads | Effect::Changes => return false,
                 Effect::None => {}

@@ -209,6 +209,7 @@ pub(crate) fn changes_register(step: &Step, register: Number) -> bool {
         Action::Pop => &[RSP],
         Action::Leave => &[RSP, 5],
         _ => match iced.mnemonic() {
+            M::Rdpkru => &[0, 2],
             M::Cwd | M::Cdq | M::Cqo => &[2],
             M::Cbw | M::Cwde | M::Cdqe | M::Fnstsw | M::Lahf => &[0],
             M::Mul | M::Imul | M::Div | M::Idiv => &[0, 2],

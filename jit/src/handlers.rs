@@ -1,17 +1,21 @@
 //! Instructions that a block has the interpreter execute.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use cpu::interp::insn::Insn;
+use decoder::{Class, Unit};
 use iced_x86::Mnemonic;
 
 /// A prepared instruction.
 #[derive(Debug)]
-struct Handler {
-    insn: Arc<Insn>,
+pub(crate) struct Handler {
+    pub(crate) insn: Insn,
     /// How many instructions of its block are left, itself included.
-    left: u64,
+    pub(crate) left: u64,
+    /// It looks at the x87 state.
+    pub(crate) needs_x87: bool,
+    /// It may load a segment register.
+    pub(crate) loads_segment: bool,
     /// How often it was executed.
     calls: u64,
 }
@@ -32,14 +36,23 @@ impl Handlers {
 
     /// Adds one, with the instructions of its block that are left.
     pub(crate) fn add(&mut self, insn: Insn, left: u64) {
-        self.handlers.push(Handler { insn: Arc::new(insn), left, calls: 0 });
+        let row = decoder::row(insn.iced.code());
+        let needs_x87 = matches!(row.unit, Unit::X87 | Unit::Mmx | Unit::SseMmx)
+            || matches!(row.class, Class::StateImage | Class::X87);
+        let loads_segment = matches!(row.class, Class::Segment | Class::Stack);
+        self.handlers.push(Handler { insn, left, needs_x87, loads_segment, calls: 0 });
     }
 
-    /// Number `number`, to be executed, with the instructions left.
-    pub(crate) fn call(&mut self, number: usize) -> Option<(Arc<Insn>, u64)> {
+    /// Number `number`, to be executed.
+    pub(crate) fn call(&mut self, number: usize) -> Option<&Handler> {
         let handler = self.handlers.get_mut(number)?;
         handler.calls += 1;
-        Some((Arc::clone(&handler.insn), handler.left))
+        Some(handler)
+    }
+
+    /// Number `number`.
+    pub(crate) fn get(&self, number: usize) -> Option<&Handler> {
+        self.handlers.get(number)
     }
 
     /// Calls so far, by mnemonic, the most frequent first.

@@ -26,6 +26,7 @@ mod encoding;
 mod exit;
 mod flags;
 mod flow;
+mod forms;
 mod handlers;
 mod host;
 mod memory_access;
@@ -43,6 +44,7 @@ mod system_steps;
 mod thunks;
 mod translate;
 mod vcpu;
+mod wanted;
 
 use std::sync::Arc;
 

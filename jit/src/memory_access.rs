@@ -13,7 +13,7 @@ use crate::emit::{Emitter, context, in_context};
 use crate::plan::{Access, Action, Step};
 use crate::registers::{Number, RSP, S0, S1, host};
 use crate::slow::{SlowKind, SlowPath};
-use crate::vcpu::Wanted;
+use crate::wanted::Wanted;
 
 pub(crate) const TLB_READ: i32 = offset_of!(TlbEntry, read_tag) as i32;
 pub(crate) const TLB_WRITE: i32 = offset_of!(TlbEntry, write_tag) as i32;
@@ -26,7 +26,7 @@ impl Emitter<'_> {
         if let Some(access) = step.accesses[0] {
             let base = step.iced.memory_base().number() as Number;
             let displacement = step.iced.memory_displacement64() as i32;
-            return self.grouped(access, base, displacement);
+            return self.grouped(access, base, displacement, is_write);
         }
         self.free_flags();
         self.delta_in_s0 = None;
@@ -50,7 +50,7 @@ impl Emitter<'_> {
         is_write: bool,
     ) -> Mem {
         if let Some(access) = access {
-            return self.grouped(access, base, displacement);
+            return self.grouped(access, base, displacement, is_write);
         }
         self.free_flags();
         self.delta_in_s0 = None;
@@ -65,11 +65,11 @@ impl Emitter<'_> {
         Mem::at(S0)
     }
 
-    fn grouped(&mut self, access: Access, base: Number, displacement: i32) -> Mem {
+    fn grouped(&mut self, access: Access, base: Number, displacement: i32, is_write: bool) -> Mem {
         let Some(group) = access.group else { return Mem::at(S0) };
         let delta = Mem::context(offset_of!(Context, deltas) + 8 * usize::from(group));
         if access.is_first {
-            self.check_group(access, base);
+            self.check_group(access, base, displacement, is_write);
             if let Some(store) = self.delta_stores.get_mut(usize::from(group)) {
                 *store = Some(self.asm.here());
             }
@@ -198,15 +198,57 @@ impl Emitter<'_> {
         let is_aligned = step.is_some_and(|step| {
             step.row.memory.is_aligned && step.action == Action::Copy && size.is_power_of_two()
         });
-        Wanted { size: size.max(1), is_write, is_aligned }
+        let raises = step.is_some_and(|step| self.raises_page_faults(step));
+        Wanted {
+            size: size.max(1),
+            is_write,
+            is_aligned,
+            raises,
+            own_writes: is_write,
+            own_offset: 0,
+        }
+    }
+
+    /// True if a page fault is what `step` raises when an access of it finds one: no exception
+    /// comes before it, and no part of the access may turn out not to be made.
+    fn raises_page_faults(&self, step: &Step) -> bool {
+        use decoder::{MemoryShape as S, Unit};
+        let is_plain = match step.action {
+            Action::Copy => {
+                matches!(step.row.memory.shape, S::Read | S::Write | S::ReadWrite)
+                    && !matches!(step.row.unit, Unit::X87 | Unit::Mmx | Unit::SseMmx)
+            }
+            Action::Push
+            | Action::Pop
+            | Action::Leave
+            | Action::PushFlags
+            | Action::PopFlags
+            | Action::Call
+            | Action::CallIndirect
+            | Action::JumpIndirect
+            | Action::Return(_) => true,
+            _ => false,
+        };
+        is_plain && self.around.is_64
     }
 
     /// Checks all of a group's bytes. S0 becomes the delta.
-    fn check_group(&mut self, access: Access, base: Number) {
+    fn check_group(&mut self, access: Access, base: Number, displacement: i32, own_writes: bool) {
         self.free_flags();
         let register = self.read(base, S0);
         self.asm.lea(S0, Mem::at(register).with_disp(access.lowest));
-        let Access { span, has_write: is_write, .. } = access;
+        let Access { span, has_write: is_write, lowest, .. } = access;
+        // An address that is not aligned is #GP before anything that a translation would leave.
+        let may_be_misaligned =
+            self.steps.get(usize::from(self.current)).is_none_or(|step| step.row.memory.is_aligned);
+        let wanted = self.wanted(span, is_write);
+        let wanted = Wanted {
+            is_aligned: false,
+            raises: wanted.raises && !may_be_misaligned,
+            own_writes: own_writes && !may_be_misaligned,
+            own_offset: (displacement - lowest) as u32,
+            ..wanted
+        };
         if base == RSP {
             let tag = self.stack_tag();
             self.asm.alu(Alu::Xor, S0, Rm::Mem(tag));
@@ -215,13 +257,13 @@ impl Emitter<'_> {
             let delta = self.stack_delta();
             self.asm.load(S0, delta);
             let back = self.asm.here();
-            return self.add_slow(from, back, SlowKind::Stack { span, is_write });
+            return self.add_slow(from, back, SlowKind::Stack { wanted });
         }
         self.compare(span, is_write);
         let from = self.asm.jcc(cc::A);
         self.asm.load(S0, Mem::context_at(S1, self.offsets.tlb + TLB_DELTA));
         let back = self.asm.here();
-        self.add_slow(from, back, SlowKind::Group { span, is_write });
+        self.add_slow(from, back, SlowKind::Group { wanted });
     }
 
     /// Linear page of the stack, in the context.

@@ -2,11 +2,14 @@
 //! accesses that can share a check.
 
 use cpu::mode::Mode;
+use cpu::state::cr4;
 use decoder::{Class, MemoryShape, Row, Unit, row};
 use iced_x86::{Code, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use crate::bit_strings;
 use crate::context::GROUPS;
+use crate::flow::{Effect, effect};
+use crate::forms::{Form, form};
 use crate::registers::Number;
 use crate::strings::{self, StringOperation};
 
@@ -69,6 +72,10 @@ pub(crate) enum Action {
     WriteBase,
     /// MOV from CR2.
     ReadFaultAddress,
+    /// MOV from ES, DS, FS or GS to a register.
+    ReadSelector,
+    /// RDPKRU.
+    ReadProtectionKeys,
     /// Executed by the interpreter's handler, called from the block.
     Handler,
 }
@@ -78,7 +85,12 @@ pub(crate) enum Action {
 pub(crate) struct Step {
     pub(crate) iced: Instruction,
     pub(crate) row: &'static Row,
+    pub(crate) form: &'static Form,
     pub(crate) action: Action,
+    /// What it does to the status flags.
+    pub(crate) effect: Effect,
+    /// An operand is memory by ModRM or an absolute address.
+    pub(crate) has_memory: bool,
     /// Offset of its first byte in the bytes that the block was decoded from.
     pub(crate) at: usize,
     /// Its accesses: by ModRM, and of the stack.
@@ -116,14 +128,16 @@ pub(crate) struct Target<'a> {
 /// The step for `iced`, whose first byte is `at`.
 pub(crate) fn step(target: &Target<'_>, iced: Instruction, at: usize, is_gated: bool) -> Step {
     let row = row(iced.code());
-    let action = if is_gated { Action::Handler } else { action(target, row, &iced) };
-    Step { iced, row, action, at, accesses: [None; 2] }
+    let form = form(iced.code());
+    let has_memory = form.has_memory(&iced);
+    let can_address = !has_memory || can_address(target, &iced);
+    let action =
+        if is_gated || !can_address { Action::Handler } else { action(target, row, &iced) };
+    let effect = effect(row, &iced);
+    Step { iced, row, form, action, effect, has_memory, at, accesses: [None; 2] }
 }
 
 fn action(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
-    if !can_address(target, iced) {
-        return Action::Handler;
-    }
     match row.class {
         Class::Alu
         | Class::Condition
@@ -153,7 +167,9 @@ fn action(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
         Class::String if target.mode.is_64() => {
             StringOperation::of(iced).map_or(Action::Handler, Action::String)
         }
-        Class::FarTransfer | Class::Segment | Class::ControlRegister if target.mode.is_64() => {
+        Class::FarTransfer | Class::Segment | Class::ControlRegister | Class::Msr
+            if target.mode.is_64() =>
+        {
             system(target, iced)
         }
         _ => Action::Handler,
@@ -162,7 +178,7 @@ fn action(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
 
 /// Instructions of operating systems in 64-bit mode.
 fn system(target: &Target<'_>, iced: &Instruction) -> Action {
-    let is_base = iced.op0_kind() == OpKind::Register && target.mode.has_fsgsbase();
+    let is_base = iced.op0_kind() == OpKind::Register && target.mode.has_cr4(cr4::FSGSBASE);
     match iced.code() {
         Code::Syscall if target.mode.cpl == 3 => Action::SystemCall,
         Code::Sysretq if target.mode.cpl == 0 => Action::SystemReturn,
@@ -177,6 +193,13 @@ fn system(target: &Target<'_>, iced: &Instruction) -> Action {
         {
             Action::WriteBase
         }
+        Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg
+            if iced.op0_kind() == OpKind::Register
+                && !matches!(iced.op1_register(), Register::CS | Register::SS) =>
+        {
+            Action::ReadSelector
+        }
+        Code::Rdpkru if target.mode.has_cr4(cr4::PKE) => Action::ReadProtectionKeys,
         Code::Mov_r64_cr if iced.op1_register() == Register::CR2 => Action::ReadFaultAddress,
         _ => Action::Handler,
     }
@@ -184,10 +207,6 @@ fn system(target: &Target<'_>, iced: &Instruction) -> Action {
 
 /// True if the address of the memory operand can be computed by the emitter.
 fn can_address(target: &Target<'_>, iced: &Instruction) -> bool {
-    let has_memory = (0..iced.op_count()).any(|n| iced.op_kind(n) == OpKind::Memory);
-    if !has_memory {
-        return true;
-    }
     let segment_is_whole = match iced.memory_segment() {
         Register::FS => target.mode.is_64() || target.fs_is_whole,
         Register::GS => target.mode.is_64() || target.gs_is_whole,
@@ -403,28 +422,11 @@ struct Value {
     offset: i64,
 }
 
-/// Finds the accesses of `steps` that one check can cover: those by one base register that changed
-/// by constants only. Only for 64-bit addresses, whose sums wrap as the host's do.
-pub(crate) fn group_accesses(steps: &mut [Step], is_64: bool) {
-    if !is_64 {
-        return;
-    }
-    let mut tracker = Tracker::new();
-    let mut groups: Vec<Group> = Vec::new();
-    for (index, step) in steps.iter().enumerate() {
-        for (slot, found) in tracker.accesses(step).into_iter().enumerate() {
-            if let Some(found) = found {
-                join(&mut groups, found, (index, slot));
-            }
-        }
-        tracker.advance(step);
-    }
-    // The stack's entry serves single accesses too.
-    let is_stack = |group: &Group| group.origin == u32::from(crate::registers::RSP);
-    groups.retain(|group| group.members.len() > 1 || is_stack(group));
-    for (number, group) in groups.iter().take(GROUPS).enumerate() {
-        group.assign(steps, number as u8);
-    }
+/// What finds accesses that one check can cover. It is kept from block to block for its memory.
+#[derive(Default)]
+pub(crate) struct Grouper {
+    groups: Vec<Group>,
+    members: Vec<Member>,
 }
 
 /// An access in terms of known values.
@@ -441,49 +443,104 @@ struct Group {
     low: i64,
     high: i64,
     has_write: bool,
-    /// Step and slot of each access, with the base register's offset then.
-    members: Vec<(usize, usize, i64)>,
+    /// How many accesses it has.
+    count: u16,
+    /// Its number, if it is used.
+    number: Option<u8>,
+    /// Its first access is assigned.
+    is_begun: bool,
 }
 
-fn join(groups: &mut Vec<Group>, found: Found, (step, slot): (usize, usize)) {
-    let low = found.value.offset + found.displacement;
-    let high = low + found.size;
-    let member = (step, slot, found.value.offset);
-    let fitting = groups.iter_mut().rev().find(|group| {
-        group.origin == found.value.origin && group.high.max(high) - group.low.min(low) <= MAX_SPAN
-    });
-    match fitting {
-        Some(group) => {
-            group.low = group.low.min(low);
-            group.high = group.high.max(high);
-            group.has_write |= found.is_write;
-            group.members.push(member);
+/// An access of a group.
+struct Member {
+    group: u16,
+    step: u16,
+    slot: u8,
+    /// What the base register is then, relative to its origin.
+    offset: i64,
+}
+
+impl Grouper {
+    /// Finds the accesses of `steps` that one check can cover: those by one base register that
+    /// changed by constants only. Only for 64-bit addresses, whose sums wrap as the host's do.
+    pub(crate) fn group_accesses(&mut self, steps: &mut [Step], is_64: bool) {
+        if !is_64 {
+            return;
         }
-        None => groups.push(Group {
-            origin: found.value.origin,
-            low,
-            high,
-            has_write: found.is_write,
-            members: vec![member],
-        }),
+        self.groups.clear();
+        self.members.clear();
+        let mut tracker = Tracker::new();
+        for (index, step) in steps.iter().enumerate() {
+            if let Some(found) = tracker.explicit(step) {
+                self.join(found, index, 0);
+            }
+            if let Some(found) = tracker.of_stack(step) {
+                self.join(found, index, 1);
+            }
+            tracker.advance(step);
+        }
+        // The stack's entry serves single accesses too.
+        let is_used = |group: &&mut Group| {
+            group.count > 1 || group.origin == u32::from(crate::registers::RSP)
+        };
+        for (number, group) in self.groups.iter_mut().filter(is_used).take(GROUPS).enumerate() {
+            group.number = Some(number as u8);
+        }
+        for member in &self.members {
+            let Some(group) = self.groups.get_mut(usize::from(member.group)) else { continue };
+            let access = group.access(member.offset);
+            let step = steps.get_mut(usize::from(member.step));
+            if let Some(slot) = step.and_then(|s| s.accesses.get_mut(usize::from(member.slot))) {
+                *slot = access;
+            }
+        }
+    }
+
+    fn join(&mut self, found: Found, step: usize, slot: u8) {
+        let low = found.value.offset + found.displacement;
+        let high = low + found.size;
+        let origin = found.value.origin;
+        let fits = |group: &Group| {
+            group.origin == origin && group.high.max(high) - group.low.min(low) <= MAX_SPAN
+        };
+        let number = self.groups.iter().rposition(fits).unwrap_or(self.groups.len());
+        match self.groups.get_mut(number) {
+            Some(group) => {
+                group.low = group.low.min(low);
+                group.high = group.high.max(high);
+                group.has_write |= found.is_write;
+                group.count += 1;
+            }
+            None => self.groups.push(Group {
+                origin,
+                low,
+                high,
+                has_write: found.is_write,
+                count: 1,
+                number: None,
+                is_begun: false,
+            }),
+        }
+        let (group, step, offset) = (number as u16, step as u16, found.value.offset);
+        self.members.push(Member { group, step, slot, offset });
     }
 }
 
 impl Group {
-    fn assign(&self, steps: &mut [Step], number: u8) {
-        for (position, &(step, slot, offset)) in self.members.iter().enumerate() {
-            let Ok(lowest) = i32::try_from(self.low - offset) else { return };
-            let access = Access {
-                group: Some(number),
-                is_first: position == 0,
-                lowest,
-                span: (self.high - self.low) as u32,
-                has_write: self.has_write,
-            };
-            if let Some(slot) = steps.get_mut(step).and_then(|step| step.accesses.get_mut(slot)) {
-                *slot = Some(access);
-            }
-        }
+    /// What its next access is to be, whose base register is `offset` from the origin.
+    fn access(&mut self, offset: i64) -> Option<Access> {
+        let group = self.number?;
+        let Ok(lowest) = i32::try_from(self.low - offset) else {
+            self.number = None;
+            return None;
+        };
+        Some(Access {
+            group: Some(group),
+            is_first: !std::mem::replace(&mut self.is_begun, true),
+            lowest,
+            span: (self.high - self.low) as u32,
+            has_write: self.has_write,
+        })
     }
 }
 
@@ -522,25 +579,24 @@ impl Tracker {
         }
     }
 
-    /// The accesses of a step by a base register alone.
-    fn accesses(&self, step: &Step) -> [Option<Found>; 2] {
-        [self.explicit(step), self.of_stack(step)]
-    }
-
+    /// The access of a step by ModRM, if it is by a base register alone.
     fn explicit(&self, step: &Step) -> Option<Found> {
         let iced = &step.iced;
-        let is_access = match step.action {
-            Action::Copy | Action::Push | Action::JumpIndirect | Action::CallIndirect => true,
-            _ => return None,
-        };
+        let is_access = step.has_memory
+            && matches!(
+                step.action,
+                Action::Copy | Action::Push | Action::JumpIndirect | Action::CallIndirect
+            );
         let base = iced.memory_base();
         let is_plain = is_access
-            && (0..iced.op_count()).any(|n| iced.op_kind(n) == OpKind::Memory)
             && base.is_gpr64()
             && iced.memory_index() == Register::None
             && !matches!(iced.memory_segment(), Register::FS | Register::GS);
+        if !is_plain {
+            return None;
+        }
         let size = access_bytes(step);
-        (is_plain && size != 0).then(|| Found {
+        (size != 0).then(|| Found {
             value: self.value(base.number() as Number),
             displacement: iced.memory_displacement64() as i64,
             size: i64::from(size),
@@ -548,6 +604,7 @@ impl Tracker {
         })
     }
 
+    /// The access of a step to the stack.
     fn of_stack(&self, step: &Step) -> Option<Found> {
         let value = self.value(crate::registers::RSP);
         let found = |displacement, is_write| Some(Found { value, displacement, size: 8, is_write });
@@ -621,14 +678,13 @@ impl Tracker {
         }
         // Every general register that an instruction names may be written, and those that it does
         // not name by RAX, RCX, RDX, RBX.
-        for operand in 0..iced.op_count() {
+        let mut targets = step.form.targets;
+        while targets != 0 {
+            let operand = targets.trailing_zeros();
+            targets &= targets - 1;
             let register = iced.op_register(operand);
             if iced.op_kind(operand) == OpKind::Register && register.is_gpr() {
-                let is_source = operand > 0
-                    && !matches!(iced.mnemonic(), Mnemonic::Xchg | Mnemonic::Xadd | Mnemonic::Mulx);
-                if !is_source && !matches!(iced.mnemonic(), Mnemonic::Cmp | Mnemonic::Test) {
-                    self.forget(register.full_register().number() as Number);
-                }
+                self.forget(register.full_register().number() as Number);
             }
         }
         if matches!(step.row.class, Class::MulDiv | Class::Exchange | Class::Mov | Class::Flag)

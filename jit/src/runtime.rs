@@ -11,7 +11,8 @@ use cpu::fpu::{FpuState, fxsave};
 
 use crate::context::Context;
 use crate::thunks::Helpers;
-use crate::vcpu::{Inner, Wanted};
+use crate::vcpu::Inner;
+use crate::wanted::Wanted;
 
 /// The helpers' addresses.
 pub(crate) fn helpers() -> Helpers {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use cpu::mmu::{Flush, View};
+use rustc_hash::FxHashSet;
 
 use crate::cache::Cache;
 use crate::code_memory::Contexts;
@@ -15,8 +16,10 @@ use crate::runtime::context_at;
 /// Slots of a vCPU.
 pub(crate) const SLOTS: usize = 8;
 
-/// Words of the filter of large pages.
-const FILTER_WORDS: usize = 4;
+/// Large pages that are remembered one by one.
+const MOST_LARGE_PAGES: usize = 1 << 16;
+/// log2 of the sizes of large pages.
+const LARGE_SHIFTS: [u32; 3] = [21, 22, 30];
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
@@ -24,8 +27,6 @@ struct Slot {
     last_used: u64,
     /// The supervisor's TLB has translations that are not global.
     has_local_supervisor: bool,
-    /// Which ranges may have entries of large pages, hashed: of 2 and 4 MiB, of 1 GiB.
-    large: [[u64; FILTER_WORDS]; 2],
     /// The mode that each view's jump cache was filled for.
     jump_modes: [u16; 3],
 }
@@ -36,13 +37,8 @@ const MANY_WRITERS: u64 = 2;
 
 const NO_MODE: u16 = u16::MAX;
 
-const FREE: Slot = Slot {
-    pcid: None,
-    last_used: 0,
-    has_local_supervisor: false,
-    large: [[0; FILTER_WORDS]; 2],
-    jump_modes: [NO_MODE; 3],
-};
+const FREE: Slot =
+    Slot { pcid: None, last_used: 0, has_local_supervisor: false, jump_modes: [NO_MODE; 3] };
 
 /// All slots of a vCPU.
 pub(crate) struct Slots {
@@ -51,25 +47,35 @@ pub(crate) struct Slots {
     /// [`ONE_WRITER`], or [`MANY_WRITERS`], or 0.
     writers: Box<[u64]>,
     slots: [Slot; SLOTS],
+    /// Large pages that some slot may have parts of.
+    large: FxHashSet<u64>,
+    /// There were too many of them.
+    is_any_large: bool,
     current: usize,
     clock: u64,
     /// Flushes done, by kind, for the figures.
     pub(crate) flushes: [u64; 4],
 }
 
-/// log2 of the ranges that the filters of large pages tell apart.
-const RANGES: [u32; 2] = [22, 30];
-
-fn large_bit(linear: u64, range: u32) -> (usize, u64) {
-    let bit = (linear >> range) % (64 * FILTER_WORDS as u64);
-    ((bit / 64) as usize, 1 << (bit % 64))
+/// A large page as one number.
+fn large_page(linear: u64, shift: u32) -> u64 {
+    linear >> shift << 6 | u64::from(shift)
 }
 
 impl Slots {
     pub(crate) fn new(contexts: Arc<Contexts>, ram_pages: usize) -> Self {
         let writers = vec![0; ram_pages].into();
         let slots = [FREE; SLOTS];
-        let mut slots = Self { contexts, writers, slots, current: 0, clock: 0, flushes: [0; 4] };
+        let mut slots = Self {
+            contexts,
+            writers,
+            slots,
+            large: FxHashSet::default(),
+            is_any_large: false,
+            current: 0,
+            clock: 0,
+            flushes: [0; 4],
+        };
         for index in 0..SLOTS {
             slots.empty(index);
         }
@@ -147,9 +153,11 @@ impl Slots {
         let slot = &mut self.slots[self.current];
         slot.has_local_supervisor |= view == View::Supervisor && !is_global;
         if shift > 12 {
-            let filter = usize::from(shift > RANGES[0]);
-            let (word, bit) = large_bit(linear, RANGES[filter]);
-            slot.large[filter][word] |= bit;
+            if self.large.len() < MOST_LARGE_PAGES {
+                self.large.insert(large_page(linear, shift));
+            } else {
+                self.is_any_large = true;
+            }
         }
     }
 
@@ -163,16 +171,18 @@ impl Slots {
         };
         self.flushes[kind] += 1;
         match flush {
-            Flush::Everything => (0..SLOTS).for_each(|index| self.flush_all(index, cache)),
+            Flush::Everything => {
+                (0..SLOTS).for_each(|index| self.flush_all(index, cache));
+                self.large.clear();
+                self.is_any_large = false;
+            }
             Flush::NonGlobal => (0..SLOTS).for_each(|index| self.flush_local(index, cache)),
             Flush::Pcid(pcid) => {
                 if let Some(index) = self.slots.iter().position(|slot| slot.pcid == Some(pcid)) {
                     self.flush_local(index, cache);
                 }
             }
-            Flush::Page(linear) => {
-                (0..SLOTS).for_each(|index| self.flush_page(index, linear, cache))
-            }
+            Flush::Page(linear) => self.flush_page(linear & !0xfff, cache),
         }
     }
 
@@ -187,7 +197,6 @@ impl Slots {
         context.valid[FIRST_GLOBAL_PAGE..end].fill(0);
         self.slots[index].has_local_supervisor = false;
         self.flush_local(index, cache);
-        self.slots[index].large = [[0; FILTER_WORDS]; 2];
     }
 
     /// Drops what is not global of a slot.
@@ -207,28 +216,33 @@ impl Slots {
         self.slots[index].has_local_supervisor = false;
     }
 
-    fn flush_page(&mut self, index: usize, linear: u64, cache: &Cache) {
-        if self.slots[index].pcid.is_none() {
-            return;
-        }
-        let linear = linear & !0xfff;
-        let large = self.slots[index].large;
-        let context = self.context(index);
-        context.drop_page(linear);
-        for &page in cache.pages_at(linear) {
-            if let Some(valid) = context.valid.get_mut(page as usize) {
-                *valid = 0;
+    /// Drops a page of all slots: who it is global for is not known.
+    fn flush_page(&mut self, linear: u64, cache: &Cache) {
+        let pages = cache.pages_at(linear);
+        for index in 0..SLOTS {
+            if self.slots[index].pcid.is_none() {
+                continue;
+            }
+            let context = self.context(index);
+            context.drop_page(linear);
+            for &page in pages {
+                if let Some(valid) = context.valid.get_mut(page as usize) {
+                    *valid = 0;
+                }
             }
         }
-        for (filter, range) in large.iter().zip(RANGES) {
-            let (word, bit) = large_bit(linear, range);
-            if filter[word] & bit != 0 {
-                self.flush_range(index, linear, range, cache);
+        for shift in LARGE_SHIFTS {
+            if self.large.remove(&large_page(linear, shift)) || self.is_any_large {
+                for index in 0..SLOTS {
+                    if self.slots[index].pcid.is_some() {
+                        self.flush_range(index, linear, shift, cache);
+                    }
+                }
             }
         }
     }
 
-    /// Drops every fragment of a large page, of whatever size up to `1 << shift` it is.
+    /// Drops every part of a large page of `1 << shift` bytes.
     fn flush_range(&mut self, index: usize, linear: u64, shift: u32, cache: &Cache) {
         let range = linear >> shift;
         let context = self.context(index);

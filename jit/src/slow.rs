@@ -5,7 +5,7 @@ use crate::emit::{Emitter, Entry};
 use crate::flow::Flags;
 use crate::memory_access::{TLB_DELTA, TLB_READ, TLB_WRITE};
 use crate::registers::{S0, S1};
-use crate::vcpu::Wanted;
+use crate::wanted::Wanted;
 
 /// A memory access's slow path, to be emitted behind the block.
 pub(crate) struct SlowPath {
@@ -23,9 +23,9 @@ pub(crate) enum SlowKind {
     /// The address is known; S0 is wanted to be the host page.
     Constant { address: u64, wanted: Wanted },
     /// As Access for the lowest byte of a group. Wanted: S0 the delta.
-    Group { span: u32, is_write: bool },
+    Group { wanted: Wanted },
     /// As Group; S0 is the address XOR the tag of the stack's own entry, and S1 is free.
-    Stack { span: u32, is_write: bool },
+    Stack { wanted: Wanted },
     /// Nothing but a link of the block.
     Link { link: usize, must_spill: bool },
 }
@@ -37,13 +37,16 @@ pub(crate) const RETRY: usize = 3;
 
 impl Emitter<'_> {
     pub(crate) fn emit_slow_paths(&mut self) {
-        for path in std::mem::take(&mut self.slow) {
+        let mut paths = std::mem::take(&mut self.slow);
+        for path in &paths {
             self.asm.patch_here(path.from);
             self.current = path.step;
             self.flags = path.flags;
             self.mark(path.step, path.flags.marked());
-            self.emit_slow_path(&path);
+            self.emit_slow_path(path);
         }
+        paths.clear();
+        self.slow = paths;
     }
 
     fn emit_slow_path(&mut self, path: &SlowPath) {
@@ -65,14 +68,14 @@ impl Emitter<'_> {
                 }
                 self.asm.jmp_to(path.back);
             }
-            SlowKind::Group { span, is_write } => {
-                self.recover_address(is_write);
-                self.leave_group_at_page_end(span);
-                self.asm.constant(S1, Wanted { size: span, is_write, is_aligned: false }.word());
+            SlowKind::Group { wanted } => {
+                self.recover_address(wanted.is_write);
+                self.leave_group_at_page_end(wanted.size);
+                self.asm.constant(S1, wanted.word());
                 self.asm.call_to(thunks.group);
                 self.asm.jmp_to(path.back);
             }
-            SlowKind::Stack { span, is_write } => self.emit_stack_slow_path(path, span, is_write),
+            SlowKind::Stack { wanted } => self.emit_stack_slow_path(path, wanted),
             SlowKind::Link { link, .. } if path.back == INDIRECT => {
                 self.asm.constant(S1, u64::from(self.around.first_link) + link as u64);
                 self.asm.jmp_to(thunks.leave_indirect);
@@ -126,11 +129,11 @@ impl Emitter<'_> {
     }
 
     /// The stack is in another page than last time: the TLB may know it, else the helper.
-    fn emit_stack_slow_path(&mut self, path: &SlowPath, span: u32, is_write: bool) {
+    fn emit_stack_slow_path(&mut self, path: &SlowPath, wanted: Wanted) {
         let tag = self.stack_tag();
         self.asm.alu(Alu::Xor, S0, Rm::Mem(tag));
         // Only a page that may be written serves pushes and pops alike.
-        self.compare(span, true);
+        self.compare(wanted.size, true);
         let miss = self.asm.jcc(cc::A);
         let entry = |field| Mem::context_at(S1, self.offsets.tlb + field);
         let (write_tag, delta) = (entry(TLB_WRITE), entry(TLB_DELTA));
@@ -142,8 +145,8 @@ impl Emitter<'_> {
         self.asm.jmp_to(path.back);
         self.asm.patch_here(miss);
         self.recover_address(true);
-        self.leave_group_at_page_end(span);
-        self.asm.constant(S1, Wanted { size: span, is_write, is_aligned: false }.word());
+        self.leave_group_at_page_end(wanted.size);
+        self.asm.constant(S1, wanted.word());
         self.asm.call_to(self.around.thunks.group);
         self.asm.jmp_to(path.back);
     }

@@ -5,12 +5,13 @@
 
 use cpu::state::rflags;
 use decoder::MemoryShape;
-use iced_x86::{Mnemonic, OpCodeOperandKind as K, OpKind, Register};
+use iced_x86::{Mnemonic, OpKind, Register};
 
 use crate::asm::{Alu, Mem, Rm, cc};
 use crate::emit::{Emitter, Entry, MarkedFlags, context, in_context};
 use crate::encoding::{Encoding, Operands};
-use crate::flow::{Effect, Flags, effect};
+use crate::flow::{Effect, Flags};
+use crate::forms::{Fields, Place};
 use crate::plan::{Action, Step, access_bytes, writes_memory};
 use crate::registers::{GUEST_RSP, Number, RAX, RSP, S0, S1, host};
 
@@ -56,6 +57,8 @@ impl Emitter<'_> {
             Action::ReadBase => self.read_base(step),
             Action::WriteBase => self.write_base(step),
             Action::ReadFaultAddress => self.read_fault_address(step),
+            Action::ReadSelector => self.read_selector(step),
+            Action::ReadProtectionKeys => self.read_protection_keys(step),
             Action::Handler => self.handler(step),
         }
     }
@@ -93,22 +96,21 @@ impl Emitter<'_> {
     // Copies.
 
     fn copy(&mut self, step: &Step) {
-        let Some(encoding) = Encoding::parse(&step.iced, self.encoding(step), self.around.is_64)
+        let Some(encoding) = Encoding::parse(step.form, self.encoding(step), self.around.is_64)
         else {
             return self.handler(step);
         };
         let fields = Fields::of(step, &encoding);
-        if fields.has_unencodable_byte(&encoding) {
+        if fields.has_unencodable_byte() {
             return self.handler(step);
         }
-        let has_memory = (0..step.iced.op_count()).any(|n| step.iced.op_kind(n) == OpKind::Memory);
-        let memory = has_memory.then(|| {
+        let memory = step.has_memory.then(|| {
             let is_write = writes_memory(step)
                 || step.row.memory.shape == MemoryShape::BitString
                     && step.iced.mnemonic() != Mnemonic::Bt;
             self.operand(step, access_bytes(step), is_write)
         });
-        let effect = effect(step.row, &step.iced);
+        let effect = step.effect;
         if matches!(effect, Effect::Reads | Effect::Changes)
             || step.row.class == decoder::Class::MulDiv
         {
@@ -561,143 +563,4 @@ fn note_store(stores: &mut [Option<(Number, Number)>; 2], guest: Number, registe
     if let Some(slot) = stores.iter_mut().find(|slot| slot.is_none()) {
         *slot = Some((guest, register));
     }
-}
-
-/// Where an encoding names a register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    Reg,
-    Rm,
-    Vvvv,
-    Opcode,
-}
-
-/// A general register that an encoding names.
-#[derive(Clone, Copy, Debug)]
-struct Field {
-    place: Place,
-    guest: Number,
-    is_high_byte: bool,
-    is_source: bool,
-    is_target: bool,
-}
-
-/// The general registers that an encoding names.
-struct Fields {
-    fields: [Option<Field>; 3],
-    has_low_byte: bool,
-    has_high_byte: bool,
-}
-
-impl Fields {
-    fn of(step: &Step, encoding: &Encoding<'_>) -> Self {
-        let mut found = Self { fields: [None; 3], has_low_byte: false, has_high_byte: false };
-        let info = step.iced.code().op_code();
-        let mut count = 0;
-        for (operand, kind) in info.op_kinds().iter().enumerate() {
-            let Some(place) = place_of(*kind) else { continue };
-            if step.iced.op_kind(operand as u32) != OpKind::Register {
-                continue;
-            }
-            let register = step.iced.op_register(operand as u32);
-            if !register.is_gpr() {
-                continue;
-            }
-            let field_number = match place {
-                Place::Reg => encoding.reg,
-                Place::Rm => encoding.rm,
-                Place::Vvvv => encoding.vvvv,
-                Place::Opcode => encoding.opcode_register,
-            };
-            let is_byte = register.size() == 1;
-            let is_high_byte = is_byte && encoding.is_high_byte(field_number);
-            found.has_high_byte |= is_high_byte;
-            found.has_low_byte |= is_byte && !is_high_byte && matches!(field_number, 4..=7);
-            let is_target = is_target(step, operand);
-            if let Some(slot) = found.fields.get_mut(count) {
-                *slot = Some(Field {
-                    place,
-                    guest: field_number & 15,
-                    is_high_byte,
-                    is_source: !is_target || !is_pure_target(step, register, operand),
-                    is_target,
-                });
-            }
-            count += 1;
-        }
-        // SPL is in R13's low byte, which needs no help to be named.
-        found
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Field> {
-        self.fields.iter().flatten()
-    }
-
-    /// True if a high byte register meets a register that only a REX prefix can name.
-    fn has_unencodable_byte(&self, encoding: &Encoding<'_>) -> bool {
-        let _ = encoding;
-        self.has_high_byte
-            && self.iter().any(|field| {
-                !field.is_high_byte && host(field.guest).is_none_or(|number| number > 7)
-            })
-    }
-}
-
-fn place_of(kind: K) -> Option<Place> {
-    match kind {
-        K::r8_reg | K::r16_reg | K::r32_reg | K::r64_reg => Some(Place::Reg),
-        K::r16_reg_mem | K::r32_reg_mem | K::r64_reg_mem => Some(Place::Reg),
-        K::r8_or_mem
-        | K::r16_or_mem
-        | K::r32_or_mem
-        | K::r64_or_mem
-        | K::r16_rm
-        | K::r32_rm
-        | K::r64_rm => Some(Place::Rm),
-        K::r32_vvvv | K::r64_vvvv => Some(Place::Vvvv),
-        K::r8_opcode | K::r16_opcode | K::r32_opcode | K::r64_opcode => Some(Place::Opcode),
-        _ => None,
-    }
-}
-
-/// True if the instruction may write its register operand `operand`.
-fn is_target(step: &Step, operand: usize) -> bool {
-    use Mnemonic as M;
-    match operand {
-        0 => !matches!(step.iced.mnemonic(), M::Cmp | M::Test | M::Bt),
-        1 => matches!(step.iced.mnemonic(), M::Xchg | M::Xadd | M::Mulx),
-        _ => false,
-    }
-}
-
-/// True if nothing of the register's old value shows in its new one.
-fn is_pure_target(step: &Step, register: Register, operand: usize) -> bool {
-    use Mnemonic as M;
-    if register.size() < 4 || operand != 0 && step.iced.mnemonic() != M::Mulx {
-        return false;
-    }
-    matches!(
-        step.iced.mnemonic(),
-        M::Mov
-            | M::Movzx
-            | M::Movsx
-            | M::Movsxd
-            | M::Movbe
-            | M::Andn
-            | M::Bextr
-            | M::Blsi
-            | M::Blsr
-            | M::Blsmsk
-            | M::Bzhi
-            | M::Mulx
-            | M::Pdep
-            | M::Pext
-            | M::Rorx
-            | M::Sarx
-            | M::Shlx
-            | M::Shrx
-            | M::Popcnt
-            | M::Lzcnt
-            | M::Tzcnt
-    )
 }

@@ -16,11 +16,12 @@ use crate::context::{CALLED, Context, RETURNED, view_offsets};
 use crate::emit::{Emitter, context};
 use crate::flow::Flags;
 use crate::plan::Step;
-use crate::registers::{Number, S0, S1, host};
+use crate::registers::{Number, RAX, S0, S1, host};
 
 /// RSP of the host: the stack of return predictions.
 const HOST_RSP: Number = 4;
 const RCX: Number = 1;
+const RDX: Number = 2;
 const R11: Number = 11;
 /// Flags in R11 with which SYSRET is the handler's.
 const UNUSUAL: u64 = rflags::TF | rflags::IOPL | rflags::AC;
@@ -200,5 +201,25 @@ impl Emitter<'_> {
         let to = host(number).unwrap_or(S1);
         self.asm.load(to, context!(cr2));
         self.write(number, to);
+    }
+
+    pub(crate) fn read_selector(&mut self, step: &Step) {
+        let number = step.iced.op0_register().full_register().number() as Number;
+        let segment = step.iced.op1_register().number();
+        let to = host(number).unwrap_or(S1);
+        self.asm.load32(to, Mem::context(offset_of!(Context, selectors) + 4 * segment));
+        self.write(number, to);
+    }
+
+    pub(crate) fn read_protection_keys(&mut self, step: &Step) {
+        self.begin_system_step();
+        self.asm.alu_imm(false, Alu::Cmp, Rm::Reg(RCX), 0);
+        let slow = self.asm.jcc(cc::NE);
+        self.asm.load32(RAX, context!(pkru));
+        self.asm.alu32(Alu::Xor, RDX, Rm::Reg(RDX));
+        let done = self.asm.jmp();
+        self.asm.patch_here(slow);
+        self.finish_slowly(step);
+        self.asm.patch_here(done);
     }
 }

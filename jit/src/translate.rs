@@ -2,11 +2,11 @@
 
 use cpu::exception::Exception;
 use cpu::mmu::View;
-use iced_x86::Decoder;
+use iced_x86::{Code, Decoder, DecoderError, Instruction};
 
 use crate::cache::{ModeKey, NewBlock};
-use crate::emit::{Emitter, Surroundings};
-use crate::plan::{self, Action, Step, Target};
+use crate::emit::{Emitted, Emitter, Surroundings};
+use crate::plan::{self, Action, Grouper, Step, Target};
 use crate::vcpu::Inner;
 
 /// Instructions in a block at most.
@@ -17,17 +17,97 @@ const MAX_BRANCHES: usize = 6;
 const TRIES: usize = 4;
 /// The longest instruction.
 const MAX_INSTRUCTION_BYTES: usize = 15;
+/// Bytes of a block at most, and of what its only instruction has on the next page.
+const MAX_BYTES: usize = (MAX_STEPS + 1) * MAX_INSTRUCTION_BYTES;
+/// Bytes that are read at first: nearly all blocks have less.
+const FIRST_BYTES: usize = 160;
+/// One translation of so many has its time taken.
+const TIMED: u64 = 8;
 
-/// Bytes that a block is decoded from, and where they are.
+/// What blocks are made with, kept from one to the next for its memory.
+pub(crate) struct Scratch {
+    /// Bytes that a block is decoded from.
+    bytes: Vec<u8>,
+    steps: Vec<Step>,
+    grouper: Grouper,
+    emitted: Emitted,
+    gates: Gates,
+    /// Translations so far.
+    count: u64,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self {
+            bytes: vec![0; MAX_BYTES],
+            steps: Vec::with_capacity(MAX_STEPS),
+            grouper: Grouper::default(),
+            emitted: Emitted::default(),
+            gates: Gates::default(),
+            count: 0,
+        }
+    }
+}
+
+/// Which forms raise an exception instead of executing: the CPU's answers by mode and form.
+#[derive(Default)]
+struct Gates {
+    modes: Vec<(u64, Box<[Option<bool>]>)>,
+}
+
+impl Gates {
+    /// Modes whose answers are kept.
+    const MODES: usize = 8;
+
+    /// The answers in the mode of key `key`, by form.
+    fn of_mode(&mut self, key: u64) -> &mut [Option<bool>] {
+        let known = self.modes.iter().position(|(known, _)| *known == key);
+        let index = known.unwrap_or_else(|| {
+            if self.modes.len() == Self::MODES {
+                self.modes.clear();
+            }
+            self.modes.push((key, vec![None; Code::values().len()].into()));
+            self.modes.len() - 1
+        });
+        self.modes.get_mut(index).map_or(&mut [], |(_, answers)| answers)
+    }
+}
+
+/// Whether `iced` is gated, by what is known of its form. A LOCK prefix has rules of its own.
+fn is_gated(cpu: &cpu::Cpu, answers: &mut [Option<bool>], iced: &Instruction) -> bool {
+    let ask = || cpu.is_gated(decoder::row(iced.code()), iced);
+    match answers.get_mut(iced.code() as usize) {
+        Some(answer) if !iced.has_lock_prefix() => *answer.get_or_insert_with(ask),
+        _ => ask(),
+    }
+}
+
+/// Where the bytes are that a block was decoded from.
+#[derive(Clone, Copy)]
 struct Source {
     /// Number of the code page, and of the next one if the first instruction reaches into it.
-    pages: Vec<u32>,
+    pages: [u32; 2],
+    page_count: usize,
     /// Offset in RAM of the first byte, and of the bytes on the next page.
     at: u64,
     next_at: u64,
     /// Bytes on the first page.
     first: usize,
-    bytes: Vec<u8>,
+}
+
+impl Source {
+    fn pages(&self) -> &[u32] {
+        self.pages.get(..self.page_count).unwrap_or_default()
+    }
+}
+
+/// What a block is made for.
+#[derive(Clone, Copy)]
+struct Wish {
+    rip: u64,
+    key: ModeKey,
+    mode: u16,
+    is_ungrouped: bool,
 }
 
 impl Inner {
@@ -39,24 +119,47 @@ impl Inner {
         mode: u16,
         is_ungrouped: bool,
     ) -> Result<Option<u32>, Exception> {
-        let Some((page, ram_page)) = self.code_page(rip, key)? else { return Ok(None) };
+        let Some((page, ram_page)) = self.page_of(rip, key)? else { return Ok(None) };
         if let Some((number, block)) = self.cache.find(rip, page, mode, is_ungrouped) {
             let needs_second = block.step_count() == 1 && rip & 0xfff > 0xfff - 14;
             if !needs_second || self.second_page_is_known(rip, key)? {
                 return Ok(Some(number));
             }
         }
+        let wish = Wish { rip, key, mode, is_ungrouped };
+        self.scratch.count += 1;
+        if !self.scratch.count.is_multiple_of(TIMED) {
+            return self.make_block(wish, (page, ram_page));
+        }
         let started = std::time::Instant::now();
-        let made = self.make_block(rip, key, mode, is_ungrouped, (page, ram_page));
-        self.translation_ns += started.elapsed().as_nanos() as u64;
+        let made = self.make_block(wish, (page, ram_page));
+        self.translation_ns += started.elapsed().as_nanos() as u64 * TIMED;
         made
     }
 
     /// The number of the code page of `rip`, which is then valid, and its offset in RAM.
-    fn code_page(&mut self, rip: u64, key: ModeKey) -> Result<Option<(u32, u64)>, Exception> {
+    fn page_of(&mut self, rip: u64, key: ModeKey) -> Result<Option<(u32, u64)>, Exception> {
         if self.cpu.mode.is_64() && !self.cpu.mode.is_canonical(rip) {
             return Ok(None);
         }
+        match self.valid_page(rip, key.view) {
+            Some(page) => Ok(Some(page)),
+            None => self.code_page(rip, key),
+        }
+    }
+
+    /// The code page that a guard would let code at `rip` run by: what a TLB knows.
+    fn valid_page(&mut self, rip: u64, view: View) -> Option<(u32, u64)> {
+        let valid = &self.slots.current_context().valid;
+        self.cache.pages_at(rip & !0xfff).iter().find_map(|&number| {
+            let is_valid = valid.get(number as usize).is_some_and(|valid| *valid != 0);
+            let page = self.cache.page_of(number).filter(|_| is_valid)?;
+            (page.is_user() == (view == View::User)).then_some((number, page.ram_page))
+        })
+    }
+
+    /// Asks the page tables for the code page of `rip`.
+    fn code_page(&mut self, rip: u64, key: ModeKey) -> Result<Option<(u32, u64)>, Exception> {
         let Some(page) = self.cpu.code_page(rip)? else { return Ok(None) };
         let is_user = key.view == View::User;
         let linear = rip & !0xfff;
@@ -67,11 +170,10 @@ impl Inner {
                 return Ok(None);
             }
         };
-        // Another mapping of the same linear page is no longer the one that fetches see.
-        let others: Vec<u32> = self.cache.pages_at(linear).to_vec();
         self.slots.note(linear, key.view, page.is_global, page.shift);
         let valid = &mut self.slots.current_context().valid;
-        for other in others {
+        // Another mapping of the same linear page is no longer the one that fetches see.
+        for &other in self.cache.pages_at(linear) {
             if other != number
                 && self.cache.is_same_kind(other, number)
                 && let Some(valid) = valid.get_mut(other as usize)
@@ -89,7 +191,7 @@ impl Inner {
     /// guard can find it.
     fn second_page_is_known(&mut self, rip: u64, key: ModeKey) -> Result<bool, Exception> {
         let next = self.next_page(rip);
-        Ok(self.code_page(next, key)?.is_some())
+        Ok(self.page_of(next, key)?.is_some())
     }
 
     fn next_page(&self, rip: u64) -> u64 {
@@ -97,26 +199,20 @@ impl Inner {
         if self.cpu.mode.is_64() { next } else { next & 0xffff_ffff }
     }
 
-    fn make_block(
-        &mut self,
-        rip: u64,
-        key: ModeKey,
-        mode: u16,
-        is_ungrouped: bool,
-        (page, ram_page): (u32, u64),
-    ) -> Result<Option<u32>, Exception> {
+    /// Makes a block; a function of its own for profiles.
+    #[inline(never)]
+    fn make_block(&mut self, wish: Wish, page: (u32, u64)) -> Result<Option<u32>, Exception> {
         for _ in 0..TRIES {
-            let Some((source, mut steps)) = self.decode(rip, key, page, ram_page)? else {
-                return Ok(None);
-            };
-            let length = steps.last().map_or(0, |step| step.at + step.iced.len());
+            let Some(source) = self.decode(&wish, page)? else { return Ok(None) };
+            let length = self.scratch.steps.last().map_or(0, |step| step.at + step.iced.len());
             if !self.mark(&source, length) {
                 continue;
             }
-            if !is_ungrouped && !self.options.counting {
-                plan::group_accesses(&mut steps, self.cpu.mode.is_64());
+            if !wish.is_ungrouped && !self.options.counting {
+                let Scratch { grouper, steps, .. } = &mut self.scratch;
+                grouper.group_accesses(steps, self.cpu.mode.is_64());
             }
-            return Ok(self.emit(rip, (key, mode), is_ungrouped, &source, &steps));
+            return Ok(self.emit(&wish, &source, length));
         }
         Ok(None)
     }
@@ -124,57 +220,76 @@ impl Inner {
     /// Reads and decodes; `None` if there is nothing to translate.
     fn decode(
         &mut self,
-        rip: u64,
-        key: ModeKey,
-        page: u32,
-        ram_page: u64,
-    ) -> Result<Option<(Source, Vec<Step>)>, Exception> {
+        wish: &Wish,
+        (page, ram_page): (u32, u64),
+    ) -> Result<Option<Source>, Exception> {
+        let rip = wish.rip;
         let at = ram_page | rip & 0xfff;
         let left = (4096 - (rip & 0xfff)) as usize;
         let max = self.options.block_size.clamp(1, MAX_STEPS);
-        let mut bytes = vec![0; left.min(max * MAX_INSTRUCTION_BYTES)];
-        self.cpu.ram().read_bytes(at, &mut bytes);
-        let first = bytes.len();
-        let mut source = Source { pages: vec![page], at, next_at: 0, first, bytes };
-        let steps = self.steps(rip, key, &source.bytes, max);
-        if !steps.is_empty() {
-            return Ok(Some((source, steps)));
+        let mut source = Source { pages: [page, 0], page_count: 1, at, next_at: 0, first: 0 };
+        let most = left.min(max * MAX_INSTRUCTION_BYTES);
+        for first in [most.min(FIRST_BYTES), most] {
+            source.first = first;
+            self.read_bytes(at, 0, first);
+            if self.decode_steps(wish, first, max) || first == most {
+                break;
+            }
+        }
+        if !self.scratch.steps.is_empty() {
+            return Ok(Some(source));
         }
         if left >= MAX_INSTRUCTION_BYTES {
             return Ok(None);
         }
         // The first instruction may reach into the next page.
         let next = self.next_page(rip);
-        let Ok(Some((second, second_ram))) = self.code_page(next, key) else { return Ok(None) };
-        let mut more = [0; MAX_INSTRUCTION_BYTES];
-        self.cpu.ram().read_bytes(second_ram, &mut more);
+        let Ok(Some((second, second_ram))) = self.page_of(next, wish.key) else { return Ok(None) };
         source.next_at = second_ram;
-        source.pages.push(second);
-        source.bytes.extend_from_slice(&more);
-        let steps = self.steps(rip, key, &source.bytes, 1);
-        Ok((!steps.is_empty()).then_some((source, steps)))
+        source.pages = [page, second];
+        source.page_count = 2;
+        self.read_bytes(second_ram, source.first, MAX_INSTRUCTION_BYTES);
+        self.decode_steps(wish, source.first + MAX_INSTRUCTION_BYTES, 1);
+        Ok((!self.scratch.steps.is_empty()).then_some(source))
     }
 
-    /// The steps that `bytes` decode to, at most `max`.
-    fn steps(&self, rip: u64, key: ModeKey, bytes: &[u8], max: usize) -> Vec<Step> {
+    /// Reads `count` bytes at offset `from` of RAM to place `at` of the bytes to be decoded.
+    fn read_bytes(&mut self, from: u64, at: usize, count: usize) {
+        if let Some(bytes) = self.scratch.bytes.get_mut(at..at + count) {
+            read(self.cpu.ram(), from, bytes);
+        }
+    }
+
+    /// Decodes the first `count` bytes that were read to steps, at most `max`. False if more bytes
+    /// might give more steps.
+    fn decode_steps(&mut self, wish: &Wish, count: usize, max: usize) -> bool {
         let mode = self.cpu.mode;
         let target = Target {
             mode: &mode,
             has_numeric_exceptions: self.cpu.state.cr0 & cpu::state::cr0::NE != 0,
-            fs_is_whole: key.whole[0],
-            gs_is_whole: key.whole[1],
+            fs_is_whole: wish.key.whole[0],
+            gs_is_whole: wish.key.whole[1],
         };
         let options = self.cpu.decoder_options();
-        let mut decoder = Decoder::with_ip(mode.code_bits, bytes, rip, options);
-        let mut steps = Vec::with_capacity(max.min(24));
+        let Scratch { bytes, steps, gates, .. } = &mut self.scratch;
+        let bytes = bytes.get(..count).unwrap_or_default();
+        let answers = gates.of_mode(mode.key);
+        let mut decoder = Decoder::with_ip(mode.code_bits, bytes, wish.rip, options);
         let mut branches = 0;
-        while steps.len() < max && decoder.can_decode() {
+        steps.clear();
+        while steps.len() < max {
+            if !decoder.can_decode() {
+                return false;
+            }
             let at = decoder.position();
             let iced = decoder.decode();
-            if iced.is_invalid() || !mode.is_64() && iced.next_ip() >> 32 != 0 {
+            if iced.is_invalid() {
+                return decoder.last_error() != DecoderError::NoMoreBytes;
+            }
+            if !mode.is_64() && iced.next_ip() >> 32 != 0 {
                 break;
             }
-            let is_gated = self.cpu.is_gated(decoder::row(iced.code()), &iced);
+            let is_gated = is_gated(&self.cpu, answers, &iced);
             let step = plan::step(&target, iced, at, is_gated);
             if self.options.cross_check && !step.action.is_repeatable() {
                 break;
@@ -188,32 +303,27 @@ impl Inner {
                 break;
             }
         }
-        steps
+        true
     }
 
     /// Marks the bytes as code, and tells whether they still are what was decoded.
-    fn mark(&mut self, source: &Source, length: usize) -> bool {
+    fn mark(&self, source: &Source, length: usize) -> bool {
         let ram = self.cpu.ram();
         let first = length.min(source.first);
         ram.flags().mark_code(source.at >> 12, source.at & 0xfff, first as u64);
-        let mut now = vec![0; length];
-        let (low, high) = now.split_at_mut(first);
-        ram.read_bytes(source.at, low);
+        let Some((low, high)) =
+            self.scratch.bytes.get(..length).and_then(|bytes| bytes.split_at_checked(first))
+        else {
+            return false;
+        };
         if !high.is_empty() {
             ram.flags().mark_code(source.next_at >> 12, 0, high.len() as u64);
-            ram.read_bytes(source.next_at, high);
         }
-        source.bytes.get(..length) == Some(&now)
+        is_same(ram, source.at, low) && is_same(ram, source.next_at, high)
     }
 
-    fn emit(
-        &mut self,
-        rip: u64,
-        (key, mode): (ModeKey, u16),
-        is_ungrouped: bool,
-        source: &Source,
-        steps: &[Step],
-    ) -> Option<u32> {
+    fn emit(&mut self, wish: &Wish, source: &Source, guest_bytes: usize) -> Option<u32> {
+        let &Wish { rip, key, mode, is_ungrouped } = wish;
         let around = Surroundings {
             thunks: &self.cache.thunks,
             view: key.view,
@@ -222,35 +332,56 @@ impl Inner {
             first_link: self.cache.next_link(),
             first_handler: self.handlers.next(),
         };
-        let mut emitter = Emitter::new(around, self.cache.next_start(), rip, steps, &source.bytes);
-        let emitted = emitter.emit(&source.pages);
-        let handlers = std::mem::take(&mut emitter.handlers);
-        for number in handlers {
+        let Scratch { steps, bytes, emitted, .. } = &mut self.scratch;
+        let start = self.cache.next_start();
+        Emitter::new(around, start, rip, steps, bytes, emitted).emit(source.pages(), emitted);
+        for &number in &emitted.handlers {
             let step = steps.get(usize::from(number))?;
-            let bytes = source.bytes.get(step.at..).unwrap_or_default();
+            let bytes = bytes.get(step.at..).unwrap_or_default();
             let insn = self.cpu.prepare_instruction(step.iced, bytes);
             self.handlers.add(insn, (steps.len() - usize::from(number)) as u64);
         }
-        let offsets = steps.iter().map(|step| step.iced.ip().wrapping_sub(rip) as i32).collect();
-        let guest_bytes = steps.last().map_or(0, |step| step.at + step.iced.len());
-        let new = NewBlock {
+        let pages = source.pages();
+        let added = self.cache.add(&NewBlock {
             rip,
             mode,
             is_ungrouped,
-            pages: &source.pages,
+            pages,
             emitted,
-            offsets,
+            steps,
             guest_bytes,
-        };
-        let added = self.cache.add(new);
+        });
         if added.is_none() {
             self.clear_cache();
         }
         if let (Some(map), Some(block)) =
             (&self.options.perf_map, added.and_then(|n| self.cache.block(n)))
         {
-            map.add(self.cache.code.base() + block.start, block.end - block.start, rip);
+            let range = block.range();
+            map.add(self.cache.code.base() + range.start, range.len(), rip);
         }
         added
     }
+}
+
+/// Copies bytes of RAM out. A loop of loads: `rep movsb` takes longer to begin than most blocks are
+/// long.
+fn read(ram: &memory::Ram, at: u64, out: &mut [u8]) {
+    let (words, rest) = out.as_chunks_mut();
+    let mut at = at;
+    for word in words {
+        *word = ram.load::<u64>(at).to_le_bytes();
+        at += 8;
+    }
+    for (byte, at) in rest.iter_mut().zip(at..) {
+        *byte = ram.load::<u8>(at);
+    }
+}
+
+/// True if the bytes at offset `at` of RAM are `expected`.
+fn is_same(ram: &memory::Ram, at: u64, expected: &[u8]) -> bool {
+    let (words, rest) = expected.as_chunks();
+    let bytes_at = at + (expected.len() - rest.len()) as u64;
+    (at..).step_by(8).zip(words).all(|(at, &word)| ram.load::<u64>(at).to_le_bytes() == word)
+        && (bytes_at..).zip(rest).all(|(at, &byte)| ram.load::<u8>(at) == byte)
 }

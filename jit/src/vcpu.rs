@@ -28,6 +28,7 @@ use crate::runtime::{self, Resumed};
 use crate::slots::{SLOTS, Slots};
 use crate::statistics::{SlowReasons, Statistics};
 use crate::thunks::{self, VectorUnit};
+use crate::translate::Scratch;
 use crate::{JitError, Options};
 
 /// Exceptions in a row, with nothing retired between them, after which a guest that does nothing
@@ -54,6 +55,8 @@ pub(crate) struct Inner {
     pub(crate) is_x87_live: bool,
     /// Raised by a helper, to be delivered.
     pub(crate) exception: Option<Exception>,
+    /// The page fault of the last translation for data, and its address.
+    pub(crate) fault: Option<(Exception, u64)>,
     /// The mode that the state is in, if it was looked up since it last changed.
     pub(crate) mode: Option<(ModeKey, u16)>,
     /// By view: the number of the mode that it has while no control register changes.
@@ -64,6 +67,7 @@ pub(crate) struct Inner {
     pub(crate) journal: Option<Vec<KeptPage>>,
     pub(crate) slow: SlowReasons,
     pub(crate) translation_ns: u64,
+    pub(crate) scratch: Scratch,
 }
 
 /// A link to be made once its target is known.
@@ -118,12 +122,14 @@ impl JitCpu {
             has_fsgsbase: crate::host::has_fsgsbase(),
             is_x87_live: false,
             exception: None,
+            fault: None,
             mode: None,
             family: [None; 3],
             entered_budget: 0,
             journal: None,
             slow: SlowReasons::default(),
             translation_ns: 0,
+            scratch: Scratch::default(),
         };
         Ok(Self { inner: Box::new(inner) })
     }
@@ -362,7 +368,7 @@ impl Inner {
             return Ok(None);
         };
         let Some(block) = self.cache.block(number) else { return Ok(None) };
-        let (guarded, steps) = (block.guarded, block.step_count());
+        let (guarded, steps) = (block.guarded(), block.step_count());
         if let Some(link) = arrival.link
             && link.generation == self.cache.generation
             && link.target == rip
@@ -383,7 +389,8 @@ impl Inner {
 
     /// Enters code at position `code` and does what its exit asks for.
     fn execute(&mut self, code: usize, budget: u64) -> Arrival {
-        let before = self.options.cross_check.then(|| (self.begin_check(), self.cpu.retired()));
+        let is_checked = self.options.cross_check && self.is_mapped();
+        let before = is_checked.then(|| (self.begin_check(), self.cpu.retired()));
         if !self.is_x87_live {
             runtime::load_x87(&self.cpu.state.fpu);
             self.is_x87_live = true;
@@ -407,6 +414,9 @@ impl Inner {
             let undone = self.locate_exit(exit);
             let executed = self.cpu.retired().wrapping_sub(retired).wrapping_sub(undone);
             self.end_check(before, executed, exit);
+            if exit == Exit::Indirect && undone != 0 {
+                return self.interpret_counted();
+            }
         }
         self.after(exit)
     }
@@ -419,11 +429,15 @@ impl Inner {
         match exit {
             Exit::Link => {
                 if let Some(owned) = self.cache.link(number) {
-                    self.cpu.state.rip = owned.link.target;
-                    return u64::from(owned.link.is_interpreted);
+                    self.cpu.state.rip = owned.target;
+                    return u64::from(owned.is_interpreted);
                 }
             }
-            Exit::Indirect | Exit::Signal => self.cpu.state.rip = target,
+            Exit::Indirect => {
+                self.cpu.state.rip = target;
+                return u64::from(self.take_back_wild_transfer(number));
+            }
+            Exit::Signal => self.cpu.state.rip = target,
             _ => {}
         }
         0
@@ -442,7 +456,9 @@ impl Inner {
             Exit::Link => self.after_link(number),
             Exit::Indirect => {
                 self.cpu.state.rip = target;
-                self.undo_wild_transfer(number);
+                if self.take_back_wild_transfer(number) {
+                    return self.interpret_counted();
+                }
                 Arrival { must_look: true, ..Arrival::default() }
             }
             Exit::Signal => {
@@ -479,45 +495,46 @@ impl Inner {
 
     fn after_link(&mut self, number: u32) -> Arrival {
         let Some(owned) = self.cache.link(number) else { return Arrival::default() };
-        self.cpu.state.rip = owned.link.target;
-        if owned.link.is_interpreted {
-            if self.options.counting {
-                // It was counted when its block was entered.
-                self.cpu.add_retired(u64::MAX);
-            }
-            self.interpret(1);
-            return Arrival::default();
+        self.cpu.state.rip = owned.target;
+        if owned.is_interpreted {
+            return self.interpret_counted();
         }
         let generation = self.cache.generation;
         let link = match self.mode() {
-            Some((mode, _)) if owned.link.at != 0 => {
-                Some(PendingLink { number, target: owned.link.target, mode, generation })
+            Some((mode, _)) if owned.at != 0 => {
+                Some(PendingLink { number, target: owned.target, mode, generation })
             }
             _ => None,
         };
-        Arrival { link, must_look: true, is_ungrouped: owned.link.is_ungrouped }
+        Arrival { link, must_look: true, is_ungrouped: owned.is_ungrouped }
     }
 
     /// A transfer to an address that is no address faults at the instruction that made it: its
-    /// effect on RSP is taken back, and the interpreter raises what is to be raised.
-    pub(crate) fn undo_wild_transfer(&mut self, number: u32) {
+    /// effect on RSP is taken back, and the interpreter raises what is to be raised. True if there
+    /// was such a transfer, by the link `number`.
+    fn take_back_wild_transfer(&mut self, number: u32) -> bool {
         let rip = self.cpu.state.rip;
         let is_valid =
             if self.cpu.mode.is_64() { self.cpu.mode.is_canonical(rip) } else { rip >> 32 == 0 };
         if is_valid {
-            return;
+            return false;
         }
-        let Some((from, moved)) = self.cache.link(number).and_then(|owned| owned.link.undo) else {
-            return;
+        let Some((from, moved)) = self.cache.link(number).and_then(|link| link.undo) else {
+            return false;
         };
         let rsp = &mut self.cpu.state.gpr[cpu::state::gpr::RSP];
         *rsp = rsp.wrapping_sub_signed(moved);
+        self.cpu.state.rip = from;
+        true
+    }
+
+    /// Interprets an instruction that was counted when its block was entered.
+    fn interpret_counted(&mut self) -> Arrival {
         if self.options.counting {
-            // It was counted, and does not complete.
             self.cpu.add_retired(u64::MAX);
         }
-        self.cpu.state.rip = from;
         self.interpret(1);
+        Arrival::default()
     }
 
     /// Takes x87 state out of the host's unit, if it is there.
@@ -578,31 +595,6 @@ impl Inner {
         let thunk =
             if place.is_live { thunks.leave_signal_live } else { thunks.leave_signal_spilled };
         Resumed { rip: base + thunk, rsp: None }
-    }
-}
-
-/// What an access wants, as its slow path says it in one word.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
-    pub(crate) size: u32,
-    pub(crate) is_write: bool,
-    /// An address that is no multiple of the size is #GP.
-    pub(crate) is_aligned: bool,
-}
-
-impl Wanted {
-    /// The word.
-    pub(crate) fn word(self) -> u64 {
-        u64::from(self.size | u32::from(self.is_write) << 16 | u32::from(self.is_aligned) << 17)
-    }
-
-    /// What the word says.
-    pub(crate) fn of(word: u64) -> Self {
-        Self {
-            size: (word & 0xffff) as u32,
-            is_write: word >> 16 & 1 != 0,
-            is_aligned: word >> 17 & 1 != 0,
-        }
     }
 }
 

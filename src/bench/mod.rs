@@ -1,7 +1,8 @@
 //! `volvelle bench`: micro-benchmarks of the engines, side by side.
 //!
 //! Each row of [`programs::PROGRAMS`] is a loop of guest code. A machine of its own ([`machine`])
-//! runs it on each engine; [`mod@native`] has the same work in Rust for the host, where there is any.
+//! runs it on each engine; [`mod@native`] has the same work in Rust for the host, where there is
+//! any.
 
 mod machine;
 mod native;

@@ -1,0 +1,60 @@
+//! What the slow path of a memory access asks of its helper.
+
+/// What an access wants, as its slow path says it in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Bytes, of the access or of its group.
+    pub(crate) size: u32,
+    /// Some access of them writes.
+    pub(crate) is_write: bool,
+    /// An address that is no multiple of the size is #GP.
+    pub(crate) is_aligned: bool,
+    /// A page fault of the step's own access is what the step raises.
+    pub(crate) raises: bool,
+    /// The step's own access writes.
+    pub(crate) own_writes: bool,
+    /// Where in a group the step's own access is.
+    pub(crate) own_offset: u32,
+}
+
+impl Wanted {
+    /// The word.
+    pub(crate) fn word(self) -> u64 {
+        let flags = [self.is_write, self.is_aligned, self.raises, self.own_writes];
+        let flags = flags.iter().rev().fold(0, |word, &flag| word << 1 | u64::from(flag));
+        u64::from(self.size) | flags << 16 | u64::from(self.own_offset) << 20
+    }
+
+    /// What the word says.
+    pub(crate) fn of(word: u64) -> Self {
+        let flag = |number: u32| word >> (16 + number) & 1 != 0;
+        Self {
+            size: (word & 0xffff) as u32,
+            is_write: flag(0),
+            is_aligned: flag(1),
+            raises: flag(2),
+            own_writes: flag(3),
+            own_offset: (word >> 20) as u32,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_says_all() {
+        for flags in 0..16 {
+            let wanted = Wanted {
+                size: 1024,
+                is_write: flags & 1 != 0,
+                is_aligned: flags & 2 != 0,
+                raises: flags & 4 != 0,
+                own_writes: flags & 8 != 0,
+                own_offset: 1016,
+            };
+            assert_eq!(Wanted::of(wanted.word()), wanted);
+        }
+    }
+}
