@@ -2,11 +2,28 @@
 
 use memory::Width;
 
+/// Time in nanoseconds as a function of the host's time-stamp counter: `start_ns` and, for each
+/// tick since `start_ticks`, `multiplier` times 2^-32. All of it wraps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinearTime {
+    /// A count that comes before any that will be read.
+    pub start_ticks: u64,
+    /// Nanoseconds of a tick, in units of 2^-32; never 0.
+    pub multiplier: u64,
+    /// The time at `start_ticks`.
+    pub start_ns: u64,
+}
+
 /// What a CPU needs of the machine around it. Called from the CPU's own thread.
 pub trait Platform: Send + Sync {
     /// Guest time in nanoseconds since the machine was made. `retired` is the calling CPU's count
     /// of retired instructions, for machines whose time is a function of it.
     fn now_ns(&self, retired: u64) -> u64;
+    /// Guest time as a function of the host's time-stamp counter, if it is one now. It stays so
+    /// until the machine is stopped.
+    fn linear_time(&self) -> Option<LinearTime> {
+        None
+    }
     /// Wall time in nanoseconds since 1970 UTC at guest time 0.
     fn epoch_unix_ns(&self) -> i64;
     /// The next random number, for RDRAND and RDSEED.

@@ -18,7 +18,7 @@ use crate::events::Events;
 use crate::exception::Exec;
 use crate::fpu::FpuState;
 use crate::interp::insn::Insn;
-use crate::platform::{Lapic, Platform};
+use crate::platform::{Lapic, LinearTime, Platform};
 use crate::state::{Segment, TableRegister, attr, cr0, cr4, efer, gpr, rflags, seg};
 
 /// Bytes of RAM.
@@ -66,6 +66,8 @@ pub mod page {
 pub struct FakePlatform {
     /// Guest time in nanoseconds.
     pub now_ns: AtomicU64,
+    /// Guest time as a function of the host's counter, if it is to be one.
+    pub linear_time: Mutex<Option<LinearTime>>,
     /// What the next call of `entropy` gives.
     pub entropy: AtomicU64,
     /// The FERR# output.
@@ -79,6 +81,9 @@ pub struct FakePlatform {
 impl Platform for FakePlatform {
     fn now_ns(&self, _: u64) -> u64 {
         self.now_ns.load(Ordering::SeqCst)
+    }
+    fn linear_time(&self) -> Option<LinearTime> {
+        *self.linear_time.lock().unwrap_or_else(PoisonError::into_inner)
     }
     fn epoch_unix_ns(&self) -> i64 {
         0

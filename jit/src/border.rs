@@ -37,6 +37,7 @@ impl Inner {
             .iter()
             .all(|&view| self.family[view_index(view)].is_some());
         let calls = if can_change { self.cpu.fast_system_calls() } else { None };
+        let time = self.cpu.linear_tsc().unwrap_or_default();
         let state = &self.cpu.state;
         let context = self.slots.current_context();
         context.gpr = state.gpr;
@@ -46,6 +47,8 @@ impl Inner {
         context.kernel_gs_base = state.msrs.kernel_gs_base;
         context.cr2 = state.cr2;
         context.pkru = state.pkru;
+        context.time = time;
+        context.tsc_aux = state.msrs.tsc_aux as u32;
         for (selector, segment) in context.selectors.iter_mut().zip(&state.segments) {
             *selector = u32::from(segment.selector);
         }

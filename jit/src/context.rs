@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32};
 
 use cpu::fpu::FpuState;
 use cpu::mmu::View;
+use cpu::platform::LinearTime;
 
 /// One page of a software TLB.
 #[derive(Clone, Copy)]
@@ -136,6 +137,10 @@ pub(crate) struct Context {
     pub(crate) cr2: u64,
     /// Selectors of the segment registers; those of CS and SS may be old.
     pub(crate) selectors: [u32; 6],
+    /// The time-stamp counter as a function of the host's; the multiplier is 0 if it is none.
+    pub(crate) time: LinearTime,
+    /// IA32_TSC_AUX, to be read.
+    pub(crate) tsc_aux: u32,
     /// PKRU, to be read.
     pub(crate) pkru: u32,
     /// The privilege that code runs at.

@@ -338,6 +338,7 @@ impl<'a> Emitter<'a> {
             | Action::SystemReturn
             | Action::WriteBase
             | Action::ReadProtectionKeys
+            | Action::ReadTime
             | Action::SetInterruptFlag(_) => true,
             _ => false,
         }
@@ -351,18 +352,7 @@ impl<'a> Emitter<'a> {
             self.mark(self.current, self.flags.marked());
             self.emit_step(step);
         }
-        let is_open = steps.last().is_none_or(|step| !step.action.ends_block(step.row))
-            || steps.last().is_some_and(|step| {
-                matches!(
-                    step.action,
-                    Action::Handler
-                        | Action::SystemCall
-                        | Action::SystemReturn
-                        | Action::PopFlags
-                        | Action::SetAlignmentFlag(_)
-                        | Action::SetInterruptFlag(_)
-                )
-            });
+        let is_open = steps.last().is_none_or(|step| !step.action.is_transfer());
         if is_open {
             let next = steps.last().map_or(self.rip, |step| step.iced.next_ip());
             self.jump_to(next);

@@ -209,7 +209,8 @@ pub(crate) fn changes_register(step: &Step, register: Number) -> bool {
         Action::Pop => &[RSP],
         Action::Leave => &[RSP, 5],
         _ => match iced.mnemonic() {
-            M::Rdpkru => &[0, 2],
+            M::Rdpkru | M::Rdtsc => &[0, 2],
+            M::Rdtscp => &[0, 1, 2],
             M::Cwd | M::Cdq | M::Cqo => &[2],
             M::Cbw | M::Cwde | M::Cdqe | M::Fnstsw | M::Lahf => &[0],
             M::Mul | M::Imul | M::Div | M::Idiv => &[0, 2],

@@ -74,6 +74,10 @@ pub(crate) enum Action {
     ReadFaultAddress,
     /// MOV from ES, DS, FS or GS to a register.
     ReadSelector,
+    /// SERIALIZE.
+    Serialize,
+    /// RDTSC and RDTSCP.
+    ReadTime,
     /// RDPKRU.
     ReadProtectionKeys,
     /// Executed by the interpreter's handler, called from the block.
@@ -167,7 +171,11 @@ fn action(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
         Class::String if target.mode.is_64() => {
             StringOperation::of(iced).map_or(Action::Handler, Action::String)
         }
-        Class::FarTransfer | Class::Segment | Class::ControlRegister | Class::Msr
+        Class::FarTransfer
+        | Class::Segment
+        | Class::ControlRegister
+        | Class::Msr
+        | Class::System
             if target.mode.is_64() =>
         {
             system(target, iced)
@@ -199,6 +207,8 @@ fn system(target: &Target<'_>, iced: &Instruction) -> Action {
         {
             Action::ReadSelector
         }
+        Code::Serialize => Action::Serialize,
+        Code::Rdtsc | Code::Rdtscp => Action::ReadTime,
         Code::Rdpkru if target.mode.has_cr4(cr4::PKE) => Action::ReadProtectionKeys,
         Code::Mov_r64_cr if iced.op1_register() == Register::CR2 => Action::ReadFaultAddress,
         _ => Action::Handler,
@@ -391,26 +401,35 @@ impl Action {
                 | Self::Pop
                 | Self::Leave
                 | Self::SetDirectionFlag(_)
+                | Self::Serialize
                 | Self::SetInterruptFlag(false)
+        )
+    }
+
+    /// True if control never goes from it to the next instruction.
+    pub(crate) fn is_transfer(self) -> bool {
+        matches!(
+            self,
+            Self::Jump
+                | Self::Counted(_)
+                | Self::Call
+                | Self::JumpIndirect
+                | Self::CallIndirect
+                | Self::Return(_)
         )
     }
 
     /// True if no instruction follows in the block.
     pub(crate) fn ends_block(self, row: &Row) -> bool {
         match self {
-            Self::Jump
-            | Self::Counted(_)
-            | Self::Call
-            | Self::JumpIndirect
-            | Self::CallIndirect
-            | Self::Return(_)
-            | Self::PopFlags
+            Self::PopFlags
             | Self::SetAlignmentFlag(_)
             | Self::SystemCall
             | Self::SystemReturn
+            | Self::Serialize
             | Self::SetInterruptFlag(true) => true,
             Self::Handler => row.ends_block,
-            _ => false,
+            _ => self.is_transfer(),
         }
     }
 }

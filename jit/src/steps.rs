@@ -16,6 +16,9 @@ use crate::plan::{Action, Step, access_bytes, writes_memory};
 use crate::registers::{GUEST_RSP, Number, RAX, RSP, S0, S1, host};
 
 /// RBP and RDI by number.
+/// What drains stores, as SERIALIZE does; the host need not have that. What else it asks for is
+/// there already: no block outlives a change of its code.
+const MFENCE: [u8; 3] = [0x0f, 0xae, 0xf0];
 const RBP: Number = 5;
 const RDI: Number = 7;
 
@@ -58,6 +61,8 @@ impl Emitter<'_> {
             Action::WriteBase => self.write_base(step),
             Action::ReadFaultAddress => self.read_fault_address(step),
             Action::ReadSelector => self.read_selector(step),
+            Action::Serialize => self.asm.raw(&MFENCE),
+            Action::ReadTime => self.read_time(step),
             Action::ReadProtectionKeys => self.read_protection_keys(step),
             Action::Handler => self.handler(step),
         }

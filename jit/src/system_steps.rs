@@ -23,6 +23,12 @@ const HOST_RSP: Number = 4;
 const RCX: Number = 1;
 const RDX: Number = 2;
 const R11: Number = 11;
+const LFENCE: [u8; 3] = [0x0f, 0xae, 0xe8];
+const RDTSC: [u8; 2] = [0x0f, 0x31];
+/// Extensions of the opcode that shifts by a constant.
+const SHL: u8 = 4;
+const SHR: u8 = 5;
+const SAR: u8 = 7;
 /// Flags in R11 with which SYSRET is the handler's.
 const UNUSUAL: u64 = rflags::TF | rflags::IOPL | rflags::AC;
 /// What SYSRET loads into [`Context::system_flags`].
@@ -62,8 +68,7 @@ impl Emitter<'_> {
         self.begin_system_step();
         let no_calls = self.unless_system_calls();
         self.asm.mov(S0, RCX);
-        self.asm.op(true, &[0xc1], 5, Rm::Reg(S0));
-        self.asm.byte(LOW_BITS);
+        self.shift(S0, SHR, LOW_BITS);
         let high = self.asm.jcc(cc::NE);
         self.asm.op(false, &[0xf7], 0, Rm::Reg(R11));
         self.asm.raw(&(UNUSUAL as u32).to_le_bytes());
@@ -183,9 +188,8 @@ impl Emitter<'_> {
         let from = self.read(number, S1);
         self.asm.mov(S0, from);
         // Addresses that are canonical with 57 bits only are the handler's.
-        for extension in [4, 7] {
-            self.asm.op(true, &[0xc1], extension, Rm::Reg(S0));
-            self.asm.byte(63 - LOW_BITS);
+        for extension in [SHL, SAR] {
+            self.shift(S0, extension, 63 - LOW_BITS);
         }
         self.asm.alu(Alu::Cmp, S0, Rm::Reg(from));
         let slow = self.asm.jcc(cc::NE);
@@ -221,5 +225,42 @@ impl Emitter<'_> {
         self.asm.patch_here(slow);
         self.finish_slowly(step);
         self.asm.patch_here(done);
+    }
+
+    /// The guest's counter from the host's, as [`LinearTime`] says.
+    pub(crate) fn read_time(&mut self, step: &Step) {
+        self.begin_system_step();
+        self.asm.load(S0, context!(time.multiplier));
+        self.asm.alu(Alu::Or, S0, Rm::Reg(S0));
+        let slow = self.asm.jcc(cc::E);
+        if step.iced.mnemonic() == Mnemonic::Rdtscp {
+            // Not before what comes before it. The host need not have RDTSCP.
+            self.asm.raw(&LFENCE);
+        }
+        self.asm.raw(&RDTSC);
+        self.shift(RDX, SHL, 32);
+        self.asm.alu(Alu::Or, RAX, Rm::Reg(RDX));
+        self.asm.alu(Alu::Sub, RAX, Rm::Mem(context!(time.start_ticks)));
+        self.asm.op(true, &[0xf7], 4, Rm::Reg(S0));
+        self.shift(RAX, SHR, 32);
+        self.shift(RDX, SHL, 32);
+        self.asm.alu(Alu::Or, RAX, Rm::Reg(RDX));
+        self.asm.alu(Alu::Add, RAX, Rm::Mem(context!(time.start_ns)));
+        self.asm.mov(RDX, RAX);
+        self.shift(RDX, SHR, 32);
+        self.asm.mov32(RAX, RAX);
+        if step.iced.mnemonic() == Mnemonic::Rdtscp {
+            self.asm.load32(RCX, context!(tsc_aux));
+        }
+        let done = self.asm.jmp();
+        self.asm.patch_here(slow);
+        self.finish_slowly(step);
+        self.asm.patch_here(done);
+    }
+
+    /// Shifts a register by a constant; `extension` is the opcode's.
+    fn shift(&mut self, register: Number, extension: u8, count: u8) {
+        self.asm.op(true, &[0xc1], extension, Rm::Reg(register));
+        self.asm.byte(count);
     }
 }

@@ -1,11 +1,13 @@
 //! Guest time: one clock behind TSC, kvmclock and every timer chip.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::host_time::{HostTime, Scale};
 
 enum Source {
-    /// Host monotonic time since `start`, less the time stopped.
-    Host { start: Instant },
+    /// Host time less the time stopped.
+    Host(HostTime),
     /// Whatever `counted_ns` says: instruction counting, or a test.
     Counted,
 }
@@ -28,10 +30,11 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A clock that follows the host's monotonic and wall time.
-    pub fn host() -> Self {
+    /// A clock that follows the host's monotonic and wall time; `ticks` reads the host's time-stamp
+    /// counter, if that can be a clock.
+    pub fn host(ticks: Option<fn() -> u64>) -> Self {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
-        Self::with_source(Source::Host { start: Instant::now() }, unix)
+        Self::with_source(Source::Host(HostTime::new(ticks)), unix)
     }
 
     /// A clock that moves only by [`Clock::advance_to`]; guest time 0 is `epoch_unix_ns`.
@@ -54,13 +57,25 @@ impl Clock {
     pub fn now_ns(&self) -> u64 {
         match &self.source {
             Source::Counted => self.counted_ns.load(Ordering::Acquire),
-            Source::Host { .. } if self.stopped.load(Ordering::Acquire) => {
+            Source::Host(_) if self.stopped.load(Ordering::Acquire) => {
                 self.stopped_at_ns.load(Ordering::Acquire)
             }
-            Source::Host { start } => {
-                let host = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-                host.saturating_sub(self.stopped_ns.load(Ordering::Acquire))
+            Source::Host(host) => {
+                host.now_ns().saturating_sub(self.stopped_ns.load(Ordering::Acquire))
             }
+        }
+    }
+
+    /// Guest time as a function of the host's time-stamp counter, if it is known and time is not
+    /// stopped. It is the function that [`Clock::now_ns`] uses.
+    pub fn scale(&self) -> Option<Scale> {
+        match &self.source {
+            Source::Host(host) if !self.stopped.load(Ordering::Acquire) => {
+                let scale = host.scale()?;
+                let stopped_ns = self.stopped_ns.load(Ordering::Acquire);
+                Some(Scale { start_ns: scale.start_ns.wrapping_sub(stopped_ns), ..scale })
+            }
+            _ => None,
         }
     }
 
@@ -87,11 +102,10 @@ impl Clock {
 
     /// Lets guest time go on from where it stopped.
     pub fn resume(&self) {
-        if let Source::Host { start } = &self.source
+        if let Source::Host(host) = &self.source
             && self.stopped.load(Ordering::Acquire)
         {
-            let host = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            let lost = host.saturating_sub(self.stopped_at_ns.load(Ordering::Acquire));
+            let lost = host.now_ns().saturating_sub(self.stopped_at_ns.load(Ordering::Acquire));
             self.stopped_ns.store(lost, Ordering::Release);
         }
         self.stopped.store(false, Ordering::Release);

@@ -23,6 +23,7 @@ pub mod dma8237;
 pub mod e820;
 pub mod fw_cfg;
 mod guard;
+pub mod host_time;
 pub mod hpet;
 pub mod i8042;
 pub mod ioapic;

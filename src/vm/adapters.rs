@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cpu::events::Events;
-use cpu::platform::{Lapic, Platform};
+use cpu::platform::{Lapic, LinearTime, Platform};
 use machine::clock::Clock;
 use machine::coprocessor_error::CoprocessorError;
+use machine::host_time::Scale;
 use machine::lapic::{LocalApic, ResetKind};
 use memory::Width;
 
@@ -51,6 +52,14 @@ impl Platform for MachinePlatform {
                 now.wrapping_add(retired.wrapping_sub(start).wrapping_mul(ns))
             }
         }
+    }
+
+    fn linear_time(&self) -> Option<LinearTime> {
+        if self.slice.ns_per_instruction.load(Ordering::Relaxed) != 0 {
+            return None;
+        }
+        let Scale { start_ticks, multiplier, start_ns } = self.clock.scale()?;
+        Some(LinearTime { start_ticks, multiplier, start_ns })
     }
 
     fn epoch_unix_ns(&self) -> i64 {

@@ -97,7 +97,7 @@ impl Vm {
         let mailboxes = Mailboxes::new(config.cpus);
         let control = Control::new(Arc::clone(&mailboxes));
         let clock = Arc::new(match config.time {
-            TimeBase::Host => Clock::host(),
+            TimeBase::Host => Clock::host(cpu::native::ticks::host_ticks()),
             TimeBase::Counted { .. } => Clock::counted(COUNTED_EPOCH_UNIX_NS),
         });
         let timers = Timers::new(Arc::clone(&clock));

@@ -6,6 +6,7 @@ use crate::Cpu;
 use crate::exception::Exec;
 use crate::interp::dispatch::Table;
 use crate::interp::insn::Insn;
+use crate::platform::LinearTime;
 use crate::state::gpr::{RAX, RCX, RDX};
 use crate::timing::ns_to_ticks;
 
@@ -13,6 +14,14 @@ impl Cpu {
     /// The time-stamp counter now.
     pub fn tsc(&self) -> u64 {
         self.machine_tsc().wrapping_add(self.state.msrs.tsc_offset)
+    }
+
+    /// The time-stamp counter as a function of the host's, if it is one now.
+    pub fn linear_tsc(&self) -> Option<LinearTime> {
+        const NS_HZ: u64 = 1_000_000_000;
+        let time = self.env.platform.linear_time()?;
+        let start_ns = time.start_ns.wrapping_add(self.state.msrs.tsc_offset);
+        (self.env.cpuid.tsc_hz() == NS_HZ).then_some(LinearTime { start_ns, ..time })
     }
 
     /// The machine's time stamp, before this CPU's offset.

@@ -22,6 +22,7 @@ mod operand;
 pub mod reference;
 mod signal;
 mod thunk;
+pub mod ticks;
 mod x87;
 
 use std::collections::HashMap;

@@ -6,6 +6,7 @@ mod code_changes;
 mod interrupts;
 mod mappings;
 mod returns;
+mod time;
 mod two_vcpus;
 
 use std::sync::Arc;

@@ -9,6 +9,8 @@ const GUARDED: &[&str] =
 /// Who may ask, and what for.
 const DOORS: &[(&str, &str)] = &[
     ("machine/src/clock.rs", "it is the Clock"),
+    ("machine/src/host_time.rs", "it is the Clock's time while the host's is"),
+    ("cpu/src/native/ticks.rs", "the Clock is made with it"),
     ("machine/src/device_fuzz.rs", "measures how long an access holds up the host"),
     ("machine/src/board_fuzz.rs", "measures how long an access holds up the host"),
     ("cpu/src/testing/fuzz.rs", "measures how long a run holds up the host"),
