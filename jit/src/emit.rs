@@ -305,8 +305,10 @@ impl<'a> Emitter<'a> {
                 return Need::Spilled;
             }
             match step.effect {
-                Effect::None if step.action != Action::Handler => {}
-                Effect::None => return Need::Spilled,
+                Effect::None if step.action == Action::Handler => return Need::Spilled,
+                // A fault of the instruction shows them.
+                Effect::None if may_fault_by_itself(step.row) => return Need::Live,
+                Effect::None => {}
                 Effect::Reads | Effect::Changes => return Need::Live,
                 // A fault in the instruction itself would show the flags before it.
                 Effect::Replaces if step.row.class == decoder::Class::MulDiv => return Need::Live,
@@ -577,4 +579,9 @@ impl<'a> Emitter<'a> {
 pub(crate) fn emit_jump_hash(asm: &mut Asm) {
     asm.imul32(S1, S0, JUMP_HASH);
     asm.shr32(S1, JUMP_SHIFT as u8);
+}
+
+/// True if the instruction may fault for a reason that is not of memory: an unmasked exception.
+fn may_fault_by_itself(row: &decoder::Row) -> bool {
+    row.waits_for_x87 || row.class == decoder::Class::SimdFloat
 }

@@ -3,7 +3,7 @@
 //! A check compares the page of the address with the TLB's tag (the read tag, or the write tag,
 //! which is absent until stores need not be noted) and makes the rest of the access a host address.
 //! Accesses by one base register share a check where they lie close together (see
-//! [`crate::plan::group_accesses`]); the stack has an entry of its own, which needs no index.
+//! [`crate::plan::Grouper`]); the stack has an entry of its own, which needs no index.
 
 use std::mem::offset_of;
 

@@ -227,7 +227,7 @@ impl Emitter<'_> {
         self.asm.patch_here(done);
     }
 
-    /// The guest's counter from the host's, as [`LinearTime`] says.
+    /// The guest's counter from the host's, as [`cpu::platform::LinearTime`] says.
     pub(crate) fn read_time(&mut self, step: &Step) {
         self.begin_system_step();
         self.asm.load(S0, context!(time.multiplier));

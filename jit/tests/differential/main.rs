@@ -159,7 +159,6 @@ fn programs_of_64_bit_supervisors() {
 }
 
 #[test]
-#[ignore = "one seed (0xef) shows AF behind SHL by CL, undefined, before REPNE CMPS of no element"]
 fn programs_of_64_bit_users() {
     campaign(Mode::User64, 1000);
 }
@@ -175,7 +174,6 @@ fn programs_of_32_bit_users() {
 }
 
 #[test]
-#[ignore = "a REP MOVS over the bench's own tables leaks from one case into the next (0x177)"]
 fn programs_without_paging() {
     campaign(Mode::Flat32, 500);
 }

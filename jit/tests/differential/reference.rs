@@ -11,6 +11,7 @@ use crate::world::{HANDLERS, PAGE, World, offset_of};
 
 /// Instructions of a run at most; a program that wants more is given up.
 const LIMIT: usize = 3000;
+const RCX: usize = 1;
 const OF: u64 = rflags::OF;
 const CF: u64 = rflags::CF;
 
@@ -192,6 +193,9 @@ fn undefined_after(before: &State, instruction: &Instruction, undefined: u64) ->
         Class::Alu if matches!(instruction.mnemonic(), M::And | M::Or | M::Xor | M::Test) => {
             return 0;
         }
+        Class::String if is_repeated(instruction) && before.gpr[RCX] as u32 == 0 => {
+            return undefined;
+        }
         Class::Shift => match count(before, instruction) {
             0 => return undefined,
             1 => mask & !OF,
@@ -201,6 +205,10 @@ fn undefined_after(before: &State, instruction: &Instruction, undefined: u64) ->
         _ => mask,
     };
     undefined & !u64::from(row.flags_written) & rflags::STATUS | now
+}
+
+fn is_repeated(instruction: &Instruction) -> bool {
+    instruction.has_rep_prefix() || instruction.has_repne_prefix()
 }
 
 fn operand_bits(instruction: &Instruction) -> u64 {
@@ -213,7 +221,6 @@ fn operand_bits(instruction: &Instruction) -> u64 {
 
 /// The count of a shift as the CPU masks it.
 fn count(state: &State, instruction: &Instruction) -> u64 {
-    const RCX: usize = 1;
     let last = instruction.op_count().saturating_sub(1);
     let count = match instruction.op_kind(last) {
         OpKind::Immediate8 => u64::from(instruction.immediate8()),

@@ -165,6 +165,7 @@ impl World {
             self.bench.poke(PML4, &vec![0; (LOW - PML4) as usize]);
         }
         self.undo_wild_stores();
+        self.system[1] = self.bench.peek::<{ PAGE as usize }>(GDT).to_vec();
         if self.mode.is_user() {
             self.bench.set_cpl(3);
             let code = match self.mode.bits() {
@@ -255,8 +256,9 @@ impl World {
         }
         let mut task_state = vec![0; PAGE as usize];
         task_state[..0x68].copy_from_slice(&self.task_state());
-        let descriptors = self.bench.peek::<{ PAGE as usize }>(GDT).to_vec();
         let handlers = vec![0xf4; PAGE as usize];
+        let [_, descriptors, ..] = &mut self.system;
+        let descriptors = std::mem::take(descriptors);
         self.system = [task_state, descriptors, gates, handlers];
         self.write_tables(rights);
     }
