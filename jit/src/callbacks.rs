@@ -8,7 +8,7 @@ use cpu::events::Events;
 use cpu::mmu::Access;
 use cpu::state::rflags;
 
-use crate::context::NO_PAGE;
+use crate::context::{entry_index, no_page};
 use crate::exit::Exit;
 use crate::handlers::Handler;
 use crate::runtime;
@@ -120,7 +120,7 @@ impl Inner {
         }
         let entry = self.slots.current_context().entry_to_fill(view, address)?;
         if entry.read_tag != linear || entry.host != host {
-            entry.write_tag = NO_PAGE;
+            entry.write_tag = no_page(entry_index(address));
         }
         entry.read_tag = linear;
         if is_write {

@@ -19,9 +19,9 @@ use cpu::platform::LinearTime;
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct TlbEntry {
-    /// Linear address of the page, if it may be read; else [`NO_PAGE`].
+    /// Linear address of the page, if it may be read; else [`no_page`].
     pub(crate) read_tag: u64,
-    /// Linear address of the page, if it may be written without being noted; else [`NO_PAGE`].
+    /// Linear address of the page, if it may be written without being noted; else [`no_page`].
     pub(crate) write_tag: u64,
     /// Host address of the page.
     pub(crate) host: u64,
@@ -39,12 +39,29 @@ pub(crate) struct StackEntry {
     pub(crate) delta: u64,
 }
 
-/// A tag that no canonical address of any page matches.
+/// A tag that no canonical address matches, for what has no number.
 pub(crate) const NO_PAGE: u64 = 1 << 63;
 
-/// The entry of no page.
-pub(crate) const EMPTY: TlbEntry =
-    TlbEntry { read_tag: NO_PAGE, write_tag: NO_PAGE, host: 0, delta: 0 };
+/// The tag of no page for the entry with number `index`. Not even an address that is not canonical
+/// matches it: those that have the tag's bits belong to an entry beside it.
+pub(crate) const fn no_page(index: usize) -> u64 {
+    NO_PAGE | (!index as u64 & 1) << 12
+}
+
+/// Entry number `index` with no page.
+pub(crate) const fn empty(index: usize) -> TlbEntry {
+    TlbEntry { read_tag: no_page(index), write_tag: no_page(index), host: 0, delta: 0 }
+}
+
+/// The number, as far as [`no_page`] looks, of the entry that `linear` belongs to.
+pub(crate) const fn entry_index(linear: u64) -> usize {
+    (linear >> 12) as usize
+}
+
+/// Empties `entries`, the first of which has an even number.
+fn empty_all(entries: &mut [TlbEntry]) {
+    entries.iter_mut().enumerate().for_each(|(index, entry)| *entry = empty(index));
+}
 
 /// log2 of the bytes of an entry.
 pub(crate) const ENTRY_SHIFT: u32 = 5;
@@ -258,7 +275,7 @@ impl Context {
     /// Drops all TLB entries of memory whose contents are unknown.
     pub(crate) fn clear_tlbs(&mut self) {
         for view in VIEWS {
-            self.tlb(view).fill(EMPTY);
+            empty_all(self.tlb(view));
         }
         self.filled = [0; 3];
         self.forget_stacks();
@@ -277,7 +294,7 @@ impl Context {
             let chunk = filled.trailing_zeros() as usize;
             filled &= filled - 1;
             if let Some(entries) = self.tlb(view).get_mut(chunk * CHUNK..(chunk + 1) * CHUNK) {
-                entries.fill(EMPTY);
+                empty_all(entries);
             }
         }
     }
@@ -298,9 +315,10 @@ impl Context {
                 let chunk = filled.trailing_zeros() as usize;
                 filled &= filled - 1;
                 let range = chunk * CHUNK..(chunk + 1) * CHUNK;
-                for entry in self.tlb(view).get_mut(range).into_iter().flatten() {
+                let entries = self.tlb(view).get_mut(range).into_iter().flatten();
+                for (index, entry) in entries.enumerate() {
                     if entry.host == host {
-                        entry.write_tag = NO_PAGE;
+                        entry.write_tag = no_page(index);
                     }
                 }
             }
@@ -314,7 +332,7 @@ impl Context {
             if let Some(entry) = self.entry(view, linear)
                 && (entry.read_tag == linear || entry.write_tag == linear)
             {
-                *entry = EMPTY;
+                *entry = empty(entry_index(linear));
             }
         }
     }

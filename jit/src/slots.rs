@@ -10,7 +10,7 @@ use rustc_hash::FxHashSet;
 
 use crate::cache::Cache;
 use crate::code_memory::Contexts;
-use crate::context::{Context, FIRST_GLOBAL_PAGE, VIEWS, view_index};
+use crate::context::{Context, FIRST_GLOBAL_PAGE, VIEWS, empty, entry_index, no_page, view_index};
 use crate::runtime::context_at;
 
 /// Slots of a vCPU.
@@ -248,9 +248,9 @@ impl Slots {
         let context = self.context(index);
         context.forget_stacks();
         for view in VIEWS {
-            for entry in context.tlb(view).iter_mut() {
+            for (number, entry) in context.tlb(view).iter_mut().enumerate() {
                 if entry.read_tag >> shift == range || entry.write_tag >> shift == range {
-                    *entry = crate::context::EMPTY;
+                    *entry = empty(number);
                 }
             }
         }
@@ -290,7 +290,7 @@ impl Slots {
                 if let Some(entry) = context.entry(view, writer)
                     && entry.host == host
                 {
-                    entry.write_tag = crate::context::NO_PAGE;
+                    entry.write_tag = no_page(entry_index(writer));
                 }
             }
         }
