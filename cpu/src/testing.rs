@@ -6,6 +6,7 @@
 pub mod forms;
 pub mod fuzz;
 pub mod random;
+pub mod special;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,10 +36,14 @@ pub const GDT: u64 = 0x1_0000;
 /// Where the (empty) IDT is.
 pub const IDT: u64 = 0x1_1000;
 
-const PML4: u64 = 0x1000;
-const PDPT: u64 = 0x2000;
-const PD: u64 = 0x3000;
-const PT: u64 = 0x4000;
+/// Where the page tables are in modes with paging.
+pub const PML4: u64 = 0x1000;
+/// See [`PML4`].
+pub const PDPT: u64 = 0x2000;
+/// See [`PML4`].
+pub const PD: u64 = 0x3000;
+/// See [`PML4`].
+pub const PT: u64 = 0x4000;
 const PAGE_OPEN: u64 = 0b111;
 
 /// Selectors in the bench's GDT.

@@ -18,12 +18,7 @@ use crate::wanted::Wanted;
 impl Inner {
     /// The host address of `size` bytes at linear address `address`; 0 to leave.
     pub(crate) fn access(&mut self, address: u64, what: Wanted, from: usize) -> u64 {
-        self.remote.leave_code();
-        self.settle();
-        self.slow.tlb_misses += 1;
-        if self.options.trash_helpers {
-            runtime::trash();
-        }
+        self.begin_miss();
         loop {
             let Some(host) = self.host_address(address, what) else {
                 return self.stop_or_raise(Exit::Interpret, from);
@@ -33,6 +28,21 @@ impl Inner {
             }
             self.serve_requests();
         }
+    }
+
+    /// What every helper begins with.
+    fn leave_code(&mut self) {
+        self.remote.leave_code();
+        if self.options.trash_helpers {
+            runtime::trash();
+        }
+    }
+
+    /// What the helpers for accesses that miss their TLB begin with.
+    fn begin_miss(&mut self) {
+        self.leave_code();
+        self.settle();
+        self.slow.tlb_misses += 1;
     }
 
     fn host_address(&mut self, address: u64, what: Wanted) -> Option<u64> {
@@ -72,14 +82,20 @@ impl Inner {
         Some(context.bounce.as_ptr() as u64)
     }
 
+    /// Does `walk`, which may find a page fault that nobody is to see.
+    pub(crate) fn keeping_cr2<T>(&mut self, walk: impl FnOnce(&mut Self) -> T) -> T {
+        let cr2 = self.cpu.state.cr2;
+        let result = walk(self);
+        self.cpu.state.cr2 = cr2;
+        result
+    }
+
     /// Offset in RAM of the page at `address`, if it may be read.
     fn readable(&mut self, address: u64) -> Option<u64> {
         if self.cpu.mode.is_64() && !self.cpu.mode.is_canonical(address) {
             return None;
         }
-        let cr2 = self.cpu.state.cr2;
-        let page = self.cpu.data_page(address, Access::Read);
-        self.cpu.state.cr2 = cr2;
+        let page = self.keeping_cr2(|inner| inner.cpu.data_page(address, Access::Read));
         page.ok()?.map(|page| page.ram_page)
     }
 
@@ -143,12 +159,7 @@ impl Inner {
     /// What to add to linear addresses for the `span` bytes from `address`; 0 to leave.
     pub(crate) fn group(&mut self, address: u64, what: Wanted, from: usize) -> u64 {
         let Wanted { size: span, is_write, .. } = what;
-        self.remote.leave_code();
-        self.settle();
-        self.slow.tlb_misses += 1;
-        if self.options.trash_helpers {
-            runtime::trash();
-        }
+        self.begin_miss();
         loop {
             let is_inside = (address & 0xfff) + u64::from(span) <= 4096;
             // A group may be left before its store is reached: the page must be dirty already, or
@@ -204,11 +215,8 @@ impl Inner {
 
     /// Executes handler `number`. True if the block may go on.
     pub(crate) fn run_handler(&mut self, number: usize, from: usize) -> bool {
-        self.remote.leave_code();
+        self.leave_code();
         self.slow.handlers += 1;
-        if self.options.trash_helpers {
-            runtime::trash();
-        }
         let Some(&Handler { left, needs_x87, loads_segment, .. }) = self.handlers.call(number)
         else {
             let place = self.place(from);

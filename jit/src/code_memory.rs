@@ -42,11 +42,11 @@ impl CodeMemory {
         let fd = memfd_create(c"volvelle-code", MemfdFlags::CLOEXEC).map_err(&error)?;
         ftruncate(&fd, bytes as u64).map_err(&error)?;
         let map = |protection| {
+            let hint = std::ptr::null_mut();
             // SAFETY: a null hint replaces no mapping; the length is the memfd's.
-            let base =
-                unsafe { mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, &fd, 0) }
-                    .map_err(&error)?;
-            NonNull::new(base.cast()).ok_or_else(|| error(rustix::io::Errno::NOMEM))
+            let base = unsafe { mmap(hint, bytes, protection, MapFlags::SHARED, &fd, 0) };
+            NonNull::new(base.map_err(&error)?.cast())
+                .ok_or_else(|| error(rustix::io::Errno::NOMEM))
         };
         let writable = map(ProtFlags::READ | ProtFlags::WRITE)?;
         let executable = map(ProtFlags::READ | ProtFlags::EXEC)?;

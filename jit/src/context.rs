@@ -53,7 +53,7 @@ pub(crate) const fn empty(index: usize) -> TlbEntry {
     TlbEntry { read_tag: no_page(index), write_tag: no_page(index), host: 0, delta: 0 }
 }
 
-/// The number, as far as [`no_page`] looks, of the entry that `linear` belongs to.
+/// The number of the entry that `linear` belongs to; only its low bits count.
 pub(crate) const fn entry_index(linear: u64) -> usize {
     (linear >> 12) as usize
 }
@@ -259,7 +259,7 @@ impl Context {
     /// The entry in which `view` keeps the page of `linear`.
     pub(crate) fn entry(&mut self, view: View, linear: u64) -> Option<&mut TlbEntry> {
         let tlb = self.tlb(view);
-        let index = (linear >> 12) as usize & (tlb.len() - 1);
+        let index = entry_index(linear) & (tlb.len() - 1);
         tlb.get_mut(index)
     }
 
@@ -301,7 +301,7 @@ impl Context {
 
     /// As [`Context::entry`], for an entry that will be filled.
     pub(crate) fn entry_to_fill(&mut self, view: View, linear: u64) -> Option<&mut TlbEntry> {
-        let chunk = ((linear >> 12) as usize & (self.tlb(view).len() - 1)) / CHUNK;
+        let chunk = (entry_index(linear) & (self.tlb(view).len() - 1)) / CHUNK;
         self.filled[view_index(view)] |= 1 << chunk;
         self.entry(view, linear)
     }

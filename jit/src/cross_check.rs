@@ -44,10 +44,8 @@ impl Inner {
 
     /// True if the page tables still map the code at RIP, as they need not while a TLB has it.
     pub(crate) fn is_mapped(&mut self) -> bool {
-        let cr2 = self.cpu.state.cr2;
-        let page = self.cpu.code_page(self.cpu.state.rip);
-        self.cpu.state.cr2 = cr2;
-        page.is_ok()
+        let rip = self.cpu.state.rip;
+        self.keeping_cr2(|inner| inner.cpu.code_page(rip)).is_ok()
     }
 
     /// Begins a journal.
@@ -106,9 +104,7 @@ impl Inner {
 
     /// The flags that some of the first `count` instructions from `rip` on leave undefined.
     fn undefined_flags(&mut self, rip: u64, count: u64) -> u64 {
-        let cr2 = self.cpu.state.cr2;
-        let page = self.cpu.code_page(rip);
-        self.cpu.state.cr2 = cr2;
+        let page = self.keeping_cr2(|inner| inner.cpu.code_page(rip));
         let Ok(Some(page)) = page else { return 0 };
         let offset = rip & (PAGE_SIZE - 1);
         let mut bytes = vec![0; (PAGE_SIZE - offset) as usize];

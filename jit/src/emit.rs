@@ -322,16 +322,7 @@ impl<'a> Emitter<'a> {
     fn destroys_flags(&self, step: &Step) -> bool {
         match step.action {
             Action::Copy => step.has_memory,
-            Action::Push
-            | Action::Pop
-            | Action::Leave
-            | Action::PushFlags
-            | Action::PopFlags
-            | Action::Call
-            | Action::CallIndirect
-            | Action::JumpIndirect
-            | Action::Return(_)
-            | Action::Handler
+            Action::Handler
             | Action::String(_)
             | Action::BitString
             | Action::AbsoluteMov
@@ -342,7 +333,7 @@ impl<'a> Emitter<'a> {
             | Action::ReadProtectionKeys
             | Action::ReadTime
             | Action::SetInterruptFlag(_) => true,
-            _ => false,
+            action => action.accesses_by_itself(),
         }
     }
 

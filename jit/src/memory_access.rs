@@ -218,16 +218,7 @@ impl Emitter<'_> {
                 matches!(step.row.memory.shape, S::Read | S::Write | S::ReadWrite)
                     && !matches!(step.row.unit, Unit::X87 | Unit::Mmx | Unit::SseMmx)
             }
-            Action::Push
-            | Action::Pop
-            | Action::Leave
-            | Action::PushFlags
-            | Action::PopFlags
-            | Action::Call
-            | Action::CallIndirect
-            | Action::JumpIndirect
-            | Action::Return(_) => true,
-            _ => false,
+            action => action.accesses_by_itself(),
         };
         is_plain && self.around.is_64
     }

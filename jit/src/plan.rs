@@ -302,7 +302,8 @@ fn branch(target: &Target<'_>, iced: &Instruction) -> Action {
     }
 }
 
-fn is_valid_target(mode: &Mode, rip: u64) -> bool {
+/// True if control may be transferred to `rip` in `mode`.
+pub(crate) fn is_valid_target(mode: &Mode, rip: u64) -> bool {
     if mode.is_64() { mode.is_canonical(rip) } else { rip >> 32 == 0 }
 }
 
@@ -403,6 +404,22 @@ impl Action {
                 | Self::SetDirectionFlag(_)
                 | Self::Serialize
                 | Self::SetInterruptFlag(false)
+        )
+    }
+
+    /// True if it is emitted by itself with accesses of the stack, or with one to its target.
+    pub(crate) fn accesses_by_itself(self) -> bool {
+        matches!(
+            self,
+            Self::Push
+                | Self::Pop
+                | Self::Leave
+                | Self::PushFlags
+                | Self::PopFlags
+                | Self::Call
+                | Self::CallIndirect
+                | Self::JumpIndirect
+                | Self::Return(_)
         )
     }
 

@@ -8,7 +8,17 @@
 pub(crate) type Number = u8;
 
 pub(crate) const RAX: Number = 0;
+pub(crate) const RCX: Number = 1;
+pub(crate) const RDX: Number = 2;
+pub(crate) const RBX: Number = 3;
 pub(crate) const RSP: Number = 4;
+pub(crate) const RBP: Number = 5;
+pub(crate) const RSI: Number = 6;
+pub(crate) const RDI: Number = 7;
+pub(crate) const R11: Number = 11;
+
+/// RSP of the host: the stack of return predictions.
+pub(crate) const HOST_RSP: Number = 4;
 
 /// Host register of the guest's RSP.
 pub(crate) const GUEST_RSP: Number = 13;

@@ -13,14 +13,11 @@ use crate::encoding::{Encoding, Operands};
 use crate::flow::{Effect, Flags};
 use crate::forms::{Fields, Place};
 use crate::plan::{Action, Step, access_bytes, writes_memory};
-use crate::registers::{GUEST_RSP, Number, RAX, RSP, S0, S1, host};
+use crate::registers::{GUEST_RSP, HOST_RSP, Number, RAX, RBP, RDI, RSP, S0, S1, host};
 
-/// RBP and RDI by number.
 /// What drains stores, as SERIALIZE does; the host need not have that. What else it asks for is
 /// there already: no block outlives a change of its code.
 const MFENCE: [u8; 3] = [0x0f, 0xae, 0xf0];
-const RBP: Number = 5;
-const RDI: Number = 7;
 
 impl Emitter<'_> {
     pub(crate) fn emit_step(&mut self, step: &Step) {
@@ -71,7 +68,6 @@ impl Emitter<'_> {
     /// Calls with EFLAGS.AC and without must not return to each other: each has a stack of its own.
     fn switch_stack(&mut self, is_set: bool) {
         use cpu::mmu::View;
-        const HOST_RSP: Number = 4;
         match (self.around.view, is_set) {
             (View::Supervisor, true) => {
                 self.asm.store(context!(saved_rsp), HOST_RSP);

@@ -11,12 +11,7 @@ use crate::asm::{Alu, Mem, Patch, Rm, cc};
 use crate::emit::{Emitter, context};
 use crate::flow::Flags;
 use crate::plan::Step;
-use crate::registers::{Number, RAX, S0, S1};
-
-const RCX: Number = 1;
-const RBX: Number = 3;
-const RSI: Number = 6;
-const RDI: Number = 7;
+use crate::registers::{Number, RAX, RBX, RCX, RDI, RSI, S0, S1};
 
 /// What a string instruction does with each element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Steps of operating systems: SYSCALL, SYSRET, SWAPGS, segment bases.
+//! Steps of operating systems: SYSCALL, SYSRET, SWAPGS, segment bases and selectors, RDTSC, RDPKRU.
 //!
 //! A system call stays in translated code: SYSCALL goes to the kernel's block by the jump cache of
 //! the supervisor, SYSRETQ back by that of CPL 3. The segments and the mode that the CPU's state
@@ -16,13 +16,8 @@ use crate::context::{CALLED, Context, RETURNED, view_offsets};
 use crate::emit::{Emitter, context};
 use crate::flow::Flags;
 use crate::plan::Step;
-use crate::registers::{Number, RAX, S0, S1, host};
+use crate::registers::{HOST_RSP, Number, R11, RAX, RCX, RDX, S0, S1, host};
 
-/// RSP of the host: the stack of return predictions.
-const HOST_RSP: Number = 4;
-const RCX: Number = 1;
-const RDX: Number = 2;
-const R11: Number = 11;
 const LFENCE: [u8; 3] = [0x0f, 0xae, 0xe8];
 const RDTSC: [u8; 2] = [0x0f, 0x31];
 /// Extensions of the opcode that shifts by a constant.

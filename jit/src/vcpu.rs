@@ -23,6 +23,7 @@ use crate::cross_check::KeptPage;
 use crate::exit::Exit;
 use crate::flow::Recipe;
 use crate::handlers::Handlers;
+use crate::plan::is_valid_target;
 use crate::remote::Remote;
 use crate::runtime::{self, Resumed};
 use crate::slots::{SLOTS, Slots};
@@ -513,10 +514,7 @@ impl Inner {
     /// effect on RSP is taken back, and the interpreter raises what is to be raised. True if there
     /// was such a transfer, by the link `number`.
     fn take_back_wild_transfer(&mut self, number: u32) -> bool {
-        let rip = self.cpu.state.rip;
-        let is_valid =
-            if self.cpu.mode.is_64() { self.cpu.mode.is_canonical(rip) } else { rip >> 32 == 0 };
-        if is_valid {
+        if is_valid_target(&self.cpu.mode, self.cpu.state.rip) {
             return false;
         }
         let Some((from, moved)) = self.cache.link(number).and_then(|link| link.undo) else {

@@ -4,6 +4,7 @@
 
 use cpu::engine::{Vcpu, VmExit};
 use cpu::state::{State, gpr, rflags};
+use cpu::testing::random::Random;
 use cpu::testing::{Bench, CODE, DATA, IDT, STACK, page};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -131,23 +132,6 @@ fn encoded(repeat: u8, size: u8, opcode: u8, then: &[u8]) -> Vec<u8> {
 /// `pushfq; pop rdx; adc r10, r11; setc bl`.
 const READ_FLAGS: [u8; 8] = [0x9c, 0x5a, 0x4d, 0x11, 0xda, 0x0f, 0x92, 0xc3];
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 8
-    }
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-    fn one_of<T: Copy>(&mut self, values: &[T]) -> T {
-        values[self.below(values.len() as u64) as usize]
-    }
-}
-
 /// How many random cases there are: `usual`, or what the environment asks for.
 fn cases(usual: u64) -> u64 {
     std::env::var("STRING_CASES").ok().and_then(|count| count.parse().ok()).unwrap_or(usual)
@@ -169,7 +153,7 @@ fn count(random: &mut Random) -> u64 {
         1 => 1,
         2..=4 => random.below(20),
         5 => random.below(600),
-        6 => 4096 / random.one_of(&[1, 2, 4, 8]),
+        6 => 4096 / random.pick(&[1, 2, 4, 8]),
         _ => random.below(5000),
     }
 }
@@ -178,14 +162,14 @@ fn count(random: &mut Random) -> u64 {
 #[test]
 fn any_string_instruction() {
     for seed in 1..=cases(400) {
-        let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
-        let repeat = random.one_of(&[0, 0xf3, 0xf3, 0xf2]);
-        let (size, opcode) = (random.one_of(&[1, 2, 4, 8]), random.one_of(&OPCODES));
+        let mut random = Random::new(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        let repeat = random.pick(&[0, 0xf3, 0xf3, 0xf2]);
+        let (size, opcode) = (random.pick(&[1, 2, 4, 8]), random.pick(&OPCODES));
         let (from, to) = (address(&mut random), address(&mut random));
         let to = if random.below(6) == 0 { from + random.below(20) } else { to };
         let count = count(&mut random);
         let special = random.below(10);
-        let value = random.next();
+        let value = random.bits();
         let then: &[u8] = if random.below(2) == 0 { &READ_FLAGS } else { &[] };
         let code = encoded(repeat, size, opcode, then);
         let hole = DATA - 0x1000 + 0x1000 * random.below(4);
@@ -358,15 +342,15 @@ fn implied_operands() {
 #[test]
 fn any_bit_string() {
     for seed in 1..=cases(600) {
-        let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
-        let opcode = random.one_of(&[0xa3, 0xab, 0xb3, 0xbb]);
-        let size = random.one_of(&[2, 4, 8]);
-        let number = random.one_of(&[0u8, 1, 2, 6, 7, 8, 12, 13, 14, 15]);
+        let mut random = Random::new(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        let opcode = random.pick(&[0xa3, 0xab, 0xb3, 0xbb]);
+        let size = random.pick(&[2, 4, 8]);
+        let number = random.pick(&[0u8, 1, 2, 6, 7, 8, 12, 13, 14, 15]);
         let offset = match random.below(4) {
             0 => random.below(64),
             1 => random.below(4096 * 8 * 2),
             2 => random.below(4096 * 8).wrapping_neg(),
-            _ => random.below(1 << 16) | random.next() << 32,
+            _ => random.below(1 << 16) | random.bits() << 32,
         };
         let mut code = vec![0x4d, 0x01, 0xc8];
         code.extend((random.below(3) == 0 && opcode != 0xa3).then_some(0xf0));

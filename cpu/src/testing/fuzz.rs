@@ -77,6 +77,27 @@ impl Subject for Cpu {
     }
 }
 
+/// For how long [`smoke`] goes on.
+const SMOKE_TIME: Duration = Duration::from_secs(10);
+
+/// Runs inputs that `generate` makes of seeds: always the same first, `inputs_min` of them however
+/// slow the host is, and as many as come about in ten seconds. Panics with the first that fails.
+pub fn smoke<E: std::fmt::Debug>(
+    inputs_min: u64,
+    generate: impl Fn(&mut generate::Random) -> Vec<u8>,
+    run: impl Fn(&[u8]) -> Result<(), E> + std::panic::RefUnwindSafe,
+) {
+    let started = Instant::now();
+    let mut seed = 0;
+    while seed < inputs_min || started.elapsed() < SMOKE_TIME {
+        let input = generate(&mut generate::Random(seed));
+        let outcome = std::panic::catch_unwind(|| run(&input));
+        assert!(matches!(outcome, Ok(Ok(()))), "seed {seed}: {outcome:?}\n{input:02x?}");
+        seed += 1;
+    }
+    println!("{seed} inputs");
+}
+
 /// Runs `input` as a guest.
 pub fn guest_code(input: &[u8]) -> Result<(), Failure> {
     guest_code_on(input, |cpu| cpu)

@@ -1,24 +1,11 @@
 //! Random states with a liking for what is special in floating point.
 
 use cpu::fpu::FpuState;
+use cpu::testing::special::{EXPONENTS, SINGLES, x87_register};
 
 /// A small generator (xorshift64*), so that a failure repeats.
 pub struct Random(u64);
 
-const SINGLES: [u32; 12] = [
-    0,
-    0x8000_0000,
-    0x3f80_0000,
-    0xbf80_0000,
-    0x7f80_0000,
-    0xff80_0000,
-    0x7fc0_0000,
-    0x7f80_0001,
-    0x0000_0001,
-    0x807f_ffff,
-    0x7f7f_ffff,
-    0x4f00_0000,
-];
 const DOUBLES: [u64; 12] = [
     0,
     1 << 63,
@@ -33,8 +20,6 @@ const DOUBLES: [u64; 12] = [
     0x7fef_ffff_ffff_ffff,
     0x43e0_0000_0000_0000,
 ];
-const EXPONENTS: [u16; 8] = [0, 1, 0x3fff, 0x4000, 0x403e, 0x7ffe, 0x7fff, 0xbfff];
-
 impl Random {
     pub fn new(seed: u64) -> Self {
         Self(seed)
@@ -88,10 +73,7 @@ impl Random {
             1 => 0x3fe0 + self.below(64) as u16,
             _ => self.next_u64() as u16,
         };
-        let mut register = [0; 16];
-        register[..8].copy_from_slice(&significand.to_le_bytes());
-        register[8..10].copy_from_slice(&exponent.to_le_bytes());
-        register
+        x87_register(exponent, significand)
     }
     /// Vector, mask and x87 registers. Half of the control words and three
     /// quarters of the MXCSRs mask every exception; `is_x87`

@@ -3,6 +3,7 @@
 use cpu::fpu::FpuState;
 use cpu::state::{Activity, Segment, State, attr, seg};
 use cpu::testing::random::Random;
+use cpu::testing::special::{EXPONENTS, SINGLES, x87_register};
 
 use crate::program::{Assembled, Program};
 use crate::quirk::Quirk;
@@ -120,22 +121,6 @@ fn put(pages: &mut [u8], linear: u64, bytes: &[u8]) {
     }
 }
 
-const SINGLES: [u32; 12] = [
-    0,
-    0x8000_0000,
-    0x3f80_0000,
-    0xbf80_0000,
-    0x7f80_0000,
-    0xff80_0000,
-    0x7fc0_0000,
-    0x7f80_0001,
-    0x0000_0001,
-    0x807f_ffff,
-    0x7f7f_ffff,
-    0x4f00_0000,
-];
-const EXPONENTS: [u16; 8] = [0, 1, 0x3fff, 0x4000, 0x403e, 0x7ffe, 0x7fff, 0xbfff];
-
 fn lane(random: &mut Random) -> u64 {
     let single = |random: &mut Random| match random.below(2) {
         0 => random.pick(&SINGLES),
@@ -162,10 +147,7 @@ fn extended(random: &mut Random) -> [u8; 16] {
         1 => 0x3fe0 + random.below(64) as u16,
         _ => random.bits() as u16,
     };
-    let mut register = [0; 16];
-    register[..8].copy_from_slice(&significand.to_le_bytes());
-    register[8..10].copy_from_slice(&exponent.to_le_bytes());
-    register
+    x87_register(exponent, significand)
 }
 
 /// Random vector and x87 registers; most exceptions are masked.

@@ -4,7 +4,7 @@
 //! paged 64-bit modes all of memory is seen three times: from 0, from [`HIGH`] and from [`TOP`].
 
 use cpu::state::{Segment, State, attr, cr0, cr4, seg};
-use cpu::testing::{Bench, CODE, DATA, GDT, IDT, STACK, page, selector};
+use cpu::testing::{Bench, CODE, DATA, GDT, IDT, PD, PDPT, PML4, PT, STACK, page, selector};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -34,10 +34,6 @@ pub const HANDLERS: u64 = 0x11_0000;
 const HANDLER_STACKS: u64 = 0x12_0000;
 const TSS: u64 = 0x1_2000;
 const TOP_PDPT: u64 = 0xc000;
-const PML4: u64 = 0x1000;
-const PDPT: u64 = 0x2000;
-const PD: u64 = 0x3000;
-const PT: u64 = 0x4000;
 const OPEN: u64 = page::PRESENT | page::WRITABLE | page::USER;
 /// A physical address with nothing behind it.
 const NOWHERE: u64 = 0xd000_0000;
