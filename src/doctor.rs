@@ -89,7 +89,8 @@ fn remedies(host: &Host) -> Vec<String> {
     let mut remedies = Vec::new();
     remedies.extend(host.kvm.remedy(host.virtualization.is_some()).map(str::to_owned));
     if !host.limits.has_memfd {
-        remedies.push("Guest memory needs memfd_create: allow it in the sandbox's filter.".into());
+        remedies
+            .push("The translator needs memfd_create: allow it in the sandbox's filter.".into());
     }
     if host.limits.usable_bytes().is_some_and(|bytes| bytes < COMFORTABLE_BYTES) {
         remedies.push("Memory is short: give guests less with --memory, such as 256M.".into());

@@ -1,29 +1,34 @@
-//! RAM and ROM contents: one shared memfd, mapped once.
+//! RAM and ROM contents: one private mapping, of huge pages where the host has them.
+//!
+//! The host gives huge pages to private memory by default, and to a memfd hardly anywhere. A guest
+//! whose working set is beyond the reach of the host's TLB runs up to three times as fast on them.
 // UNSAFETY: maps memory and reaches it with single host instructions, because guest RAM is shared
 // between vCPU threads (and later other processes) that race by design: a Rust reference into it,
 // or a plain load, would be undefined behaviour.
 #![expect(unsafe_code, reason = "unsafe island 1: guest memory is raced on by design")]
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use crate::page_flags::PageFlags;
 use crate::{PAGE_SHIFT, PAGE_SIZE};
 
+/// Bytes of the host's huge pages.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// Why guest memory could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
-    /// The kernel refused the memfd, its size, or the mapping.
+    /// The kernel refused the mapping.
     #[error("cannot get {size:#x} bytes of guest memory")]
     Map {
         /// The size asked for, in bytes.
         size: u64,
         /// What the kernel said.
         #[source]
-        source: rustix::io::Errno,
+        source: Errno,
     },
     /// A size that is zero or no multiple of a page.
     #[error("guest memory size {size:#x} is not a positive multiple of 4096")]
@@ -128,7 +133,6 @@ pub struct HostPtr(pub u64);
 pub struct Ram {
     base: NonNull<u8>,
     size: u64,
-    fd: OwnedFd,
     flags: PageFlags,
 }
 
@@ -145,24 +149,8 @@ impl Ram {
         if size == 0 || size & (PAGE_SIZE - 1) != 0 {
             return Err(RamError::Size { size });
         }
-        let error = |source| RamError::Map { size, source };
-        let fd = memfd_create(c"volvelle-ram", MemfdFlags::CLOEXEC).map_err(error)?;
-        ftruncate(&fd, size).map_err(error)?;
-        // SAFETY: 1. a null hint lets the kernel place the mapping, so nothing is replaced;
-        // 2. the length is the memfd's size.
-        let base = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                length,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED | MapFlags::NORESERVE,
-                &fd,
-                0,
-            )
-        }
-        .map_err(error)?;
-        let base = NonNull::new(base.cast::<u8>()).ok_or(RamError::Size { size })?;
-        Ok(Self { base, size, fd, flags: PageFlags::new((size >> PAGE_SHIFT) as usize) })
+        let base = map_zeroes(length).map_err(|source| RamError::Map { size, source })?;
+        Ok(Self { base, size, flags: PageFlags::new((size >> PAGE_SHIFT) as usize) })
     }
 
     /// The size in bytes.
@@ -175,11 +163,6 @@ impl Ram {
     #[inline]
     pub fn flags(&self) -> &PageFlags {
         &self.flags
-    }
-
-    /// The memfd, for engines that map the same memory elsewhere.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 
     /// Where the byte at `offset` is in this process, for engines that hand memory to the host
@@ -342,6 +325,31 @@ impl Ram {
             let bytes = end.min((page + 1) << PAGE_SHIFT) - start;
             self.note(start, bytes) | code
         })
+    }
+}
+
+/// Maps `length` bytes of zeroes that begin where a huge page may.
+fn map_zeroes(length: usize) -> Result<NonNull<u8>, Errno> {
+    let room = length.checked_add(HUGE_PAGE).ok_or(Errno::NOMEM)?;
+    let rights = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a null hint lets the kernel place the mapping, so nothing is replaced.
+    let start = unsafe { mmap_anonymous(std::ptr::null_mut(), room, rights, flags)? };
+    let before = start.align_offset(HUGE_PAGE);
+    // SAFETY: 1. `before` is less than a huge page, so `base` and `end` are in the mapping or at
+    // its end, and the three parts are all of it; 2. nobody knows of it yet, so what is unmapped is
+    // in no use; 3. the advice changes no contents.
+    unsafe {
+        let base = start.byte_add(before);
+        let end = base.byte_add(length);
+        if before > 0 {
+            munmap(start, before)?;
+        }
+        munmap(end, HUGE_PAGE - before)?;
+        if let Err(error) = madvise(base, length, Advice::LinuxHugepage) {
+            log::info!("guest memory is without huge pages: {error}");
+        }
+        NonNull::new(base.cast()).ok_or(Errno::NOMEM)
     }
 }
 

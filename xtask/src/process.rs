@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 
 /// `/proc/PID/stat` counts in this unit on every Linux for x86, `getconf CLK_TCK`.
 const TICKS_PER_SECOND: u32 = 100;
-/// What guest RAM is called in the list of mappings.
-const GUEST_RAM: &str = "/memfd:volvelle-ram";
+/// What of a process's mappings only guest RAM has: it asks for huge pages.
+const GUEST_RAM: &str = "hg";
 
 /// Processor time of all threads, user and system, and of the children that were waited for.
 pub fn processor_time(process: u32) -> Result<Duration> {
@@ -29,19 +29,23 @@ pub fn host_memory_kib(process: u32) -> Result<u64> {
 /// Sums up the mappings of `smaps`. Pages of a memfd count once, however often they are mapped;
 /// what comes from a file counts whole, whoever else has it too.
 fn beyond_guest_ram(smaps: &str) -> u64 {
-    let mut sum = 0;
-    let (mut is_memfd, mut is_guest_ram) = (false, false);
+    let (mut sum, mut mapping, mut is_memfd) = (0, 0, false);
     for line in smaps.lines() {
         let mut words = line.split_whitespace();
-        let first = words.next().unwrap_or_default();
-        if !first.ends_with(':') {
-            // The head of a mapping: addresses, rights, and at the end its name.
-            (is_memfd, is_guest_ram) = (line.contains("/memfd:"), line.contains(GUEST_RAM));
-        } else if !is_guest_ram && first == (if is_memfd { "Pss:" } else { "Rss:" }) {
-            sum += words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        match words.next().unwrap_or_default() {
+            "VmFlags:" if words.any(|flag| flag == GUEST_RAM) => mapping = 0,
+            first if !first.ends_with(':') => {
+                // The head of a mapping: addresses, rights, and at the end its name.
+                is_memfd = line.contains("/memfd:");
+                sum += std::mem::take(&mut mapping);
+            }
+            first if first == (if is_memfd { "Pss:" } else { "Rss:" }) => {
+                mapping = words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+            }
+            _ => {}
         }
     }
-    sum
+    sum + mapping
 }
 
 #[cfg(test)]
@@ -63,7 +67,7 @@ mod tests {
     fn guest_ram_is_left_out_and_a_memfd_counts_once() {
         let smaps = "\
             55d0-55d1 r-xp 00000000 08:01 1 /usr/bin/volvelle\nRss:   4 kB\nPss:   2 kB\n\
-            7f00-7f01 rw-s 00000000 00:01 2 /memfd:volvelle-ram (deleted)\nRss: 99 kB\nPss: 99 kB\n\
+            7f00-7f01 rw-p 00000000 00:00 0\nRss: 99 kB\nPss: 99 kB\nVmFlags: rd wr hg\n\
             7f10-7f11 rw-s 00000000 00:01 3 /memfd:volvelle-code (deleted)\nRss: 8 kB\nPss: 4 kB\n\
             7f20-7f21 r-xs 00000000 00:01 3 /memfd:volvelle-code (deleted)\nRss: 8 kB\nPss: 4 kB\n\
             7f30-7f31 rw-p 00000000 00:00 0\nRss:  16 kB\nPss: 16 kB\nVmFlags: rd wr mr\n";
