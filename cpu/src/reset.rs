@@ -84,6 +84,7 @@ impl Cpu {
             trace_digest: 0,
             retired: 0,
             break_block: false,
+            device_written: false,
             suppress_step: false,
             pending_dr6: 0,
             native: crate::native::Native::new(),

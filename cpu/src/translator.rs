@@ -101,15 +101,16 @@ impl Cpu {
     }
 
     /// Executes one instruction at `state.rip`, which must have been prepared in the current mode.
-    /// True if the next instruction may follow without a look at anything: no mode, mapping or code
-    /// changed.
+    /// True if the next instruction may follow: no mode or mapping changed, nor did the CPU write
+    /// code. Whether an event waits, or DMA was done over code, is the engine's to look at.
     pub fn execute_prepared(&mut self, insn: &Insn) -> Exec<bool> {
-        self.break_block = false;
+        (self.break_block, self.device_written) = (false, false);
         self.next_rip = insn.next_ip;
         (insn.handler)(self, insn)?;
         self.state.rip = self.next_rip;
         self.retired += 1;
-        Ok(!self.break_block && self.state.shadow == InterruptShadow::None)
+        let is_moved = self.device_written && self.has_new_space();
+        Ok(!self.break_block && !is_moved && self.state.shadow == InterruptShadow::None)
     }
 
     /// Counts instructions that another engine has executed.

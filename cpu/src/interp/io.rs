@@ -92,8 +92,7 @@ fn output<P: Port, T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.check_io_permission(port, T::BYTES)?;
     let value = cpu.reg::<T>(RAX as u8);
     cpu.port_write(port, value);
-    // The write may have reset the machine, moved A20 or raised an interrupt.
-    cpu.break_block = true;
+    cpu.device_written = true;
     Ok(())
 }
 

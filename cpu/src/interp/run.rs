@@ -64,15 +64,21 @@ impl Cpu {
         let is_quiet = (pending == 0 || pending == Events::INTERRUPT && is_closed)
             && self.state.activity == Activity::Active
             && self.state.nmis_pending == 0;
-        if is_quiet && self.mmu.space_generation == self.env.space.generation() {
+        if is_quiet && !self.has_new_space() {
             return None;
         }
         self.boundary_slow()
     }
 
+    /// True if some physical address may have become another thing since the CPU last looked.
+    #[inline]
+    pub(crate) fn has_new_space(&self) -> bool {
+        self.mmu.space_generation != self.env.space.generation()
+    }
+
     #[cold]
     fn boundary_slow(&mut self) -> Option<VmExit> {
-        if self.mmu.space_generation != self.env.space.generation() {
+        if self.has_new_space() {
             self.physical_space_changed();
         }
         let events = Arc::clone(&self.env.events);
@@ -177,7 +183,7 @@ impl Cpu {
             Ok(taken) => taken,
             Err(exception) => return self.deliver_exception(exception),
         };
-        self.break_block = false;
+        (self.break_block, self.device_written) = (false, false);
         self.trace_digest = fold(self.trace_digest, self.state.rip);
         let mut fault = None;
         let count = usize::try_from(count).unwrap_or(usize::MAX);
@@ -187,7 +193,7 @@ impl Cpu {
                 Ok(()) => {
                     self.state.rip = self.next_rip;
                     self.retired += 1;
-                    if self.break_block {
+                    if self.break_block || self.device_written {
                         break;
                     }
                 }
