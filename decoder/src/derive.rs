@@ -32,6 +32,7 @@ pub(crate) fn derive(code: Code) -> Row {
         flags_undefined: rflags(sample.rflags_undefined()),
         memory: memory(code, &sample),
         waits_for_x87: waits_for_x87(code, unit),
+        loads_past_x87: matches!(code.mnemonic(), Mnemonic::Cvtpi2ps | Mnemonic::Cvtpi2pd),
         stack: code.is_stack_instruction(),
         ends_block: ends_block(code, line, executor),
     }

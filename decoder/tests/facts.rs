@@ -119,7 +119,7 @@ c5 f8 ae 10             | 32 | VEX_Vldmxcsr_m32      | StateImage Read:4 Avx pro
 f2 0f 10 00             | 32 | Movsd_xmm_xmmm64      | SimdFloat Read:8 Sse native sse2
 a5                      | 32 | Movsd_m32_m32         | String String:4
 f0 0f 28 00             | 32 | -                     | invalid
-0f 2a 00                | 32 | Cvtpi2ps_xmm_mmm64    | SimdFloat Read:8 SseMmx native waits sse
+0f 2a 00                | 32 | Cvtpi2ps_xmm_mmm64    | SimdFloat Read:8 SseMmx native waits loads past x87 sse
 66 0f 38 dc c1          | 32 | Aesenc_xmm_xmmm128    | Crypto Read:16 aligned Sse native aes
 c5 f8 77                | 32 | VEX_Vzeroupper        | SimdInteger Avx native protected avx
 c5 fc 58 00             | 64 | VEX_Vaddps_ymm_ymm_ymmm256 | SimdFloat Read:32 Avx native protected avx
@@ -156,6 +156,7 @@ fn facts(row: &Row, has_lock: bool) -> String {
     add(row.privilege != Privilege::Any, format!("{:?}", row.privilege));
     add(has_lock, "lock".to_owned());
     add(row.waits_for_x87, "waits".to_owned());
+    add(row.loads_past_x87, "loads past x87".to_owned());
     add(row.stack, "stack".to_owned());
     add(!row.modes.contains(Modes::REAL_V86), "protected".to_owned());
     for feature in row.features.iter() {

@@ -4,6 +4,7 @@ use crate::asm::{Alu, Mem, Patch, Rm, cc};
 use crate::emit::{Emitter, Entry};
 use crate::flow::Flags;
 use crate::memory_access::{TLB_DELTA, TLB_READ, TLB_WRITE};
+use crate::plan::Step;
 use crate::registers::{S0, S1};
 use crate::wanted::Wanted;
 
@@ -35,6 +36,9 @@ pub(crate) const INDIRECT: usize = 2;
 /// Marks one that has its instruction interpreted.
 pub(crate) const RETRY: usize = 3;
 
+/// FWAIT.
+const FWAIT: [u8; 1] = [0x9b];
+
 impl Emitter<'_> {
     pub(crate) fn emit_slow_paths(&mut self) {
         let mut paths = std::mem::take(&mut self.slow);
@@ -43,10 +47,21 @@ impl Emitter<'_> {
             self.current = path.step;
             self.flags = path.flags;
             self.mark(path.step, path.flags.marked());
+            self.raise_pending_x87(path);
             self.emit_slow_path(path);
         }
         paths.clear();
         self.slow = paths;
+    }
+
+    /// An x87 exception that waits comes before anything that a translation of the operand's
+    /// address would leave. On the fast path the instruction itself raises it in time.
+    fn raise_pending_x87(&mut self, path: &SlowPath) {
+        let is_access = !matches!(path.kind, SlowKind::Link { .. });
+        let waits = |step: &Step| step.row.waits_for_x87 && !step.row.loads_past_x87;
+        if is_access && self.steps.get(usize::from(path.step)).is_some_and(waits) {
+            self.asm.raw(&FWAIT);
+        }
     }
 
     fn emit_slow_path(&mut self, path: &SlowPath) {

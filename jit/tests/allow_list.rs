@@ -87,7 +87,7 @@ fn objection(host: &Instruction) -> Option<String> {
     if !is_allowed(decoder::row(host.code())) {
         return Some("is not allowed".into());
     }
-    if host.code().op_code().is_privileged() || host.mnemonic() == Mnemonic::Wait {
+    if host.code().op_code().is_privileged() {
         return Some("is not for programs".into());
     }
     let has_memory = (0..host.op_count()).any(|n| host.op_kind(n) == OpKind::Memory);

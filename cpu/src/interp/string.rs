@@ -65,7 +65,8 @@ impl Cpu {
 
     /// How many elements of `T` at `offset` of `segment` can be touched at once, upwards from
     /// there: to the end of the page, of the index register's range and of the segment, if the page
-    /// is RAM with a cached translation. Gives the RAM offset too.
+    /// is RAM. Gives the RAM offset too. Whether the translation is cached makes no difference: a
+    /// REP that overwrites code stops behind its first run, the same one on every engine.
     fn run_of<T: Word>(
         &mut self,
         insn: &Insn,
@@ -80,17 +81,29 @@ impl Cpu {
         if bytes == 0 || self.linear(segment, offset, bytes, access).ok()? != linear {
             return None;
         }
-        let at = match access {
+        let at = match self.cached(linear, access) {
+            Some(at) => at,
+            None => {
+                self.check_access(segment, offset, T::BYTES, access).ok()?;
+                self.cached(linear, access)?
+            }
+        };
+        Some((at, bytes / T::BYTES))
+    }
+
+    /// The RAM offset of a linear address whose translation is cached.
+    fn cached(&self, linear: u64, access: Access) -> Option<u64> {
+        match access {
             Access::Write => self.mmu.lookup_write(linear),
             Access::Read | Access::Execute => self.mmu.lookup_read(linear),
-        }?;
-        Some((at, bytes / T::BYTES))
+        }
     }
 }
 
 impl Cpu {
     /// The RAM offsets of the elements at rSI and at ES:rDI, and how many of them, up to `limit`,
-    /// can be touched at once at both; `access` is what happens at ES:rDI.
+    /// can be touched at once at both; `access` is what happens at ES:rDI. Both are translated in
+    /// the order of an element: CMPS begins at ES:rDI.
     fn run_of_both<T: Word>(
         &mut self,
         insn: &Insn,
@@ -99,8 +112,15 @@ impl Cpu {
     ) -> Option<(u64, u64, u64)> {
         let (from, to) = (self.index(insn, RSI), self.index(insn, RDI));
         let segment = usize::from(insn.mem.segment);
+        let compared = match access {
+            Access::Read => Some(self.run_of::<T>(insn, seg::ES, to, access)?),
+            Access::Write | Access::Execute => None,
+        };
         let (source, readable) = self.run_of::<T>(insn, segment, from, Access::Read)?;
-        let (target, reachable) = self.run_of::<T>(insn, seg::ES, to, access)?;
+        let (target, reachable) = match compared {
+            Some(run) => run,
+            None => self.run_of::<T>(insn, seg::ES, to, access)?,
+        };
         Some((source, target, limit.min(readable).min(reachable)))
     }
 

@@ -33,7 +33,8 @@ pub(super) fn opcode(bytes: &[u8]) -> u16 {
 /// Executes an x87 or MMX instruction.
 pub(super) fn execute(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let row = decoder::row(insn.iced.code());
-    if row.waits_for_x87 && !cpu.x87_may_proceed()? {
+    let waits = row.waits_for_x87 && !(row.loads_past_x87 && has_memory_operand(&insn.iced));
+    if waits && !cpu.x87_may_proceed()? {
         return Ok(());
     }
     let operand = cpu.x87_operand(insn, row)?;

@@ -260,7 +260,10 @@ fn a_pending_exception_meets_the_next_waiting_instruction() {
     assert_eq!(run(&mut bench, |a| a.wait()), Err(Exception::MF));
     assert_eq!(run(&mut bench, |a| a.paddb(mm0, mm1)), Err(Exception::MF));
     assert_eq!(run(&mut bench, |a| a.fldenv(ptr(rbx))), Err(Exception::MF));
+    assert_eq!(run(&mut bench, |a| a.cvtpi2ps(xmm0, mm0)), Err(Exception::MF));
     assert_eq!(bench.cpu.state.fpu, before);
+    run(&mut bench, |a| a.cvtpi2ps(xmm0, qword_ptr(rbx))).unwrap();
+    run(&mut bench, |a| a.cvtpi2pd(xmm0, qword_ptr(rbx))).unwrap();
     run(&mut bench, |a| a.fnclex()).unwrap();
     run(&mut bench, |a| a.fld1()).unwrap();
 }

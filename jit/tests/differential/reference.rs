@@ -105,16 +105,17 @@ fn run_once(world: &mut World, case: &Case) -> Result<Run, Discard> {
     let started = world.bench.cpu.retired();
     let mut undefined = 0;
     let mut points = vec![point(&world.bench.cpu, 0)];
+    let mut last = None;
     let exit = loop {
         let next = next_instruction(world, case);
         if let Some(instruction) = &next {
             check(&world.bench.cpu, instruction, undefined)?;
+            last = next.filter(|_| !is_handler(world)).or(last);
         }
         let before = world.bench.cpu.state.clone();
         let retired = world.bench.cpu.retired();
         let exit = world.bench.cpu.run(1);
-        let is_handler = world.bench.cpu.state.rip & !(PAGE - 1) == HANDLERS;
-        let is_done = !is_handler && world.bench.cpu.retired() != retired;
+        let is_done = !is_handler(world) && world.bench.cpu.retired() != retired;
         if let Some(instruction) = next.filter(|_| is_done) {
             undefined = undefined_after(&before, &instruction, undefined);
         }
@@ -136,8 +137,13 @@ fn run_once(world: &mut World, case: &Case) -> Result<Run, Discard> {
         contents: world.contents(),
         retired: cpu.retired() - started,
     };
-    let frame_flags = frame_flags(world, case);
+    let frame_flags = frame_flags(world, case, &outcome.contents, last);
     Ok(Run { outcome, points, undefined, frame_flags })
+}
+
+/// The CPU is in the handler of an exception.
+fn is_handler(world: &World) -> bool {
+    world.bench.cpu.state.rip & !(PAGE - 1) == HANDLERS
 }
 
 fn point(cpu: &Cpu, undefined: u64) -> Point {
@@ -229,14 +235,23 @@ fn count(state: &State, instruction: &Instruction) -> u64 {
     count & if operand_bits(instruction) == 64 { 63 } else { 31 }
 }
 
-/// Where the frame of the exception that ended the run has its flags.
-fn frame_flags(world: &World, case: &Case) -> Option<usize> {
+/// Where the frame of the exception that ended the run has its flags; `last` is the instruction
+/// that raised it. INT n pushes no error code, whichever n.
+fn frame_flags(
+    world: &World,
+    case: &Case,
+    contents: &[u8],
+    last: Option<Instruction>,
+) -> Option<usize> {
     let state = &world.bench.cpu.state;
-    if state.rip & !(PAGE - 1) != HANDLERS {
+    if !is_handler(world) {
         return None;
     }
     let vector = (state.rip - HANDLERS) / 16;
-    let has_code = matches!(vector, 8 | 10..=14 | 17);
     let slot = if case.mode.is_paged() { 8 } else { 4 };
+    let top = offset_of(state.gpr[4])?;
+    let pushed = contents.get(top..top + 4)?;
+    let is_trap = last.is_some_and(|last| pushed == (last.next_ip() as u32).to_le_bytes());
+    let has_code = matches!(vector, 8 | 10..=14 | 17) && !is_trap;
     offset_of(state.gpr[4] + slot * (2 + u64::from(has_code)))
 }

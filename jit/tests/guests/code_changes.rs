@@ -8,6 +8,8 @@ use jit::Options;
 use crate::{assemble, bench, compare, run, translator, with_program};
 
 const RAX: usize = 0;
+const RCX: usize = 1;
+const RDX: usize = 2;
 /// A page that shows the first code page again.
 const AGAIN: u64 = CODE + 0x7000;
 const PT: u64 = 0x4000;
@@ -187,4 +189,27 @@ fn code_that_may_not_be_executed_any_more() {
     });
     assert_eq!((state.gpr[RAX], state.cr2), (2, CODE + 0x1000));
     let _ = page::NX;
+}
+
+/// By the interpreter's handler, since its addresses have 32 bits; whether the handler knows the
+/// page already makes no difference.
+#[test]
+fn a_rep_that_overwrites_itself_stops_where_the_interpreter_does() {
+    let source = DATA + 0x1000 - 32;
+    let state = compare(|| {
+        let mut bench = with_program(|a| {
+            a.xor(edx, edx)?;
+            a.mov(ecx, 64)?;
+            a.mov(esi, source as u32)?;
+            a.mov(dword_ptr(rdi + 64), 7)?;
+            a.db(&[0x67, 0xf3, 0xa5])?; // rep movsd, by ESI and EDI
+            a.hlt()
+        });
+        // Onto itself, INC EDX and HLTs; eight of them from the first page.
+        bench.poke(source, &[0xff, 0xc2, 0xf4, 0xf4].repeat(64));
+        bench.cpu.state.gpr[7] = CODE + 19;
+        bench
+    });
+    assert_eq!(state.gpr[RDX], 1);
+    assert_eq!(state.gpr[RCX], 64 - 8, "one run, to the end of the page");
 }
