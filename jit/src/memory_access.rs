@@ -35,7 +35,7 @@ impl Emitter<'_> {
         {
             return self.check_constant(address, size, is_write);
         }
-        self.effective_address(step);
+        self.effective_address(step, size);
         self.check(size, is_write);
         Mem::at(S0)
     }
@@ -111,8 +111,34 @@ impl Emitter<'_> {
         }
     }
 
-    /// Puts the operand's linear address into S0. Destroys S1, not the flags.
-    pub(crate) fn effective_address(&mut self, step: &Step) {
+    /// Puts the linear address of the operand of `size` bytes into S0. Destroys S1, and (outside
+    /// 64-bit mode) the flags.
+    pub(crate) fn effective_address(&mut self, step: &Step, size: u32) {
+        use iced_x86::Register as R;
+        self.offset(step);
+        let segment_base = match step.iced.memory_segment() {
+            R::FS => context!(fs_base),
+            R::GS => context!(gs_base),
+            _ => return,
+        };
+        if !self.around.is_64 && size > 1 {
+            self.stop_at_segment_end(size);
+        }
+        self.asm.load(S1, segment_base);
+        let sum = Mem { base: Some(S0), index: Some((S1, 0)), disp: 0, is_gs: false };
+        if self.around.is_64 { self.asm.lea(S0, sum) } else { self.asm.lea32(S0, sum) }
+    }
+
+    /// Bytes that go on at offset 0 are #GP or #SS. In a segment with base 0 they go on in another
+    /// page too, which the check of the page finds.
+    fn stop_at_segment_end(&mut self, size: u32) {
+        self.asm.alu_imm(false, Alu::Cmp, Rm::Reg(S0), -(size as i32));
+        let from = self.asm.jcc(cc::A);
+        self.add_slow(from, 0, SlowKind::Interpreted);
+    }
+
+    /// Puts the operand's offset in its segment into S0. Destroys S1, not the flags.
+    pub(crate) fn offset(&mut self, step: &Step) {
         use iced_x86::Register as R;
         let iced = &step.iced;
         let (base, index) = (iced.memory_base(), iced.memory_index());
@@ -137,14 +163,6 @@ impl Emitter<'_> {
             }
         }
         self.delta_in_s0 = None;
-        let segment_base = match iced.memory_segment() {
-            R::FS => context!(fs_base),
-            R::GS => context!(gs_base),
-            _ => return,
-        };
-        self.asm.load(S1, segment_base);
-        let sum = Mem { base: Some(S0), index: Some((S1, 0)), disp: 0, is_gs: false };
-        if self.around.is_64 { self.asm.lea(S0, sum) } else { self.asm.lea32(S0, sum) }
     }
 
     /// Compares the page of the address in S0, and that `size` bytes fit in it: *above* is a miss.

@@ -27,6 +27,8 @@ pub(crate) enum SlowKind {
     Group { wanted: Wanted },
     /// As Group; S0 is the address XOR the tag of the stack's own entry, and S1 is free.
     Stack { wanted: Wanted },
+    /// No access: the instruction is to be interpreted.
+    Interpreted,
     /// Nothing but a link of the block.
     Link { link: usize, must_spill: bool },
 }
@@ -89,6 +91,10 @@ impl Emitter<'_> {
                 self.asm.constant(S1, wanted.word());
                 self.asm.call_to(thunks.group);
                 self.asm.jmp_to(path.back);
+            }
+            SlowKind::Interpreted => {
+                self.asm.constant(S1, Wanted::NOTHING.word());
+                self.asm.call_to(thunks.access);
             }
             SlowKind::Stack { wanted } => self.emit_stack_slow_path(path, wanted),
             SlowKind::Link { link, .. } if path.back == INDIRECT => {

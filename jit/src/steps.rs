@@ -254,7 +254,7 @@ impl Emitter<'_> {
             }
             return self.asm.lea32(target, mem);
         }
-        self.effective_address(&plain);
+        self.offset(&plain);
         if !is_wide {
             self.asm.mov32(S0, S0);
         }

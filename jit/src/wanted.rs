@@ -18,6 +18,16 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
+    /// More than any page has: the helper leaves it to the interpreter.
+    pub(crate) const NOTHING: Self = Self {
+        size: 0xffff,
+        is_write: true,
+        is_aligned: false,
+        raises: false,
+        own_writes: false,
+        own_offset: 0,
+    };
+
     /// The word.
     pub(crate) fn word(self) -> u64 {
         let flags = [self.is_write, self.is_aligned, self.raises, self.own_writes];

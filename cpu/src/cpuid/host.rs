@@ -71,7 +71,7 @@ pub(super) fn possible() -> FeatureSet {
 }
 
 /// The host's vendor; one that is neither counts as Intel.
-pub(super) fn vendor() -> Vendor {
+pub(crate) fn vendor() -> Vendor {
     let answer = __cpuid_count(0, 0);
     if answer.ebx == u32::from_le_bytes(*b"Auth") || answer.ebx == u32::from_le_bytes(*b"Hygo") {
         Vendor::Amd

@@ -10,7 +10,7 @@
 
 mod cache;
 pub mod feature;
-mod host;
+pub(crate) mod host;
 mod leaf;
 mod model;
 mod spec;

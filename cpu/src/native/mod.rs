@@ -46,12 +46,14 @@ pub struct ThunkRef {
     generation: u32,
 }
 
-/// What the host's registers can hold.
+/// What the host's registers can hold, and what its units refuse.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HostUnits {
     has_zmm: bool,
     /// KMOVQ exists.
     has_wide_opmasks: bool,
+    /// A misaligned operand of SHA is #GP, as the SDM has it; AMD's processors take it.
+    aligns_sha: bool,
 }
 
 impl HostUnits {
@@ -59,6 +61,7 @@ impl HostUnits {
         Self {
             has_zmm: std::arch::is_x86_feature_detected!("avx512f"),
             has_wide_opmasks: std::arch::is_x86_feature_detected!("avx512bw"),
+            aligns_sha: crate::cpuid::host::vendor() != decoder::Vendor::Amd,
         }
     }
 }

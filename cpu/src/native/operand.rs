@@ -67,6 +67,10 @@ impl Cpu {
     /// APM Vol. 1, "Misaligned Exception Mask": for all legacy forms but the aligned moves.
     fn tolerates_misalignment(&self, insn: &Insn) -> bool {
         use iced_x86::Mnemonic as M;
+        let is_sha = decoder::row(insn.iced.code()).features.contains(decoder::Feature::Sha);
+        if is_sha && !self.native.host.aligns_sha {
+            return true;
+        }
         let is_aligned_move = matches!(
             insn.iced.mnemonic(),
             M::Movaps | M::Movapd | M::Movdqa | M::Movntps | M::Movntpd | M::Movntdq | M::Movntdqa

@@ -3,7 +3,7 @@
 use cpu::Cpu;
 use cpu::engine::{Vcpu, VmExit};
 use cpu::state::{State, rflags};
-use decoder::{Class, Feature, Unit};
+use decoder::{Class, Unit};
 use iced_x86::{Decoder, Instruction, Mnemonic as M, OpKind};
 
 use crate::case::{Case, Ready};
@@ -180,14 +180,12 @@ fn check(cpu: &Cpu, instruction: &Instruction, undefined: u64) -> Result<(), Dis
     Ok(())
 }
 
-/// Exceptions that are the host's business: whether the x87 unit goes to MMX operation before a
-/// SIMD exception, and whether a misaligned operand of SHA is one (on Intel's processors and in the
-/// interpreter, not on AMD's).
+/// True if an exception came of which the host decides what it leaves: whether the x87 unit goes to
+/// MMX operation before a SIMD exception.
 fn is_host_specific(world: &World, instruction: &Instruction) -> bool {
-    let is_handler = |vector: u64| world.bench.cpu.state.rip == HANDLERS + 16 * vector + 1;
-    let row = decoder::row(instruction.code());
-    let is_sha = row.class == Class::Crypto && row.features.contains(Feature::Sha);
-    is_handler(19) && row.unit == Unit::SseMmx || is_sha && row.memory.is_aligned && is_handler(13)
+    const XM: u64 = 19;
+    let is_handler = world.bench.cpu.state.rip == HANDLERS + 16 * XM + 1;
+    is_handler && decoder::row(instruction.code()).unit == Unit::SseMmx
 }
 
 /// The flags that are undefined behind `instruction`, which executed in state `before`.

@@ -1,6 +1,6 @@
 //! Which exception an instruction raises, and what it leaves of its accesses.
 
-use cpu::engine::Vcpu;
+use cpu::engine::{Vcpu, VmExit};
 use cpu::testing::{Bench, CODE, DATA};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -65,4 +65,26 @@ fn a_conversion_from_memory_does_not_wait_for_the_x87_unit() {
     let (rip, is_untouched) = outcome(&bench, &Options::default());
     assert!(rip > CODE && rip < CODE + 0x100, "{rip:#x}");
     assert!(!is_untouched);
+}
+
+/// Bytes of an operand that go on at offset 0 of a segment whose base is not 0.
+#[test]
+fn an_access_over_the_end_of_a_4_gib_segment_is_general_protection() {
+    for (displacement, is_over) in [(0xffff_fffdu32, true), (0xffff_fffc, false)] {
+        let address = displacement.to_le_bytes();
+        // mov ecx, fs:[displacement]; mov ecx, fs:[eax]; hlt
+        let code: [&[u8]; 4] = [&[0x64, 0x8b, 0x0d], &address, &[0x64, 0x8b, 0x08], &[0xf4]];
+        for skipped in [0, 2] {
+            let mut bench = Bench::protected32();
+            let code = if skipped == 0 { code.concat() } else { code[skipped..].concat() };
+            bench.put_code_at(CODE, &code);
+            bench.cpu.state.segments[4].base = DATA + 0x123;
+            bench.cpu.state.gpr[0] = u64::from(displacement);
+            let mut jit = translator(&bench, &Options::default());
+            let exit = jit.run(1000);
+            assert_eq!(exit == VmExit::Shutdown, is_over, "{displacement:#x}, {exit:?}");
+            assert_eq!(exit, bench.cpu.run(1000));
+            assert_eq!(jit.state().rip, bench.cpu.state.rip);
+        }
+    }
 }
