@@ -209,14 +209,6 @@ impl Asm {
         self.modrm(reg, rm, false);
     }
 
-    /// Replaces the bytes at position `at`.
-    pub(crate) fn overwrite(&mut self, at: usize, bytes: &[u8]) {
-        let at = at - self.start;
-        if let Some(old) = self.bytes.get_mut(at..at + bytes.len()) {
-            old.copy_from_slice(bytes);
-        }
-    }
-
     /// `mov reg, reg` of 64 bits; nothing if they are the same.
     pub(crate) fn mov(&mut self, to: Number, from: Number) {
         if to != from {

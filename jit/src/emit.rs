@@ -13,7 +13,7 @@ use std::mem::{offset_of, take};
 use cpu::mmu::View;
 
 use crate::asm::{Alu, Asm, Mem, Patch, Rm, cc};
-use crate::context::{Context, GROUPS, JUMP_HASH, JUMP_SHIFT, ViewOffsets, view_offsets};
+use crate::context::{Context, JUMP_HASH, JUMP_SHIFT, ViewOffsets, view_offsets};
 use crate::flags::SPILL_BYTES;
 use crate::flow::{Effect, Flags, Recipe};
 use crate::plan::{Action, Step};
@@ -148,8 +148,6 @@ pub(crate) struct Emitter<'a> {
     pub(crate) delta_in_s0: Option<u8>,
     /// Words behind the code, and who compares with them.
     constants: Vec<(Patch, u64)>,
-    /// By group: where its delta is stored, while nobody has loaded it.
-    pub(crate) delta_stores: [Option<usize>; GROUPS],
     pub(crate) slow: Vec<SlowPath>,
     pub(crate) marks: Vec<Mark>,
     pub(crate) links: Vec<Link>,
@@ -196,7 +194,6 @@ impl<'a> Emitter<'a> {
             producer: None,
             recipes: take(&mut memory.recipes),
             constants: take(&mut memory.constants),
-            delta_stores: [None; GROUPS],
             rip,
             steps,
             current: 0,
@@ -227,7 +224,6 @@ impl<'a> Emitter<'a> {
         }
         let (mut live, mut spilled) = self.emit_entries(need);
         self.emit_steps();
-        self.drop_unused_deltas();
         let hot_end = self.asm.here();
         for miss in misses.into_iter().flatten() {
             self.asm.patch_here(miss);

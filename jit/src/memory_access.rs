@@ -3,14 +3,15 @@
 //! A check compares the page of the address with the TLB's tag (the read tag, or the write tag,
 //! which is absent until stores need not be noted) and makes the rest of the access a host address.
 //! Accesses by one base register share a check where they lie close together (see
-//! [`crate::plan::Grouper`]); the stack has an entry of its own, which needs no index.
+//! [`crate::grouping::Grouper`]); the stack has an entry of its own, which needs no index.
 
 use std::mem::offset_of;
 
 use crate::asm::{Alu, Mem, Patch, Rm, cc};
 use crate::context::{Context, StackEntry, TlbEntry, view_index};
 use crate::emit::{Emitter, context, in_context};
-use crate::plan::{Access, Action, Step};
+use crate::grouping::Access;
+use crate::plan::{Action, Step};
 use crate::registers::{Number, RSP, S0, S1, host};
 use crate::slow::{SlowKind, SlowPath};
 use crate::wanted::Wanted;
@@ -68,17 +69,16 @@ impl Emitter<'_> {
     fn grouped(&mut self, access: Access, base: Number, displacement: i32, is_write: bool) -> Mem {
         let Some(group) = access.group else { return Mem::at(S0) };
         let delta = Mem::context(offset_of!(Context, deltas) + 8 * usize::from(group));
-        if access.is_first {
+        let is_here = self.delta_in_s0 == Some(group);
+        // The plan may have taken a step for one that leaves S0 alone, wrongly: a second check is
+        // as good.
+        if access.is_first || !is_here && !access.is_kept {
             self.check_group(access, base, displacement, is_write);
-            if let Some(store) = self.delta_stores.get_mut(usize::from(group)) {
-                *store = Some(self.asm.here());
+            if access.is_kept {
+                self.asm.store(delta, S0);
             }
-            self.asm.store(delta, S0);
-        } else if self.delta_in_s0 != Some(group) {
+        } else if !is_here {
             self.asm.load(S0, delta);
-            if let Some(store) = self.delta_stores.get_mut(usize::from(group)) {
-                *store = None;
-            }
         }
         self.delta_in_s0 = Some(group);
         match host(base) {
@@ -245,7 +245,10 @@ impl Emitter<'_> {
     fn check_group(&mut self, access: Access, base: Number, displacement: i32, own_writes: bool) {
         self.free_flags();
         let register = self.read(base, S0);
-        self.asm.lea(S0, Mem::at(register).with_disp(access.lowest));
+        match access.lowest {
+            0 => self.asm.mov(S0, register),
+            lowest => self.asm.lea(S0, Mem::at(register).with_disp(lowest)),
+        }
         let Access { span, has_write: is_write, lowest, .. } = access;
         // An address that is not aligned is #GP before anything that a translation would leave.
         let may_be_misaligned =
@@ -288,14 +291,5 @@ impl Emitter<'_> {
     fn stack_entry(&self) -> usize {
         let index = view_index(self.around.view);
         offset_of!(Context, stack) + index * size_of::<StackEntry>()
-    }
-
-    /// Takes back the stores of deltas that nobody loads.
-    pub(crate) fn drop_unused_deltas(&mut self) {
-        // nop word [rax + rax + 0]: as long as the store.
-        const NOP: [u8; 9] = [0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0];
-        for at in std::mem::take(&mut self.delta_stores).into_iter().flatten() {
-            self.asm.overwrite(at, &NOP);
-        }
     }
 }

@@ -6,7 +6,8 @@ use iced_x86::{Code, Decoder, DecoderError, Instruction};
 
 use crate::cache::{ModeKey, NewBlock};
 use crate::emit::{Emitted, Emitter, Surroundings};
-use crate::plan::{self, Action, Grouper, Step, Target};
+use crate::grouping::Grouper;
+use crate::plan::{self, Action, Step, Target};
 use crate::vcpu::Inner;
 
 /// Instructions in a block at most.
