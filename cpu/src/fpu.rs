@@ -120,6 +120,16 @@ impl FpuState {
         }
     }
 
+    /// What is known of the last instruction: FIP, FCS and FOP.
+    pub fn instruction_pointer(&self) -> (u64, u16, u16) {
+        (self.fip, self.fcs, self.fop)
+    }
+
+    /// What is known of the last operand: FDP and FDS.
+    pub fn data_pointer(&self) -> (u64, u16) {
+        (self.fdp, self.fds)
+    }
+
     /// Makes ES and B what the exceptions and their masks say, as every load of the control or
     /// status word does (SDM Vol. 1, "x87 FPU Status Register").
     #[inline]

@@ -19,6 +19,7 @@ use crate::emit::{Emitted, Entry, Link, Mark, MarkedFlags};
 use crate::flow::Recipe;
 use crate::plan::Step;
 use crate::thunks::Thunks;
+use crate::x87_pointers::X87Step;
 
 /// What a block was translated for, besides its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,6 +198,10 @@ pub(crate) struct Cache {
     /// RIP of each step, as an offset from its block's.
     offsets: Vec<u16>,
     recipes: Vec<Recipe>,
+    /// In order of blocks and steps.
+    pub(crate) x87_steps: Vec<X87Step>,
+    /// One of them has an operand by FS or GS.
+    pub(crate) has_based_x87: bool,
     /// Positions of return sites.
     sites: Vec<u32>,
     pages: Vec<Option<Page>>,
@@ -225,6 +230,8 @@ impl Cache {
             marks: Vec::new(),
             offsets: Vec::new(),
             recipes: Vec::new(),
+            x87_steps: Vec::new(),
+            has_based_x87: false,
             sites: Vec::new(),
             pages: Vec::new(),
             next_page: [0, FIRST_GLOBAL_PAGE],
@@ -245,6 +252,8 @@ impl Cache {
         self.marks.clear();
         self.offsets.clear();
         self.recipes.clear();
+        self.x87_steps.clear();
+        self.has_based_x87 = false;
         self.sites.clear();
         self.pages.clear();
         self.next_page = [0, FIRST_GLOBAL_PAGE];
@@ -524,10 +533,11 @@ impl Cache {
         self.code.write(at, &bytes);
     }
 
-    /// What host position `at` belongs to.
-    pub(crate) fn locate(&self, at: usize) -> Option<Place> {
+    /// The number of the block at host position `at`, and the mark that holds there.
+    fn mark_at(&self, at: usize) -> Option<(usize, &Mark)> {
         let after = self.blocks.partition_point(|block| block.start as usize <= at);
-        let block = self.blocks.get(after.checked_sub(1)?)?;
+        let number = after.checked_sub(1)?;
+        let block = self.blocks.get(number)?;
         if at >= block.end as usize {
             return None;
         }
@@ -535,6 +545,27 @@ impl Cache {
         let marks_end = self.blocks.get(after).map_or(self.marks.len(), |b| b.first_mark as usize);
         let marks = self.marks.get(block.first_mark as usize..marks_end)?;
         let mark = marks.get(marks.partition_point(|mark| mark.host <= offset).checked_sub(1)?)?;
+        Some((number, mark))
+    }
+
+    /// The x87 instruction at the host address that ends in `low`, and the last one of its block
+    /// up to it that has a memory operand.
+    pub(crate) fn x87_steps_at(&self, low: u32) -> Option<(X87Step, Option<X87Step>)> {
+        let at = low.wrapping_sub(self.code.base() as u32) as usize;
+        let (number, mark) = self.mark_at(at)?;
+        let place = |step: &X87Step| (step.block as usize, step.step);
+        let here = (number, mark.step);
+        let end = self.x87_steps.partition_point(|step| place(step) <= here);
+        let until = self.x87_steps.get(..end)?;
+        let last = until.last().filter(|step| place(step) == here)?;
+        let of_block = until.iter().rev().take_while(|step| step.block == last.block);
+        Some((*last, of_block.copied().find(X87Step::has_memory)))
+    }
+
+    /// What host position `at` belongs to.
+    pub(crate) fn locate(&self, at: usize) -> Option<Place> {
+        let (number, mark) = self.mark_at(at)?;
+        let block = self.blocks.get(number)?;
         let step_offset =
             *self.offsets.get(block.first_offset as usize + usize::from(mark.step))?;
         let recipe = |number: u8| {

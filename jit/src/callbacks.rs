@@ -23,7 +23,7 @@ impl Inner {
             let Some(host) = self.host_address(address, what) else {
                 return self.stop_or_raise(Exit::Interpret, from);
             };
-            if self.remote.enter_code() {
+            if self.enter_code() {
                 return host;
             }
             self.serve_requests();
@@ -36,6 +36,12 @@ impl Inner {
         if self.options.trash_helpers {
             runtime::trash();
         }
+    }
+
+    /// What every helper that goes back to the code ends with. False if it must wait.
+    fn enter_code(&mut self) -> bool {
+        self.revive_x87();
+        self.remote.enter_code()
     }
 
     /// What the helpers for accesses that miss their TLB begin with.
@@ -174,7 +180,7 @@ impl Inner {
                 self.slow.ungrouped += u64::from(self.fault.is_none());
                 return self.stop_or_raise(Exit::Ungrouped, from);
             };
-            if self.remote.enter_code() {
+            if self.enter_code() {
                 return host.wrapping_sub(address & !0xfff);
             }
             self.serve_requests();
@@ -223,13 +229,13 @@ impl Inner {
             self.stop_at(place, Exit::Interpret);
             return false;
         };
-        if needs_x87 {
-            self.settle_x87();
-        }
         let context = self.slots.current_context();
         context.budget = context.budget.wrapping_add(left);
         let rest = context.budget;
         self.save_context();
+        if needs_x87 {
+            self.settle_x87();
+        }
         let Some(Handler { insn, .. }) = self.handlers.get(number) else { return false };
         self.cpu.state.rip = insn.iced.ip();
         let next_ip = insn.next_ip;
@@ -249,13 +255,9 @@ impl Inner {
             self.mode = None;
             return false;
         }
-        if !self.is_x87_live {
-            runtime::load_x87(&self.cpu.state.fpu);
-            self.is_x87_live = true;
-        }
         self.reload_context(rest.wrapping_sub(left));
         self.entered_budget = rest.wrapping_sub(1);
-        self.remote.enter_code()
+        self.enter_code()
     }
 
     /// Something waits that translated code does not see.

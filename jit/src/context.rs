@@ -263,6 +263,29 @@ impl Context {
         tlb.get_mut(index)
     }
 
+    /// The linear page that `view` reaches at a host address that ends in `host`: the one of
+    /// `likely` if it is there, else any.
+    pub(crate) fn page_at(&mut self, view: View, host: u32, likely: Option<u64>) -> Option<u64> {
+        let is_here = |entry: &TlbEntry| entry.host as u32 == host && entry.host != 0;
+        if let Some(linear) = likely
+            && let Some(entry) = self.entry(view, linear)
+            && entry.read_tag == linear & !0xfff
+            && is_here(entry)
+        {
+            return Some(entry.read_tag);
+        }
+        let mut filled = self.filled[view_index(view)];
+        while filled != 0 {
+            let chunk = filled.trailing_zeros() as usize;
+            filled &= filled - 1;
+            let entries = self.tlb(view).get(chunk * CHUNK..(chunk + 1) * CHUNK)?;
+            if let Some(entry) = entries.iter().find(|entry| is_here(entry)) {
+                return Some(entry.read_tag);
+            }
+        }
+        None
+    }
+
     /// The jump cache of `view`.
     pub(crate) fn jumps(&mut self, view: View) -> &mut JumpCache {
         match view {

@@ -11,6 +11,7 @@
 //! Known limits: memory that other vCPUs or devices change meanwhile looks like a difference.
 
 use cpu::engine::Vcpu;
+use cpu::fpu::FpuState;
 use cpu::state::State;
 use iced_x86::Decoder;
 use memory::PAGE_SIZE;
@@ -64,6 +65,7 @@ impl Inner {
         self.settle_x87();
         let journal = self.journal.take().unwrap_or_default();
         let undefined = self.undefined_flags(before.rip, executed);
+        let pointers = Pointers::of(&before.fpu);
         let mut translated = std::mem::replace(&mut self.cpu.state, before);
         self.cpu.mode_changed();
         let pages: Vec<Box<[u8]>> = journal.iter().map(|kept| self.exchange(kept)).collect();
@@ -84,6 +86,7 @@ impl Inner {
             translated.fpu.mxcsr &= !raised;
         }
         let mut differences = compare(&translated, &self.cpu.state, undefined);
+        differences.extend(pointers.compare(&translated.fpu, &self.cpu.state.fpu));
         if done != executed {
             differences.push(format!("{executed} instructions, interpreted {done}"));
         }
@@ -134,6 +137,34 @@ impl Inner {
             let address = ram_page + at as u64;
             differences.push(format!("RAM {address:#x}: {b:#x}, interpreted {a:#x}"));
         }
+    }
+}
+
+/// The last x87 instruction and operand before a block.
+struct Pointers {
+    instruction: (u64, u16, u16),
+    data: (u64, u16),
+}
+
+impl Pointers {
+    fn of(fpu: &FpuState) -> Self {
+        Self { instruction: fpu.instruction_pointer(), data: fpu.data_pointer() }
+    }
+
+    /// Which of the pointers differ. The host may lose its own in a switch of threads; then they
+    /// are what they were.
+    fn compare(&self, translated: &FpuState, interpreted: &FpuState) -> Vec<String> {
+        let (now, expected) = (Self::of(translated), Self::of(interpreted));
+        let mut differences = Vec::new();
+        if ![self.instruction, expected.instruction].contains(&now.instruction) {
+            let (now, expected) = (now.instruction, expected.instruction);
+            differences.push(format!("x87 FIP, FCS, FOP {now:x?}, interpreted {expected:x?}"));
+        }
+        if ![self.data, expected.data].contains(&now.data) {
+            let (now, expected) = (now.data, expected.data);
+            differences.push(format!("x87 FDP, FDS {now:x?}, interpreted {expected:x?}"));
+        }
+        differences
     }
 }
 

@@ -46,6 +46,7 @@ mod thunks;
 mod translate;
 mod vcpu;
 mod wanted;
+mod x87_pointers;
 
 use std::sync::Arc;
 

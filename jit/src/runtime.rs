@@ -86,25 +86,68 @@ extern "sysv64" fn handler(owner: *mut Inner, _: u64, number: u64, from: u64) ->
     u64::from(inner.run_handler(number as usize, from as usize))
 }
 
-/// Takes the x87 unit's contents over into `fpu`, and leaves the unit as Rust expects it.
-pub(crate) fn save_x87(fpu: &mut FpuState) {
+/// Takes the x87 unit's contents over into `fpu`, and leaves the unit as Rust expects it. The
+/// pointers are the host's, and those of `fpu` stay.
+pub(crate) fn save_x87(fpu: &mut FpuState) -> HostPointers {
     let mut image = Image([0; fxsave::BYTES]);
-    // SAFETY: 1. the image has the size and alignment that FXSAVE wants; 2. FNINIT changes the x87
-    // unit only, which no Rust code uses.
+    let mut environment = [0; ENVIRONMENT_WORDS];
+    // SAFETY: 1. the image has the size and alignment that FXSAVE wants; 2. the environment has the
+    // size that FNSTENV stores in 64-bit mode; 3. FNSTENV and FNINIT change the x87 unit only,
+    // which no Rust code uses.
     unsafe {
+        // Before FNSTENV, which masks the exceptions; not all processors store the pointers by it.
         std::arch::x86_64::_fxsave64(image.0.as_mut_ptr());
-        std::arch::asm!("fninit", options(nostack, preserves_flags));
+        std::arch::asm!(
+            "fnstenv [{}]", "fninit", in(reg) environment.as_mut_ptr(),
+            options(nostack, preserves_flags)
+        );
     }
     fpu.read_x87(&image.0);
+    HostPointers::of(&environment)
+}
+
+/// True if the x87 unit has executed an instruction since [`load_x87`].
+pub(crate) fn has_x87_run() -> bool {
+    let mut environment = [0; ENVIRONMENT_WORDS];
+    // SAFETY: 1. as in `save_x87`; 2. FLDCW puts back the masks, which are the first word of what
+    // was stored, and raises nothing: none is pending while all are masked.
+    unsafe {
+        std::arch::asm!(
+            "fnstenv [{0}]", "fldcw [{0}]", in(reg) environment.as_mut_ptr(),
+            options(nostack, preserves_flags)
+        );
+    }
+    HostPointers::of(&environment).instruction != 0
+}
+
+/// Words of the environment that FNSTENV stores (SDM Vol. 1, "Protected Mode x87 FPU State Image in
+/// Memory, 32-Bit Format").
+const ENVIRONMENT_WORDS: usize = 7;
+
+/// The low halves of the host addresses of the last x87 instruction and its operand; 0 if there was
+/// none since the unit was loaded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HostPointers {
+    pub(crate) instruction: u32,
+    pub(crate) operand: u32,
+}
+
+impl HostPointers {
+    fn of(environment: &[u32; ENVIRONMENT_WORDS]) -> Self {
+        let [_, _, _, instruction, _, operand, _] = *environment;
+        Self { instruction, operand }
+    }
 }
 
 /// Puts `fpu`'s x87 part into the unit. The XMM registers are whatever the image says: the enter
-/// thunk loads them afterwards.
+/// thunk loads them afterwards. The unit's pointers become 0: by the image, or, where FXRSTOR loads
+/// none without a pending exception, since FNINIT has left them so.
 pub(crate) fn load_x87(fpu: &FpuState) {
     let mut image = Image([0; fxsave::BYTES]);
     // SAFETY: the image has the size and alignment that FXSAVE wants. It is begun by the host's own
     // state so that the XMM registers and MXCSR stay what they are.
     unsafe { std::arch::x86_64::_fxsave64(image.0.as_mut_ptr()) };
+    image.0[fxsave::FOP..fxsave::MXCSR].fill(0);
     fpu.write_x87(&mut image.0);
     // SAFETY: 1. as above; 2. MXCSR in the image is the host's own, so it has no reserved bit.
     unsafe { std::arch::x86_64::_fxrstor64(image.0.as_ptr()) };

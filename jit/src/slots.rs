@@ -97,11 +97,13 @@ impl Slots {
         self.context(self.current)
     }
 
-    /// Makes the slot of `pcid` the current one.
+    /// True if the slot of `pcid` is the current one.
+    pub(crate) fn is_selected(&self, pcid: u16) -> bool {
+        self.slots[self.current].pcid == Some(pcid)
+    }
+
+    /// Makes the slot of `pcid`, which is not the current one, that.
     pub(crate) fn select(&mut self, pcid: u16) {
-        if self.slots[self.current].pcid == Some(pcid) {
-            return;
-        }
         self.clock += 1;
         self.slots[self.current].last_used = self.clock;
         let found = self.slots.iter().position(|slot| slot.pcid == Some(pcid));

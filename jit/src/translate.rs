@@ -50,6 +50,16 @@ impl Default for Scratch {
     }
 }
 
+impl Scratch {
+    /// The steps of the block that is being made: number, bytes from the first of its encoding on,
+    /// and instruction.
+    pub(crate) fn steps(&self) -> impl Iterator<Item = (u16, &[u8], &Instruction)> {
+        self.steps.iter().zip(0..).map(|(step, number)| {
+            (number, self.bytes.get(step.at..).unwrap_or_default(), &step.iced)
+        })
+    }
+}
+
 /// Which forms raise an exception instead of executing: the CPU's answers by mode and form.
 #[derive(Default)]
 struct Gates {
@@ -352,8 +362,9 @@ impl Inner {
             steps,
             guest_bytes,
         });
-        if added.is_none() {
-            self.clear_cache();
+        match added {
+            Some(number) => self.remember_x87_steps(number, key.view),
+            None => self.clear_cache(),
         }
         if let (Some(map), Some(block)) =
             (&self.options.perf_map, added.and_then(|n| self.cache.block(n)))

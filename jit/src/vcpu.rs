@@ -266,6 +266,7 @@ impl Inner {
     /// Does what waits: flushes, requests of other threads.
     pub(crate) fn serve(&mut self) {
         if self.cpu.has_flushes() {
+            self.note_x87_before_switch();
             for flush in self.cpu.take_flushes().iter() {
                 self.slots.flush(flush, &self.cache);
             }
@@ -295,6 +296,8 @@ impl Inner {
 
     /// Drops everything translated.
     pub(crate) fn clear_cache(&mut self) {
+        // The instructions that the x87 unit points to go with it.
+        self.settle_x87();
         self.cache.clear();
         self.handlers.clear();
         self.slots.forget_code();
@@ -317,7 +320,10 @@ impl Inner {
             } else {
                 0
             };
-            self.slots.select(pcid);
+            if !self.slots.is_selected(pcid) {
+                self.note_x87_before_switch();
+                self.slots.select(pcid);
+            }
         }
         self.mode
     }
@@ -392,10 +398,7 @@ impl Inner {
     fn execute(&mut self, code: usize, budget: u64) -> Arrival {
         let is_checked = self.options.cross_check && self.is_mapped();
         let before = is_checked.then(|| (self.begin_check(), self.cpu.retired()));
-        if !self.is_x87_live {
-            runtime::load_x87(&self.cpu.state.fpu);
-            self.is_x87_live = true;
-        }
+        self.revive_x87();
         self.load_context(budget);
         if !self.remote.enter_code() {
             return Arrival::default();
@@ -533,13 +536,6 @@ impl Inner {
         }
         self.interpret(1);
         Arrival::default()
-    }
-
-    /// Takes x87 state out of the host's unit, if it is there.
-    pub(crate) fn settle_x87(&mut self) {
-        if std::mem::take(&mut self.is_x87_live) {
-            runtime::save_x87(&mut self.cpu.state.fpu);
-        }
     }
 
     /// The place of a call's return address.

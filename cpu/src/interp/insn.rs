@@ -116,7 +116,7 @@ fn segment_number(register: Register) -> u8 {
 
 /// The segment of the memory operand. 64-bit mode ignores the overrides of ES, CS, SS and DS, which
 /// shows in the vector of a non-canonical address: #SS through rSP and rBP, else #GP.
-fn operand_segment(iced: &Instruction) -> u8 {
+pub fn operand_segment(iced: &Instruction) -> u8 {
     let segment = segment_number(iced.memory_segment());
     if iced.code_size() != CodeSize::Code64 || usize::from(segment) >= seg::FS {
         return segment;

@@ -37,6 +37,7 @@ use crate::interp::insn::{Handler, Insn, has_memory_operand};
 use crate::state::{cr4, rflags};
 use code_memory::{CodeMemory, Inputs, Outputs, Scratch};
 use thunk::{Key, Plan, Renamed, Thunk};
+pub use x87::x87_opcode;
 
 /// Which thunk executes a decoded instruction.
 #[derive(Clone, Copy, Debug, Default)]

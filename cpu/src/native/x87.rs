@@ -5,7 +5,7 @@
 //! raise it: pending ones are looked for before a waiting instruction runs.
 
 use decoder::{MemoryShape, Row, Unit};
-use iced_x86::Mnemonic;
+use iced_x86::{Instruction, Mnemonic};
 
 use super::code_memory::{HOST_MXCSR, Outputs};
 use super::operand::Operand;
@@ -28,6 +28,13 @@ pub(super) fn opcode(bytes: &[u8]) -> u16 {
         Some(&[first, modrm, ..]) => u16::from(first & 7) << 8 | u16::from(modrm),
         _ => 0,
     }
+}
+
+/// FOP behind `iced`, whose encoding `bytes` starts with; `None` if it leaves the pointers as they
+/// are.
+pub fn x87_opcode(iced: &Instruction, bytes: &[u8]) -> Option<u16> {
+    let is_noted = decoder::row(iced.code()).unit == Unit::X87 && !is_control(iced.mnemonic());
+    is_noted.then(|| opcode(bytes))
 }
 
 /// Executes an x87 or MMX instruction.

@@ -5,6 +5,7 @@ use cpu::state::{Activity, Segment, State, attr, seg};
 use cpu::testing::random::Random;
 use cpu::testing::special::{EXPONENTS, SINGLES, x87_register};
 
+use crate::pool::STORES_X87_POINTERS;
 use crate::program::{Assembled, Program};
 use crate::quirk::Quirk;
 use crate::world::{COUNTER, Mode, PAGE, PAGES, Rights, TABLE, World};
@@ -60,6 +61,12 @@ pub struct Ready {
 }
 
 impl Case {
+    /// True if it stores the pointers of the x87 unit.
+    pub fn stores_x87_pointers(&self) -> bool {
+        let items = &self.program.items;
+        items.iter().any(|item| STORES_X87_POINTERS.contains(&item.instruction.mnemonic()))
+    }
+
     /// The bytes and the state for `world`; `None` if the program cannot be encoded.
     pub fn ready(&self, world: &World) -> Option<Ready> {
         let assembled = self.program.assemble(self.mode.bits(), self.start.base)?;

@@ -1,9 +1,10 @@
 //! What differs between two outcomes, in few words.
 
+use cpu::fpu::FpuState;
 use cpu::state::State;
 
-use crate::reference::{Outcome, Run};
-use crate::world::{MAY_BE_EARLY, is_entry, place_name};
+use crate::reference::{Outcome, Point, Run};
+use crate::world::{MAY_BE_EARLY, is_entry, physical, place_name};
 
 const NAMES: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
@@ -47,8 +48,23 @@ impl Differences {
         }
     }
 
-    /// Adds everything of two states but general registers, RIP and flags. The last instruction and
-    /// operand of x87 are left out ([`crate::pool::KNOWN_DIFFERENCES`]).
+    /// Adds the last instruction and operand of x87. Each must be what it is in the interpreter or
+    /// was at some point before, since the host's unit loses its own in a switch of threads or a
+    /// signal; of two pages that are the same memory either may be the operand's.
+    fn pointers(&mut self, jit: &FpuState, interpreter: &FpuState, points: &[Point]) {
+        let instruction = jit.instruction_pointer();
+        if !points.iter().any(|point| point.x87_instruction == instruction) {
+            let expected = interpreter.instruction_pointer();
+            self.text("fip, fcs, fop", &instruction, &expected);
+        }
+        let place = |(offset, selector): (u64, u16)| (physical(offset), selector);
+        let data = jit.data_pointer();
+        if !points.iter().any(|point| place(point.x87_data) == place(data)) {
+            self.text("fdp, fds", &data, &interpreter.data_pointer());
+        }
+    }
+
+    /// Adds everything of two states but general registers, RIP, flags and the pointers of x87.
     fn state(&mut self, jit: &State, interpreter: &State) {
         for (name, one, other) in [
             ("cr0", jit.cr0, interpreter.cr0),
@@ -113,13 +129,14 @@ impl Differences {
 /// What differs between the translator's outcome and the interpreter's. The count of instructions
 /// is compared if `is_counting`.
 pub fn differences(jit: &Outcome, interpreter: &Run, is_counting: bool) -> Vec<String> {
-    let Run { outcome, undefined, frame_flags, .. } = interpreter;
+    let Run { outcome, undefined, frame_flags, points } = interpreter;
     let mut list = Differences::default();
     list.text("exit", &jit.exit, &outcome.exit);
     list.number("rip", jit.state.rip, outcome.state.rip);
     list.number("rflags", jit.state.rflags & !undefined, outcome.state.rflags & !undefined);
     list.general(&jit.state.gpr, &outcome.state.gpr);
     list.state(&jit.state, &outcome.state);
+    list.pointers(&jit.state.fpu, &outcome.state.fpu, points);
     if is_counting {
         list.number("retired", jit.retired, outcome.retired);
     }

@@ -84,7 +84,7 @@ impl Bench {
         self.done += 1;
         for kind in kinds() {
             let found = self.translator.run(kind, &case, &ready, &runs);
-            if !found.is_empty() {
+            if !found.is_empty() && !shrink::is_lost(&case, kind) {
                 return Some(self.report(&case, kind, &found));
             }
         }

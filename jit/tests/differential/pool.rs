@@ -8,9 +8,9 @@ use iced_x86::Mnemonic as M;
 
 use crate::world::Mode;
 
-/// What translated code does otherwise than the interpreter, and is left out of programs: the x87
-/// unit's last instruction and operand are not tracked, so nothing that stores them is comparable.
-pub const KNOWN_DIFFERENCES: &[M] = &[
+/// What stores the pointers of the x87 unit to memory. The host's unit, which has them for the
+/// translator, may lose them in a switch of threads: a difference that does not come again is that.
+pub const STORES_X87_POINTERS: &[M] = &[
     M::Fnstenv,
     M::Fstenv,
     M::Fnsave,
@@ -65,8 +65,7 @@ fn is_unwelcome(row: &Row) -> bool {
         row.privilege,
         Privilege::Cpl0 | Privilege::Cpl0Undefined | Privilege::Tsd | Privilege::Pce
     ) && !matches!(row.class, Class::Flag);
-    KNOWN_DIFFERENCES.contains(&mnemonic)
-        || is_system
+    is_system
         || is_privileged
         || matches!(mnemonic, M::Lmsw | M::Clts | M::Swapgs | M::Monitor | M::Wrpkru | M::Xsetbv)
 }

@@ -39,6 +39,10 @@ pub struct Point {
     pub undefined: u64,
     /// General registers.
     pub gpr: [u64; 16],
+    /// The last x87 instruction.
+    pub x87_instruction: (u64, u16, u16),
+    /// The last x87 operand.
+    pub x87_data: (u64, u16),
 }
 
 /// How a run ended.
@@ -147,7 +151,15 @@ fn is_handler(world: &World) -> bool {
 }
 
 fn point(cpu: &Cpu, undefined: u64) -> Point {
-    Point { rip: cpu.state.rip, rflags: cpu.state.rflags, undefined, gpr: cpu.state.gpr }
+    let state = &cpu.state;
+    Point {
+        rip: state.rip,
+        rflags: state.rflags,
+        undefined,
+        gpr: state.gpr,
+        x87_instruction: state.fpu.instruction_pointer(),
+        x87_data: state.fpu.data_pointer(),
+    }
 }
 
 fn next_instruction(world: &World, case: &Case) -> Option<Instruction> {

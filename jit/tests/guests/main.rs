@@ -9,6 +9,7 @@ mod mappings;
 mod returns;
 mod time;
 mod two_vcpus;
+mod x87_pointers;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,0 +1,146 @@
+//! The guest's last x87 instruction and operand, from what the host's unit knows of its own.
+//!
+//! The unit notes the host addresses of the last instruction and of its operand (SDM Vol. 1, "x87
+//! FPU Instruction and Data (Operand) Pointers"), so translated code need not. Who takes the unit's
+//! contents out is told the two, and finds the guest's by the tables of blocks and by the TLB.
+//! Whatever cannot be found stays as it was: a host whose processor saves no pointers without a
+//! pending exception loses them in a switch of threads or a signal, as its own programs do.
+
+use cpu::interp::insn::operand_segment;
+use cpu::mmu::View;
+use cpu::native::x87_opcode;
+use cpu::state::seg;
+use iced_x86::{CodeSize, Instruction, OpKind};
+
+use crate::runtime::{self, HostPointers};
+use crate::vcpu::Inner;
+
+/// A translated x87 instruction that is no control instruction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct X87Step {
+    /// Number of its block, and its own in it.
+    pub(crate) block: u32,
+    pub(crate) step: u16,
+    /// What it makes of FOP.
+    opcode: u16,
+    view: View,
+    /// The segment of its operand.
+    segment: usize,
+    /// FCS and FDS: selectors as they were when the block was made, since those of now may be of
+    /// another privilege.
+    code_selector: u16,
+    data_selector: u16,
+    iced: Instruction,
+}
+
+impl X87Step {
+    /// Which of its operands is in memory.
+    fn memory_operand(&self) -> Option<u32> {
+        let iced = &self.iced;
+        (0..iced.op_count()).find(|&operand| iced.op_kind(operand) == OpKind::Memory)
+    }
+
+    /// True if it changes FDP.
+    pub(crate) fn has_memory(&self) -> bool {
+        self.memory_operand().is_some()
+    }
+
+    /// True if its operand's offset is not its linear address.
+    fn is_based(&self) -> bool {
+        self.segment >= seg::FS
+    }
+}
+
+impl Inner {
+    /// Takes x87 state out of the host's unit, if it is there.
+    pub(crate) fn settle_x87(&mut self) {
+        if std::mem::take(&mut self.is_x87_live) {
+            let host = runtime::save_x87(&mut self.cpu.state.fpu);
+            self.note_x87_pointers(host);
+        }
+    }
+
+    /// Puts x87 state into the host's unit, if it is not there.
+    pub(crate) fn revive_x87(&mut self) {
+        if !std::mem::replace(&mut self.is_x87_live, true) {
+            runtime::load_x87(&self.cpu.state.fpu);
+        }
+    }
+
+    /// Notes the pointers while the TLB still knows the last operand: translations are about to go,
+    /// or another address space to come.
+    pub(crate) fn note_x87_before_switch(&mut self) {
+        if self.is_x87_live && runtime::has_x87_run() {
+            self.settle_x87();
+        }
+    }
+
+    /// Remembers the x87 instructions of block `number`, which was just made.
+    pub(crate) fn remember_x87_steps(&mut self, number: u32, view: View) {
+        let segments = &self.cpu.state.segments;
+        for (step, bytes, iced) in self.scratch.steps() {
+            let Some(opcode) = x87_opcode(iced, bytes) else { continue };
+            let segment = usize::from(operand_segment(iced));
+            let new = X87Step {
+                block: number,
+                step,
+                opcode,
+                view,
+                segment,
+                code_selector: segments[seg::CS].selector,
+                data_selector: segments[segment].selector,
+                iced: *iced,
+            };
+            self.cache.has_based_x87 |= new.has_memory() && new.is_based();
+            self.cache.x87_steps.push(new);
+        }
+    }
+
+    /// Makes the state's pointers those of the last x87 instruction of translated code, by the
+    /// host's, if the unit has executed one since it was loaded.
+    fn note_x87_pointers(&mut self, host: HostPointers) {
+        if host.instruction == 0 {
+            return;
+        }
+        let Some((last, owner)) = self.cache.x87_steps_at(host.instruction) else { return };
+        let operand = self.x87_operand(owner.as_ref().unwrap_or(&last), host.operand);
+        let fpu = &mut self.cpu.state.fpu;
+        (fpu.fip, fpu.fcs, fpu.fop) = (last.iced.ip(), last.code_selector, last.opcode);
+        if let Some((offset, selector)) = operand {
+            (fpu.fdp, fpu.fds) = (offset, selector);
+        }
+    }
+
+    /// FDP and FDS of an operand at a host address that ends in `host`, accessed by `step`, or by
+    /// an unknown instruction of an earlier block if `step` has no memory operand. That one is
+    /// taken to have used DS, if there is none with a base that it could be.
+    fn x87_operand(&mut self, step: &X87Step, host: u32) -> Option<(u64, u16)> {
+        if host == 0 || !step.has_memory() && self.cache.has_based_x87 {
+            return None;
+        }
+        let base = match step.segment {
+            seg::FS => self.slots.current_context().fs_base,
+            seg::GS => self.slots.current_context().gs_base,
+            _ => 0,
+        };
+        // Where two pages are the same memory, the registers may still tell which one it was.
+        let by_registers = self.x87_offset(step);
+        let likely = by_registers.map(|offset| offset.wrapping_add(base));
+        let page = self.slots.current_context().page_at(step.view, host & !0xfff, likely)?;
+        let offset = (page | u64::from(host & 0xfff)).wrapping_sub(base);
+        let is_64 = step.iced.code_size() == CodeSize::Code64;
+        let offset = if is_64 { offset } else { offset & 0xffff_ffff };
+        // The base may have changed since: then the two disagree.
+        let is_certain = !step.is_based() || by_registers == Some(offset);
+        is_certain.then_some((offset, step.data_selector))
+    }
+
+    /// The offset of the memory operand of `step` by the registers of now.
+    fn x87_offset(&self, step: &X87Step) -> Option<u64> {
+        let registers = &self.cpu.state.gpr;
+        step.iced.virtual_address(step.memory_operand()?, 0, |register, _, _| {
+            let is_general = register.is_gpr();
+            Some(registers.get(register.number()).filter(|_| is_general).copied().unwrap_or(0))
+        })
+    }
+}

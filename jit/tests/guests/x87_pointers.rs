@@ -1,0 +1,176 @@
+//! What an x87 unit tells of its last instruction and operand.
+
+use cpu::engine::{Vcpu, VmExit};
+use cpu::testing::{Bench, CODE, DATA};
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use jit::Options;
+
+use crate::{run, translator, with_program};
+
+/// Runs until the host has not lost its unit's pointers by a switch of threads between the
+/// instruction and who asks.
+const TRIES: usize = 20;
+/// What guests store.
+const ENVIRONMENT: u64 = DATA + 0x800;
+/// A page of data that is used by no other address.
+const OTHER: u64 = DATA + 0x5000;
+
+/// Words of a stored environment, as FNSTENV has them in protected mode.
+type Environment = [u32; 7];
+
+/// The environment that a guest has stored, and the state's own pointers.
+type Seen = (Environment, (u64, u16, u16), (u64, u16));
+
+fn seen(bench: &Bench, cpu: &dyn Vcpu) -> Seen {
+    let bytes = bench.peek::<28>(ENVIRONMENT);
+    let word = |n: usize| std::array::from_fn(|byte| bytes[4 * n + byte]);
+    let environment = std::array::from_fn(|n| u32::from_le_bytes(word(n)));
+    let fpu = &cpu.state().fpu;
+    (environment, fpu.instruction_pointer(), fpu.data_pointer())
+}
+
+/// Runs `program`, which finds [`DATA`] in RBX, by both engines, with several options. Gives what
+/// both say.
+fn pointers(program: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Seen {
+    let make = || {
+        let bench = with_program(|a| {
+            a.mov(rbx, DATA)?;
+            a.fninit()?;
+            program(a)?;
+            a.hlt()
+        });
+        bench.poke(DATA, &1.5f64.to_le_bytes());
+        bench.poke(OTHER, &2.5f64.to_le_bytes());
+        // Zero divides are unmasked.
+        bench.poke(DATA + 0x10, &0x37bu16.to_le_bytes());
+        bench
+    };
+    let mut bench = make();
+    let exit = bench.cpu.run(10_000);
+    assert!(matches!(exit, VmExit::Halt { .. }), "the interpreter: {exit:?}");
+    let expected = seen(&bench, &bench.cpu);
+    let one_by_one = Options { block_size: 1, ..Options::default() };
+    let counting = Options { counting: true, ..Options::default() };
+    for options in [Options::default(), one_by_one, counting] {
+        let mut last = None;
+        let is_seen = (0..TRIES).any(|_| {
+            let bench = make();
+            let mut jit = translator(&bench, &options);
+            run(&mut jit);
+            let now = seen(&bench, &jit);
+            last = Some(now);
+            now == expected
+        });
+        assert!(is_seen, "{last:x?}, expected {expected:x?}, {options:?}");
+    }
+    expected
+}
+
+fn store(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.fnstenv(ptr(ENVIRONMENT))
+}
+
+/// The idiom by which code that does not know where it is finds out.
+#[test]
+fn an_environment_has_the_address_of_the_last_instruction() {
+    let (environment, instruction, _) = pointers(|a| {
+        a.nop()?;
+        a.fldz()?;
+        store(a)
+    });
+    // Behind MOV, FNINIT and NOP.
+    let address = CODE + 10 + 2 + 1;
+    assert_eq!(u64::from(environment[3]), address);
+    assert_eq!((instruction.0, instruction.2), (address, 0x1ee));
+}
+
+#[test]
+fn an_environment_has_the_address_of_the_last_operand() {
+    let (environment, ..) = pointers(|a| {
+        a.fld(qword_ptr(rbx))?;
+        a.fadd_2(st0, st0)?;
+        store(a)
+    });
+    assert_eq!(u64::from(environment[5]), DATA);
+}
+
+/// Here processors save the pointers everywhere: for handlers of #MF.
+#[test]
+fn a_pending_exception_has_its_instruction_and_operand() {
+    let divide = |a: &mut CodeAssembler| {
+        a.fldcw(word_ptr(rbx + 0x10))?;
+        a.fld1()?;
+        a.fdiv(qword_ptr(rbx + 8))
+    };
+    let (environment, instruction, data) = pointers(|a| {
+        divide(a)?;
+        store(a)
+    });
+    // Behind MOV, FNINIT, FLDCW and FLD1.
+    let address = CODE + 10 + 2 + 3 + 2;
+    assert_eq!(instruction.0, address);
+    // DC /6 with a base of RBX and a byte of displacement.
+    assert_eq!(instruction.2, 0x473);
+    assert_eq!(data.0, DATA + 8);
+    assert_eq!((u64::from(environment[3]), u64::from(environment[5])), (address, DATA + 8));
+    let (_, at_fault, operand) = pointers(|a| {
+        divide(a)?;
+        a.fld1()
+    });
+    assert_eq!((at_fault, operand), (instruction, data));
+}
+
+#[test]
+fn pointers_outlive_their_registers_mappings_and_code() {
+    type Rest = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+    let rests: [Rest; 5] = [
+        |_| Ok(()),
+        // Neither registers nor pages tell the operand's address.
+        |a| a.add(rbx, 0x1000),
+        |a| {
+            a.mov(rax, cr3)?;
+            a.mov(cr3, rax)
+        },
+        // The block dies.
+        |a| a.mov(byte_ptr(CODE + 0x800), 1),
+        // Control instructions leave them, and so do those of MMX.
+        |a| {
+            a.fldcw(word_ptr(DATA + 0x10))?;
+            a.fnstsw(ax)?;
+            a.emms()
+        },
+    ];
+    for rest in rests {
+        let (_, _, data) = pointers(|a| {
+            a.add(rbx, (OTHER - DATA) as i32)?;
+            a.fld(qword_ptr(rbx))?;
+            rest(a)?;
+            store(a)
+        });
+        assert_eq!(data.0, OTHER);
+    }
+}
+
+/// The last one counts, whoever has executed it.
+#[test]
+fn pointers_that_were_loaded_last_until_the_next_instruction() {
+    let load = |a: &mut CodeAssembler| {
+        a.fld(qword_ptr(rbx))?;
+        a.fnstenv(ptr(rbx + 0x100))?;
+        a.mov(dword_ptr(rbx + 0x10c), 0x1234)?;
+        a.fldenv(ptr(rbx + 0x100))
+    };
+    let (environment, ..) = pointers(|a| {
+        load(a)?;
+        a.fnstcw(word_ptr(rbx + 0x200))?;
+        store(a)
+    });
+    assert_eq!(environment[3], 0x1234);
+    let (environment, ..) = pointers(|a| {
+        load(a)?;
+        a.fld1()?;
+        store(a)
+    });
+    assert_ne!(environment[3], 0x1234);
+}
