@@ -26,8 +26,21 @@ impl Inner {
             if self.enter_code() {
                 return host;
             }
-            self.serve_requests();
+            if self.serve_inside(from) {
+                return 0;
+            }
         }
+    }
+
+    /// Does what other threads want while a step waits, to which the call returns by `from`. True if
+    /// the step's code is gone with it: then the step was left.
+    fn serve_inside(&mut self, from: usize) -> bool {
+        let place = self.place(from);
+        let is_gone = self.serve_requests();
+        if is_gone {
+            self.stop_at(place, Exit::Interpret);
+        }
+        is_gone
     }
 
     /// What every helper begins with.
@@ -183,7 +196,9 @@ impl Inner {
             if self.enter_code() {
                 return host.wrapping_sub(address & !0xfff);
             }
-            self.serve_requests();
+            if self.serve_inside(from) {
+                return 0;
+            }
         }
     }
 

@@ -123,6 +123,17 @@ impl Remote {
     }
 }
 
+#[cfg(feature = "testing")]
+impl Remote {
+    /// Requests what an overflow of a queue does.
+    pub(crate) fn drop_all_code(&self) {
+        self.request(|requests| requests.written.is_all = true);
+        if self.is_in_code.load(Ordering::SeqCst) {
+            self.ring();
+        }
+    }
+}
+
 impl Doorbell for Remote {
     fn ring(&self) {
         self.contexts.set_safepoint(true, self.trap as *mut u8);

@@ -153,6 +153,14 @@ impl JitCpu {
         self.inner.cache.translated()
     }
 
+    /// What makes the vCPU drop all code, as when more code changed than it keeps in mind; for
+    /// another thread.
+    #[cfg(feature = "testing")]
+    pub fn dropper(&self) -> impl Fn() + Send + use<> {
+        let remote = Arc::clone(&self.inner.remote);
+        move || remote.drop_all_code()
+    }
+
     /// Figures so far.
     pub fn statistics(&self) -> Statistics {
         self.inner.statistics()
@@ -277,12 +285,13 @@ impl Inner {
         }
     }
 
-    pub(crate) fn serve_requests(&mut self) {
+    /// Does what other threads want. True if all code was dropped.
+    pub(crate) fn serve_requests(&mut self) -> bool {
         let requests = self.remote.take();
         if requests.noted.is_all || requests.written.is_all {
             self.slots.flush(cpu::mmu::Flush::Everything, &self.cache);
             self.clear_cache();
-            return;
+            return true;
         }
         for page in requests.noted.pages {
             if let Some(host) = self.cpu.ram().host_address(page << 12) {
@@ -292,6 +301,7 @@ impl Inner {
         for page in requests.written.pages {
             self.cache.kill_page(page << 12);
         }
+        false
     }
 
     /// Drops everything translated.

@@ -166,6 +166,30 @@ impl Cpu {
         Ok(now[..count] == *block.bytes)
     }
 
+    /// The first `count` bytes of the instruction at `linear`, which is being executed, as they are
+    /// now; zeroes behind them.
+    pub(crate) fn code_bytes(
+        &mut self,
+        linear: u64,
+        count: usize,
+    ) -> Option<[u8; MAX_INSTRUCTION_BYTES]> {
+        let mut bytes = [0; MAX_INSTRUCTION_BYTES];
+        let count = count.min(bytes.len());
+        let first = count.min((PAGE_SIZE - (linear & (PAGE_SIZE - 1))) as usize);
+        let at = match self.mmu.lookup_fetch(linear) {
+            Some(at) => at,
+            None => match self.fetch_place(linear).ok()? {
+                Place::Ram(at) => at,
+                Place::Space(_) | Place::Lapic(_) => return None,
+            },
+        };
+        self.ram.read_bytes(at, &mut bytes[..first]);
+        if first < count {
+            self.fetch_next_page(linear, first, &mut bytes[..count]).ok()?;
+        }
+        Some(bytes)
+    }
+
     /// Fills `bytes[first..]` from the page behind the one of `linear`.
     fn fetch_next_page(&mut self, linear: u64, first: usize, bytes: &mut [u8]) -> Exec {
         let next = linear.wrapping_add(first as u64);

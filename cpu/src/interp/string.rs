@@ -5,6 +5,7 @@
 //! time, REP CMPS and REP SCAS a [`WINDOW`]; everything else goes an element at a time. All go in
 //! bounded parts, so that interrupts and the instruction budget are seen.
 
+use decoder::MAX_INSTRUCTION_BYTES;
 use iced_x86::{Code, OpKind};
 
 use memory::{PAGE_SIZE, Ram};
@@ -30,6 +31,8 @@ const WINDOW: usize = 256;
 trait StringOp {
     /// REPE and REPNE end on ZF.
     const COMPARES: bool = false;
+    /// It stores at ES:rDI.
+    const STORES: bool = false;
     /// One element.
     fn element<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec;
     /// As many as `limit` elements at once, if they can be done so; how many were.
@@ -176,6 +179,7 @@ fn index_mask(insn: &Insn) -> u64 {
 
 struct Movs;
 impl StringOp for Movs {
+    const STORES: bool = true;
     #[inline(always)]
     fn element<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
         let from = cpu.index(insn, RSI);
@@ -206,6 +210,7 @@ impl StringOp for Movs {
 
 struct Stos;
 impl StringOp for Stos {
+    const STORES: bool = true;
     #[inline(always)]
     fn element<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
         let to = cpu.index(insn, RDI);
@@ -295,6 +300,7 @@ impl StringOp for Cmps {
 
 struct Ins;
 impl StringOp for Ins {
+    const STORES: bool = true;
     /// The store is checked before the port is read: reading has side effects.
     fn element<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
         let port = cpu.state.gpr[RDX] as u16;
@@ -317,8 +323,40 @@ impl StringOp for Outs {
         let value = cpu.read::<T>(usize::from(insn.mem.segment), from)?;
         cpu.port_write(port, value);
         cpu.step::<T>(insn, RSI);
-        cpu.break_block = true;
+        cpu.device_written = true;
         Ok(())
+    }
+}
+
+/// The bytes of a REP that stores. One that overwrites itself is decoded again behind the run in
+/// which it did, whatever else is known of its page: the same on every engine.
+struct Own {
+    linear: u64,
+    count: usize,
+    bytes: [u8; MAX_INSTRUCTION_BYTES],
+}
+
+impl Own {
+    fn of<S: StringOp>(cpu: &mut Cpu, insn: &Insn) -> Option<Self> {
+        if !S::STORES {
+            return None;
+        }
+        let (linear, count) = (cpu.linear_ip(), insn.iced.len());
+        Some(Self { linear, count, bytes: cpu.code_bytes(linear, count)? })
+    }
+
+    /// True if it is not the same behind a run of `elements`. Only stores at its own place in a
+    /// page can have changed it, by whichever mapping.
+    #[inline(always)]
+    fn is_changed<T: Word>(&self, cpu: &mut Cpu, insn: &Insn, elements: u64) -> bool {
+        let stored = elements * T::BYTES;
+        let end = cpu.state.segments[seg::ES].base.wrapping_add(cpu.index(insn, RDI));
+        let first =
+            if cpu.flag(DF) { end.wrapping_add(T::BYTES) } else { end.wrapping_sub(stored) };
+        let ahead = self.linear.wrapping_sub(first) & (PAGE_SIZE - 1);
+        let behind = first.wrapping_sub(self.linear) & (PAGE_SIZE - 1);
+        (ahead < stored || behind < self.count as u64)
+            && cpu.code_bytes(self.linear, self.count).is_some_and(|now| now != self.bytes)
     }
 }
 
@@ -328,12 +366,14 @@ fn execute<S: StringOp, T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     if !is_repe && !is_repne {
         return S::element::<T>(cpu, insn);
     }
+    let own = Own::of::<S>(cpu, insn);
+    let mut is_changed = false;
     let mut left = cpu.index(insn, RCX);
     // Under TF every element is a step of its own.
     let part = if cpu.flag(TF) { 1 } else { PART };
     let mut done = 0;
     while left != 0 {
-        if done >= part || cpu.break_block {
+        if done >= part || is_changed || cpu.device_written || cpu.pending_dr6 != 0 {
             // Not finished: the same instruction comes again, after whatever waits. RF keeps an
             // instruction breakpoint on it from firing anew, also if an event comes between and
             // pushes the flags (SDM Vol. 3B, "Instruction-Breakpoint Exception Condition").
@@ -349,6 +389,7 @@ fn execute<S: StringOp, T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
         } else {
             in_bulk
         };
+        is_changed = own.as_ref().is_some_and(|own| own.is_changed::<T>(cpu, insn, count));
         left -= count;
         done += count;
         cpu.set_index(insn, RCX, left);

@@ -371,16 +371,14 @@ impl Cpu {
         let width = Width::from_bytes(T::BYTES as usize).unwrap_or(Width::Byte);
         match place {
             Place::Ram(at) => self.break_block |= self.ram.store(at, value),
-            // A device may interrupt, change the memory map or do DMA over the code that follows:
-            // the block ends, and the boundary looks.
             Place::Space(at) => {
                 self.env.space.write(at, width, value.to_u64());
-                self.break_block = true;
+                self.device_written = true;
             }
             Place::Lapic(offset) => {
                 self.sync_pv_eoi();
                 self.env.lapic.mmio_write(offset, width, value.to_u64());
-                self.break_block = true;
+                self.device_written = true;
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Code that changes while it runs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use cpu::engine::Vcpu;
 use cpu::testing::{Bench, CODE, DATA, page};
 use iced_x86::code_asm::*;
@@ -212,4 +214,47 @@ fn a_rep_that_overwrites_itself_stops_where_the_interpreter_does() {
     });
     assert_eq!(state.gpr[RDX], 1);
     assert_eq!(state.gpr[RCX], 64 - 8, "one run, to the end of the page");
+}
+
+/// Another thread has all code dropped, again and again, while steps wait for their helpers too.
+#[test]
+fn code_that_is_dropped_under_a_step() {
+    const TURNS: u32 = 300_000;
+    let program = |a: &mut CodeAssembler| {
+        let mut top = a.create_label();
+        a.mov(ecx, TURNS)?;
+        a.xor(eax, eax)?;
+        a.set_label(&mut top)?;
+        a.invlpg(byte_ptr(rdi))?;
+        a.add(rax, qword_ptr(rdi))?;
+        a.inc(qword_ptr(rdi + 8))?;
+        a.invlpg(byte_ptr(rsp))?;
+        a.push(rcx)?;
+        a.push(rax)?;
+        a.cpuid()?;
+        a.pop(rax)?;
+        a.pop(rcx)?;
+        a.dec(ecx)?;
+        a.jne(top)?;
+        a.hlt()
+    };
+    let mut bench = with_program(program);
+    bench.poke(DATA, &3u128.to_le_bytes());
+    bench.cpu.state.gpr[7] = DATA;
+    let mut jit = translator(&bench, &Options::default());
+    let (drop_all, is_done) = (jit.dropper(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for pause in
+                (0..20_000).step_by(7).cycle().take_while(|_| !is_done.load(Ordering::SeqCst))
+            {
+                drop_all();
+                (0..pause).for_each(|_| std::hint::spin_loop());
+            }
+        });
+        run(&mut jit);
+        is_done.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(jit.state().gpr[RAX], 3 * u64::from(TURNS));
+    assert_eq!(bench.peek::<8>(DATA + 8), u64::from(TURNS).to_le_bytes());
 }
