@@ -69,8 +69,9 @@ pub struct Cpu {
     pub(crate) retired: u64,
     /// Set by a handler: leave the block after this instruction (mode change, code written, event).
     pub(crate) break_block: bool,
-    /// Set by OUT and stores to devices: one may have reset the machine, moved A20, raised an interrupt, or done DMA
-    /// over the code that follows. An engine that sees all of these by itself may go on.
+    /// Set by OUT and stores to devices: one may have reset the machine, moved A20, raised an
+    /// interrupt, or done DMA over the code that follows. An engine that sees all of these by
+    /// itself may go on.
     pub(crate) device_written: bool,
     /// Set by SYSCALL, INT n and their like: no single-step trap behind this instruction.
     pub(crate) suppress_step: bool,

@@ -78,6 +78,8 @@ pub(crate) struct Block {
     steps: u8,
     /// Accesses are checked one by one.
     pub(crate) is_ungrouped: bool,
+    /// Its one instruction reaches into the next page.
+    pub(crate) crosses_page: bool,
     is_dead: bool,
 }
 
@@ -420,6 +422,7 @@ impl Cache {
             mode,
             steps: steps.len() as u8,
             is_ungrouped,
+            crosses_page: pages.len() > 1,
             is_dead: false,
         });
         self.links.extend(emitted.links.iter().map(|link| {

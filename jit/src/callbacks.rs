@@ -32,8 +32,8 @@ impl Inner {
         }
     }
 
-    /// Does what other threads want while a step waits, to which the call returns by `from`. True if
-    /// the step's code is gone with it: then the step was left.
+    /// Does what other threads want while a step waits, to which the call returns by `from`. True
+    /// if the step's code is gone with it: then the step was left.
     fn serve_inside(&mut self, from: usize) -> bool {
         let place = self.place(from);
         let is_gone = self.serve_requests();

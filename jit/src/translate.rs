@@ -132,10 +132,11 @@ impl Inner {
     ) -> Result<Option<u32>, Exception> {
         let Some((page, ram_page)) = self.page_of(rip, key)? else { return Ok(None) };
         if let Some((number, block)) = self.cache.find(rip, page, mode, is_ungrouped) {
-            let needs_second = block.step_count() == 1 && rip & 0xfff > 0xfff - 14;
-            if !needs_second || self.second_page_is_known(rip, key)? {
-                return Ok(Some(number));
+            // Without the second page the interpreter raises what fetching it does.
+            if block.crosses_page && !self.second_page_is_known(rip, key) {
+                return Ok(None);
             }
+            return Ok(Some(number));
         }
         let wish = Wish { rip, key, mode, is_ungrouped };
         self.scratch.count += 1;
@@ -200,9 +201,9 @@ impl Inner {
 
     /// Maps the page behind the one of `rip` again. True if it has a number, so that a block's
     /// guard can find it.
-    fn second_page_is_known(&mut self, rip: u64, key: ModeKey) -> Result<bool, Exception> {
+    fn second_page_is_known(&mut self, rip: u64, key: ModeKey) -> bool {
         let next = self.next_page(rip);
-        Ok(self.page_of(next, key)?.is_some())
+        matches!(self.page_of(next, key), Ok(Some(_)))
     }
 
     fn next_page(&self, rip: u64) -> u64 {

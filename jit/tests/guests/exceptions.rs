@@ -6,8 +6,9 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use jit::Options;
 
-use crate::{HANDLERS, run, translator, with_program};
+use crate::{HANDLERS, assemble, compare, run, translator, with_program};
 
+const RCX: usize = 1;
 const RDI: usize = 7;
 const PT: u64 = 0x4000;
 /// A page that nothing has touched.
@@ -87,4 +88,26 @@ fn an_access_over_the_end_of_a_4_gib_segment_is_general_protection() {
             assert_eq!(jit.state().rip, bench.cpu.state.rip);
         }
     }
+}
+
+/// A block of one instruction that ends short of a page that is not there.
+#[test]
+fn an_instruction_near_the_end_of_a_page_needs_no_second_one() {
+    let last = CODE + 0xff8;
+    let state = compare(|| {
+        let mut bench = with_program(|a| {
+            let (mut top, mut done) = (a.create_label(), a.create_label());
+            a.mov(ecx, 5)?;
+            a.set_label(&mut top)?;
+            a.dec(ecx)?;
+            a.je(done)?;
+            a.jmp(last)?;
+            a.set_label(&mut done)?;
+            a.hlt()
+        });
+        bench.poke(last, &assemble(last, |a| a.jmp(CODE + 5)));
+        bench.protect(CODE + 0x1000, 0);
+        bench
+    });
+    assert_eq!(state.gpr[RCX], 0);
 }
