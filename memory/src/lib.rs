@@ -1,8 +1,8 @@
 //! The guest-physical address space of a PC.
 //!
-//! RAM and ROM are one shared memfd ([`Ram`]); [`PhysicalSpace`] says which guest-physical page is
-//! RAM, ROM, a device or nothing; [`PortSpace`] is the 64 K ports. Devices implement [`Device`] and
-//! see an offset, a width and a value, never their address. Every page of RAM carries flags
+//! RAM and ROM are one private mapping ([`Ram`]); [`PhysicalSpace`] says which guest-physical page
+//! is RAM, ROM, a device or nothing; [`PortSpace`] is the 64 K ports. Devices implement [`Device`]
+//! and see an offset, a width and a value, never their address. Every page of RAM carries flags
 //! ([`PageFlags`]): *dirty* (written since the flag was cleared) and *code* (an engine keeps
 //! something derived from its bytes), and a generation that moves when code is written; whoever
 //! stores past the flags, or does not look at generations, is a [`CodeWatcher`].
@@ -12,8 +12,8 @@
 //!
 //! Left out on purpose: vm-memory's traits. Their `VolatileSlice` promises plain host pointers,
 //! past which page flags would have to be kept by hand; [`PhysicalSpace::dma_read`] and
-//! [`PhysicalSpace::dma_write`] are what our devices use, and [`Ram::host_address`] with
-//! [`Ram::fd`] is enough for an engine or a process that maps the memory itself.
+//! [`PhysicalSpace::dma_write`] are what our devices use, and [`Ram::host_address`] is enough for
+//! an engine that hands the memory to the host.
 //!
 //! Invariant: no offset a guest can produce reads or writes outside the mapping.
 
