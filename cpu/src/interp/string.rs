@@ -373,7 +373,9 @@ fn execute<S: StringOp, T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let part = if cpu.flag(TF) { 1 } else { PART };
     let mut done = 0;
     while left != 0 {
-        if done >= part || is_changed || cpu.device_written || cpu.pending_dr6 != 0 {
+        // What waited before, behind MOV SS, waits for an element.
+        let waits = done != 0 && (cpu.device_written || cpu.pending_dr6 != 0);
+        if done >= part || is_changed || waits {
             // Not finished: the same instruction comes again, after whatever waits. RF keeps an
             // instruction breakpoint on it from firing anew, also if an event comes between and
             // pushes the flags (SDM Vol. 3B, "Instruction-Breakpoint Exception Condition").

@@ -182,3 +182,19 @@ fn int1_behind_mov_ss_takes_the_waiting_breakpoint_along() {
     assert_eq!((rip, conditions), (CODE + 3, 1));
     assert!(stack - bench.cpu.state.gpr[gpr::RSP] < 80, "one frame");
 }
+
+#[test]
+fn a_rep_behind_mov_ss_does_an_element_before_the_waiting_breakpoint() {
+    // mov ss, [rbx]; rep stosb
+    let mut bench = bench(&[0x8e, 0x13, 0xf3, 0xaa], 0);
+    bench.poke(DATA, &selector::DATA.to_le_bytes());
+    bench.cpu.state.gpr[gpr::RBX] = DATA;
+    bench.cpu.state.gpr[gpr::RDI] = DATA + 0x100;
+    bench.cpu.state.gpr[gpr::RCX] = 3;
+    bench.cpu.state.dr[0] = DATA;
+    bench.cpu.state.dr[7] |= 0b10 | 3 << 16;
+    bench.cpu.mode_changed();
+    let (rip, _, conditions) = trap(&mut bench, 2);
+    assert_eq!((rip, conditions), (CODE + 2, 1), "between two elements");
+    assert_eq!(bench.cpu.state.gpr[gpr::RCX], 2);
+}
