@@ -407,7 +407,7 @@ impl Bench {
     /// Executes the instruction at RIP. An exception is given back, not delivered, and RIP stays.
     pub fn step(&mut self) -> Exec {
         let cpu = &mut self.cpu;
-        cpu.break_block = false;
+        cpu.begin_block();
         let taken = cpu.take_block()?;
         let outcome = taken.block.insns.first().map_or(Ok(()), |insn: &Insn| {
             cpu.next_rip = insn.next_ip;

@@ -104,7 +104,7 @@ impl Cpu {
     /// True if the next instruction may follow: no mode or mapping changed, nor did the CPU write
     /// code. Whether an event waits, or DMA was done over code, is the engine's to look at.
     pub fn execute_prepared(&mut self, insn: &Insn) -> Exec<bool> {
-        (self.break_block, self.device_written) = (false, false);
+        self.begin_block();
         self.next_rip = insn.next_ip;
         (insn.handler)(self, insn)?;
         self.state.rip = self.next_rip;

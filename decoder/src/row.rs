@@ -190,7 +190,8 @@ pub struct Row {
     /// #MF if an unmasked x87 exception waits (after the unit's #UD and #NM). WAIT itself has the
     /// gate of its own, #NM if both CR0.MP and CR0.TS.
     pub waits_for_x87: bool,
-    /// With a memory operand it leaves the x87 unit alone, and does not wait for it.
+    /// With a memory operand it leaves the x87 unit alone, and does not wait for it (SDM Vol. 2A,
+    /// "CVTPI2PS").
     pub loads_past_x87: bool,
     /// The memory operand.
     pub memory: Memory,

@@ -9,19 +9,18 @@ use iced_x86::{Instruction, Mnemonic, Register};
 
 use crate::asm::{Alu, Mem, Rm};
 use crate::emit::{Emitter, context};
-use crate::plan::Step;
+use crate::plan::{Step, is_based};
 use crate::registers::{Number, S0, S1, host};
 
 /// True if the bit string of `iced` can be addressed: by a sum as wide as addresses are, so that
 /// what the bit offset adds to it wraps as the sum does. A segment's base is added before the bit
 /// offset, too early to find the segment's end.
 pub(crate) fn can_address(is_64: bool, iced: &Instruction) -> bool {
-    let is_based = matches!(iced.memory_segment(), Register::FS | Register::GS);
     let (base, index) = (iced.memory_base(), iced.memory_index());
     let is_narrow = base.size() == 4
         || index.size() == 4
         || base == Register::None && index == Register::None && iced.memory_displ_size() == 4;
-    if is_64 { !is_narrow } else { !is_based }
+    if is_64 { !is_narrow } else { !is_based(iced) }
 }
 
 impl Emitter<'_> {

@@ -74,9 +74,7 @@ impl Inner {
             self.slow.page_crossings += 1;
             return if is_write { None } else { self.bounce(address, size) };
         }
-        let cr2 = self.cpu.state.cr2;
-        let Some(page) = self.fill(address, size, is_write) else {
-            self.cpu.state.cr2 = cr2;
+        let Some(page) = self.keeping_cr2(|inner| inner.fill(address, size, is_write)) else {
             // Else the interpreter raises what is to be raised.
             self.fault = self.fault.filter(|_| what.raises).map(|fault| (fault.0, address));
             return None;
@@ -185,11 +183,10 @@ impl Inner {
             // the store be the first access.
             let is_certain =
                 is_inside && (!is_write || what.own_writes || self.cpu.is_dirty_page(address));
-            let cr2 = self.cpu.state.cr2;
-            let host = if is_certain { self.fill(address, span, is_write) } else { None };
+            let fill = |inner: &mut Self| inner.fill(address, span, is_write);
+            let host = if is_certain { self.keeping_cr2(fill) } else { None };
             let Some(host) = host else {
                 self.find_fault(address, what, is_certain);
-                self.cpu.state.cr2 = cr2;
                 self.slow.ungrouped += u64::from(self.fault.is_none());
                 return self.stop_or_raise(Exit::Ungrouped, from);
             };
@@ -213,7 +210,7 @@ impl Inner {
             Some((fault, _)) if what.is_write == what.own_writes => Some(fault),
             _ => {
                 let access = if what.own_writes { Access::Write } else { Access::Read };
-                self.cpu.data_page(own, access).err()
+                self.keeping_cr2(|inner| inner.cpu.data_page(own, access)).err()
             }
         };
         self.fault = fault.map(|fault| (fault, own));

@@ -5,8 +5,8 @@ use decoder::Class;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::context::GROUPS;
-use crate::plan::{Action, Step, access_bytes, writes_memory};
-use crate::registers::Number;
+use crate::plan::{Action, Step, access_bytes, is_based, writes_memory};
+use crate::registers::{self, Number, RSP};
 
 /// A memory access by one base register.
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +15,7 @@ pub(crate) struct Access {
     pub(crate) group: Option<u8>,
     /// It is the first of its group, and does the check.
     pub(crate) is_first: bool,
-    /// What to add to the base register for the lowest byte of the group. Good at the first one.
+    /// What to add to the base register, as it is here, for the lowest byte of the group.
     pub(crate) lowest: i32,
     /// Bytes from the group's lowest to its last.
     pub(crate) span: u32,
@@ -94,9 +94,7 @@ impl Grouper {
             tracker.advance(step);
         }
         // The stack's entry serves single accesses too.
-        let is_used = |group: &&mut Group| {
-            group.count > 1 || group.origin == u32::from(crate::registers::RSP)
-        };
+        let is_used = |group: &&mut Group| group.count > 1 || group.origin == u32::from(RSP);
         for (number, group) in self.groups.iter_mut().filter(is_used).take(GROUPS).enumerate() {
             group.number = Some(number as u8);
         }
@@ -192,7 +190,7 @@ fn leaves_scratch(step: &Step) -> bool {
         _ => false,
     };
     let is_pinned = |register: Register| {
-        !register.is_gpr() || crate::registers::is_pinned(register.number() as Number)
+        !register.is_gpr() || registers::is_pinned(register.number() as Number)
     };
     let mut operands = (0..iced.op_count()).filter(|&n| iced.op_kind(n) == OpKind::Register);
     is_simple
@@ -248,7 +246,7 @@ impl Tracker {
         let is_plain = is_access
             && base.is_gpr64()
             && iced.memory_index() == Register::None
-            && !matches!(iced.memory_segment(), Register::FS | Register::GS);
+            && !is_based(iced);
         if !is_plain {
             return None;
         }
@@ -263,7 +261,7 @@ impl Tracker {
 
     /// The access of a step to the stack.
     fn of_stack(&self, step: &Step) -> Option<Found> {
-        let value = self.value(crate::registers::RSP);
+        let value = self.value(RSP);
         let found = |displacement, is_write| Some(Found { value, displacement, size: 8, is_write });
         match step.action {
             Action::Push | Action::PushFlags | Action::Call | Action::CallIndirect => {
@@ -279,7 +277,6 @@ impl Tracker {
 
     /// Takes over what a step does to registers.
     fn advance(&mut self, step: &Step) {
-        use crate::registers::RSP;
         let iced = &step.iced;
         match step.action {
             Action::Nothing

@@ -11,7 +11,7 @@ use crate::asm::{Alu, Mem, Patch, Rm, cc};
 use crate::context::{Context, StackEntry, TlbEntry, view_index};
 use crate::emit::{Emitter, context, in_context};
 use crate::grouping::Access;
-use crate::plan::{Action, Step};
+use crate::plan::{Action, Step, is_based};
 use crate::registers::{Number, RSP, S0, S1, host};
 use crate::slow::{SlowKind, SlowPath};
 use crate::wanted::Wanted;
@@ -100,7 +100,7 @@ impl Emitter<'_> {
     pub(crate) fn constant_address(&self, step: &Step) -> Option<u64> {
         use iced_x86::Register as R;
         let iced = &step.iced;
-        let is_based = matches!(iced.memory_segment(), R::FS | R::GS);
+        let is_based = is_based(iced);
         match iced.memory_base() {
             R::RIP | R::EIP if !is_based => Some(iced.memory_displacement64()),
             R::None if iced.memory_index() == R::None && !is_based => {

@@ -195,6 +195,11 @@ fn system(target: &Target<'_>, iced: &Instruction) -> Action {
     }
 }
 
+/// True if the memory operand is in a segment that has a base in 64-bit mode too.
+pub(crate) fn is_based(iced: &Instruction) -> bool {
+    matches!(iced.memory_segment(), Register::FS | Register::GS)
+}
+
 /// True if the address of the memory operand can be computed by the emitter.
 fn can_address(target: &Target<'_>, iced: &Instruction) -> bool {
     let segment_is_whole = match iced.memory_segment() {
@@ -239,7 +244,7 @@ fn copied(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
         S::BitString if bit_strings::can_address(target.mode.is_64(), iced) => {
             return Action::BitString;
         }
-        S::Table if !matches!(iced.memory_segment(), Register::FS | Register::GS) => {
+        S::Table if !is_based(iced) => {
             return Action::TranslateByte;
         }
         _ => return Action::Handler,

@@ -10,7 +10,7 @@ use iced_x86::{Code, Instruction, OpKind, Register};
 use crate::asm::{Alu, Mem, Patch, Rm, cc};
 use crate::emit::{Emitter, context};
 use crate::flow::Flags;
-use crate::plan::Step;
+use crate::plan::{Step, is_based};
 use crate::registers::{Number, RAX, RBX, RCX, RDI, RSI, S0, S1};
 
 /// What a string instruction does with each element.
@@ -68,9 +68,7 @@ impl StringOperation {
             )
         });
         // ES, which RDI goes by, has no base.
-        let is_based = kind != Kind::Store
-            && kind != Kind::Scan
-            && matches!(iced.memory_segment(), Register::FS | Register::GS);
+        let is_based = kind != Kind::Store && kind != Kind::Scan && is_based(iced);
         let repeat = match (iced.has_rep_prefix(), iced.has_repne_prefix()) {
             (false, false) => 0,
             (_, true) if kind.compares() => 0xf2,

@@ -1,10 +1,10 @@
 //! RAM and ROM contents: one private mapping, of huge pages where the host has them.
 //!
 //! The host gives huge pages to private memory by default, and to a memfd hardly anywhere. A guest
-//! whose working set is beyond the reach of the host's TLB runs up to three times as fast on them.
+//! whose working set is beyond the reach of the host's TLB runs faster on them.
 // UNSAFETY: maps memory and reaches it with single host instructions, because guest RAM is shared
-// between vCPU threads (and later other processes) that race by design: a Rust reference into it,
-// or a plain load, would be undefined behaviour.
+// between vCPU threads that race by design: a Rust reference into it, or a plain load, would be
+// undefined behaviour.
 #![expect(unsafe_code, reason = "unsafe island 1: guest memory is raced on by design")]
 
 use std::ptr::NonNull;

@@ -176,18 +176,20 @@ impl Cpu {
         let mut bytes = [0; MAX_INSTRUCTION_BYTES];
         let count = count.min(bytes.len());
         let first = count.min((PAGE_SIZE - (linear & (PAGE_SIZE - 1))) as usize);
-        let at = match self.mmu.lookup_fetch(linear) {
-            Some(at) => at,
-            None => match self.fetch_place(linear).ok()? {
-                Place::Ram(at) => at,
-                Place::Space(_) | Place::Lapic(_) => return None,
-            },
-        };
+        let Ok(Place::Ram(at)) = self.code_place(linear) else { return None };
         self.ram.read_bytes(at, &mut bytes[..first]);
         if first < count {
             self.fetch_next_page(linear, first, &mut bytes[..count]).ok()?;
         }
         Some(bytes)
+    }
+
+    /// Where code at `linear` is, by the cached translation if there is one.
+    fn code_place(&mut self, linear: u64) -> Exec<Place> {
+        match self.mmu.lookup_fetch(linear) {
+            Some(at) => Ok(Place::Ram(at)),
+            None => self.fetch_place(linear),
+        }
     }
 
     /// Fills `bytes[first..]` from the page behind the one of `linear`.
@@ -197,10 +199,7 @@ impl Cpu {
         if self.mode.is_64() && !self.mode.is_canonical(next) {
             return Err(Exception::GP0);
         }
-        let place = match self.mmu.lookup_fetch(next) {
-            Some(at) => Place::Ram(at),
-            None => self.fetch_place(next)?,
-        };
+        let place = self.code_place(next)?;
         let Some(rest) = bytes.get_mut(first..) else { return Ok(()) };
         match place {
             Place::Ram(at) => self.ram.read_bytes(at, rest),

@@ -176,6 +176,12 @@ impl Cpu {
         shadow != InterruptShadow::MovSs || self.env.cpuid.vendor() == Vendor::Amd
     }
 
+    /// Forgets why the last block ended.
+    #[inline]
+    pub(crate) fn begin_block(&mut self) {
+        (self.break_block, self.device_written) = (false, false);
+    }
+
     /// Executes at most `count` instructions of the block at RIP.
     #[inline]
     fn execute(&mut self, count: u64) {
@@ -183,7 +189,7 @@ impl Cpu {
             Ok(taken) => taken,
             Err(exception) => return self.deliver_exception(exception),
         };
-        (self.break_block, self.device_written) = (false, false);
+        self.begin_block();
         self.trace_digest = fold(self.trace_digest, self.state.rip);
         let mut fault = None;
         let count = usize::try_from(count).unwrap_or(usize::MAX);

@@ -69,7 +69,7 @@ impl Cpu {
     /// How many elements of `T` at `offset` of `segment` can be touched at once, upwards from
     /// there: to the end of the page, of the index register's range and of the segment, if the page
     /// is RAM. Gives the RAM offset too. Whether the translation is cached makes no difference: a
-    /// REP that overwrites code stops behind its first run, the same one on every engine.
+    /// REP that overwrites itself stops behind a run, the same one on every engine.
     fn run_of<T: Word>(
         &mut self,
         insn: &Insn,
@@ -115,14 +115,13 @@ impl Cpu {
     ) -> Option<(u64, u64, u64)> {
         let (from, to) = (self.index(insn, RSI), self.index(insn, RDI));
         let segment = usize::from(insn.mem.segment);
-        let compared = match access {
-            Access::Read => Some(self.run_of::<T>(insn, seg::ES, to, access)?),
-            Access::Write | Access::Execute => None,
-        };
-        let (source, readable) = self.run_of::<T>(insn, segment, from, Access::Read)?;
-        let (target, reachable) = match compared {
-            Some(run) => run,
-            None => self.run_of::<T>(insn, seg::ES, to, access)?,
+        let source_of = |cpu: &mut Self| cpu.run_of::<T>(insn, segment, from, Access::Read);
+        let target_of = |cpu: &mut Self| cpu.run_of::<T>(insn, seg::ES, to, access);
+        let ((target, reachable), (source, readable)) = if access == Access::Read {
+            (target_of(self)?, source_of(self)?)
+        } else {
+            let source = source_of(self)?;
+            (target_of(self)?, source)
         };
         Some((source, target, limit.min(readable).min(reachable)))
     }

@@ -4,13 +4,10 @@
 
 use cpu::engine::{Vcpu, VmExit};
 use cpu::state::gpr;
-use cpu::testing::{Bench, CODE, DATA};
+use cpu::testing::{Bench, CODE, DATA, PT};
 use memory::GuestPhysical;
 
 use crate::bench::*;
-
-/// The bench's page table.
-const PT: u64 = 0x4000;
 
 fn run_to_halt(bench: &mut Bench) {
     let exit = bench.cpu.run(100_000);

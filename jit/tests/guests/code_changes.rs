@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cpu::engine::Vcpu;
-use cpu::testing::{Bench, CODE, DATA, page};
+use cpu::testing::{Bench, CODE, DATA, PT, page};
 use iced_x86::code_asm::*;
 use jit::Options;
 
@@ -14,7 +14,6 @@ const RCX: usize = 1;
 const RDX: usize = 2;
 /// A page that shows the first code page again.
 const AGAIN: u64 = CODE + 0x7000;
-const PT: u64 = 0x4000;
 
 fn with_alias(mut bench: Bench) -> Bench {
     bench.poke(PT + 8 * (AGAIN >> 12), &(CODE | 7).to_le_bytes());

@@ -1,7 +1,7 @@
 //! Which exception an instruction raises, and what it leaves of its accesses.
 
 use cpu::engine::{Vcpu, VmExit};
-use cpu::testing::{Bench, CODE, DATA};
+use cpu::testing::{Bench, CODE, DATA, PT};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use jit::Options;
@@ -10,7 +10,6 @@ use crate::{HANDLERS, assemble, compare, run, translator, with_program};
 
 const RCX: usize = 1;
 const RDI: usize = 7;
-const PT: u64 = 0x4000;
 /// A page that nothing has touched.
 const UNTOUCHED: u64 = 0x1f_0000;
 const ACCESSED_OR_DIRTY: u8 = 0x60;

@@ -13,7 +13,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use jit::Options;
 
-use crate::{LIMIT, assemble, bench, translator};
+use crate::{LIMIT, all_ways, assemble, bench, translator};
 
 /// The vector of interrupts.
 const VECTOR: u8 = 0x40;
@@ -180,12 +180,8 @@ fn disturbed(is_user: bool, nuisance: Nuisance, options: &Options) -> u64 {
 }
 
 fn check(nuisance: Nuisance) {
-    let plain = Options::default();
-    let one_by_one = Options { block_size: 1, ..plain.clone() };
-    let counting = Options { counting: true, ..plain.clone() };
-    let trashing = Options { trash_helpers: true, ..plain.clone() };
     let mut count = 0;
-    for options in [plain, one_by_one, counting, trashing] {
+    for options in all_ways() {
         for is_user in [false, true] {
             count += disturbed(is_user, nuisance, &options);
         }

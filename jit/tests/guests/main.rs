@@ -108,16 +108,24 @@ fn summary(state: &State) -> (Vec<String>, String, u64, u8) {
     (gpr, format!("{:#x}", state.rip), state.rflags, state.cpl)
 }
 
+/// The ways to translate: as usual, block by instruction, counting, with trashed registers.
+fn all_ways() -> [Options; 4] {
+    let plain = Options::default();
+    [
+        plain.clone(),
+        Options { block_size: 1, ..plain.clone() },
+        Options { counting: true, ..plain.clone() },
+        Options { trash_helpers: true, ..plain },
+    ]
+}
+
 /// Runs the guest that `make` prepares by both engines, with several options, and compares. Gives
 /// the state at the end.
 fn compare(make: impl Fn() -> Bench) -> State {
     let mut interpreted = make();
     let exit = interpreted.cpu.run(10_000_000);
     assert!(matches!(exit, VmExit::Halt { .. }), "the interpreter: {exit:?}");
-    let one_by_one = Options { block_size: 1, ..Options::default() };
-    let counting = Options { counting: true, ..Options::default() };
-    let trashing = Options { trash_helpers: true, ..Options::default() };
-    for options in [Options::default(), one_by_one, counting, trashing] {
+    for options in all_ways() {
         let bench = make();
         let mut jit = translator(&bench, &options);
         run(&mut jit);

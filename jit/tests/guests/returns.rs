@@ -2,7 +2,7 @@
 
 use cpu::engine::Vcpu;
 use cpu::state::State;
-use cpu::testing::{Bench, CODE, DATA, STACK, page, selector};
+use cpu::testing::{Bench, CODE, DATA, PT, STACK, page, selector};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use jit::Options;
@@ -13,8 +13,6 @@ const RAX: usize = 0;
 const RBX: usize = 3;
 /// Code of CPL 3.
 const USER: u64 = CODE + 0x4000;
-/// The first page table.
-const PT: u64 = 0x4000;
 
 /// A kernel that calls a function which goes to CPL 3, where `user` is executed.
 fn kernel_and_user(user: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Bench {

@@ -4,9 +4,8 @@ use cpu::engine::{Vcpu, VmExit};
 use cpu::testing::{Bench, CODE, DATA};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use jit::Options;
 
-use crate::{run, translator, with_program};
+use crate::{all_ways, run, translator, with_program};
 
 /// Runs until the host has not lost its unit's pointers by a switch of threads between the
 /// instruction and who asks.
@@ -50,9 +49,7 @@ fn pointers(program: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Se
     let exit = bench.cpu.run(10_000);
     assert!(matches!(exit, VmExit::Halt { .. }), "the interpreter: {exit:?}");
     let expected = seen(&bench, &bench.cpu);
-    let one_by_one = Options { block_size: 1, ..Options::default() };
-    let counting = Options { counting: true, ..Options::default() };
-    for options in [Options::default(), one_by_one, counting] {
+    for options in all_ways() {
         let mut last = None;
         let is_seen = (0..TRIES).any(|_| {
             let bench = make();

@@ -81,7 +81,7 @@ fn lints_are_expected_not_allowed() {
     let mut complaints = Vec::new();
     for source in sources::all() {
         for (number, line) in source.code() {
-            if line.contains("#[allow(") || line.contains("#![allow(") {
+            if line.contains('#') && sources::has_word(&line, "allow") {
                 complaints.push(format!("{}:{number}: `expect` with a reason", source.path));
             }
         }
