@@ -6,7 +6,7 @@
 //! Whatever cannot be found stays as it was: a host whose processor saves no pointers without a
 //! pending exception loses them in a switch of threads or a signal, as its own programs do.
 
-use cpu::interp::insn::operand_segment;
+use cpu::interp::insn::{has_memory_operand, operand_segment};
 use cpu::mmu::View;
 use cpu::native::x87_opcode;
 use cpu::state::seg;
@@ -81,7 +81,9 @@ impl Inner {
         let segments = &self.cpu.state.segments;
         for (step, bytes, iced) in self.scratch.steps() {
             let Some(opcode) = x87_opcode(iced, bytes) else { continue };
-            let segment = usize::from(operand_segment(iced));
+            // A prefix says nothing where there is no operand.
+            let has_memory = has_memory_operand(iced);
+            let segment = if has_memory { usize::from(operand_segment(iced)) } else { seg::DS };
             let new = X87Step {
                 block: number,
                 step,
@@ -128,12 +130,19 @@ impl Inner {
         let by_registers = self.x87_offset(step);
         let likely = by_registers.map(|offset| offset.wrapping_add(base));
         let page = self.slots.current_context().page_at(step.view, host & !0xfff, likely)?;
-        let offset = (page | u64::from(host & 0xfff)).wrapping_sub(base);
+        let found = page | u64::from(host & 0xfff);
+        let linear = likely.filter(|&likely| self.are_same(likely, found)).unwrap_or(found);
+        let offset = linear.wrapping_sub(base);
         let is_64 = step.iced.code_size() == CodeSize::Code64;
         let offset = if is_64 { offset } else { offset & 0xffff_ffff };
         // The base may have changed since: then the two disagree.
         let is_certain = !step.is_based() || by_registers == Some(offset);
         is_certain.then_some((offset, step.data_selector))
+    }
+
+    /// True if two linear addresses are one byte of memory.
+    fn are_same(&mut self, one: u64, other: u64) -> bool {
+        one == other || self.cpu.probe(one).is_some_and(|at| self.cpu.probe(other) == Some(at))
     }
 
     /// The offset of the memory operand of `step` by the registers of now.

@@ -64,10 +64,11 @@ fn is_store(row: &Row) -> bool {
 }
 
 /// Control instructions keep the pointers (SDM Vol. 1, "x87 FPU Instruction and Data (Operand)
-/// Pointers").
+/// Pointers"), and so do those that the 8087 and the 287 had and that do nothing since.
 fn is_control(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(mnemonic, M::Fnclex | M::Fldcw | M::Fnstcw | M::Fnstsw | M::Fninit)
+        || matches!(mnemonic, M::Fneni | M::Fndisi | M::Fnsetpm)
 }
 
 impl Cpu {

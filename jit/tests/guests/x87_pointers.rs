@@ -1,7 +1,7 @@
 //! What an x87 unit tells of its last instruction and operand.
 
 use cpu::engine::{Vcpu, VmExit};
-use cpu::testing::{Bench, CODE, DATA};
+use cpu::testing::{Bench, CODE, DATA, PD};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
@@ -14,6 +14,8 @@ const TRIES: usize = 20;
 const ENVIRONMENT: u64 = DATA + 0x800;
 /// A page of data that is used by no other address.
 const OTHER: u64 = DATA + 0x5000;
+/// Where [`OTHER`] is once more, by the same page table and in the same place of a TLB.
+const TWIN: i32 = 128 << 20;
 
 /// Words of a stored environment, as FNSTENV has them in protected mode.
 type Environment = [u32; 7];
@@ -41,6 +43,8 @@ fn pointers(program: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Se
         });
         bench.poke(DATA, &1.5f64.to_le_bytes());
         bench.poke(OTHER, &2.5f64.to_le_bytes());
+        let entry = |address: u64| PD + (address >> 21) * 8;
+        bench.poke(entry(OTHER + TWIN as u64), &bench.peek::<8>(entry(OTHER)));
         // Zero divides are unmasked.
         bench.poke(DATA + 0x10, &0x37bu16.to_le_bytes());
         bench
@@ -121,7 +125,7 @@ fn a_pending_exception_has_its_instruction_and_operand() {
 #[test]
 fn pointers_outlive_their_registers_mappings_and_code() {
     type Rest = fn(&mut CodeAssembler) -> Result<(), IcedError>;
-    let rests: [Rest; 5] = [
+    let rests: [Rest; 7] = [
         |_| Ok(()),
         // Neither registers nor pages tell the operand's address.
         |a| a.add(rbx, 0x1000),
@@ -131,12 +135,23 @@ fn pointers_outlive_their_registers_mappings_and_code() {
         },
         // The block dies.
         |a| a.mov(byte_ptr(CODE + 0x800), 1),
-        // Control instructions leave them, and so do those of MMX.
+        // Control instructions leave them, those of old that do nothing, and those of MMX.
         |a| {
             a.fldcw(word_ptr(DATA + 0x10))?;
             a.fnstsw(ax)?;
+            a.fneni()?;
+            a.fndisi()?;
+            a.fnsetpm()?;
             a.emms()
         },
+        // A prefix of a segment with no operand to it: FS FNOP.
+        |a| {
+            a.mov(eax, 0x23)?;
+            a.mov(fs, eax)?;
+            a.db(&[0x64, 0xd9, 0xd0])
+        },
+        // The place of the operand's page in the TLB is another's, which is the same memory.
+        |a| a.mov(rax, ptr(rbx + TWIN)),
     ];
     for rest in rests {
         let (_, _, data) = pointers(|a| {
