@@ -72,7 +72,11 @@ impl Inner {
         }
         if (address & 0xfff) + u64::from(size) > 4096 {
             self.slow.page_crossings += 1;
-            return if is_write { None } else { self.bounce(address, size) };
+            let bounced = if is_write { None } else { self.bounce(address, size) };
+            if what.is_x87 && bounced.is_some() {
+                self.x87_bounced = address;
+            }
+            return bounced;
         }
         let Some(page) = self.keeping_cr2(|inner| inner.fill(address, size, is_write)) else {
             // Else the interpreter raises what is to be raised.

@@ -7,6 +7,8 @@
 
 use std::mem::offset_of;
 
+use decoder::Unit;
+
 use crate::asm::{Alu, Mem, Patch, Rm, cc};
 use crate::context::{Context, StackEntry, TlbEntry, view_index};
 use crate::emit::{Emitter, context, in_context};
@@ -223,6 +225,7 @@ impl Emitter<'_> {
             is_aligned,
             raises,
             own_writes: is_write,
+            is_x87: step.is_some_and(|step| step.row.unit == Unit::X87),
             own_offset: 0,
         }
     }
@@ -230,7 +233,7 @@ impl Emitter<'_> {
     /// True if a page fault is what `step` raises when an access of it finds one: no exception
     /// comes before it, and no part of the access may turn out not to be made.
     fn raises_page_faults(&self, step: &Step) -> bool {
-        use decoder::{MemoryShape as S, Unit};
+        use decoder::MemoryShape as S;
         let is_plain = match step.action {
             Action::Copy => {
                 matches!(step.row.memory.shape, S::Read | S::Write | S::ReadWrite)

@@ -54,6 +54,8 @@ pub(crate) struct Inner {
     pub(crate) has_fsgsbase: bool,
     /// The guest's x87 state is in the host's unit.
     pub(crate) is_x87_live: bool,
+    /// The linear address of the last x87 operand that was over two pages.
+    pub(crate) x87_bounced: u64,
     /// Raised by a helper, to be delivered.
     pub(crate) exception: Option<Exception>,
     /// The page fault of the last translation for data, and its address.
@@ -122,6 +124,7 @@ impl JitCpu {
             contexts,
             has_fsgsbase: crate::host::has_fsgsbase(),
             is_x87_live: false,
+            x87_bounced: 0,
             exception: None,
             fault: None,
             mode: None,

@@ -13,6 +13,8 @@ pub(crate) struct Wanted {
     pub(crate) raises: bool,
     /// The step's own access writes.
     pub(crate) own_writes: bool,
+    /// The step is an x87 instruction.
+    pub(crate) is_x87: bool,
     /// Where in a group the step's own access is.
     pub(crate) own_offset: u32,
 }
@@ -25,14 +27,15 @@ impl Wanted {
         is_aligned: false,
         raises: false,
         own_writes: false,
+        is_x87: false,
         own_offset: 0,
     };
 
     /// The word.
     pub(crate) fn word(self) -> u64 {
-        let flags = [self.is_write, self.is_aligned, self.raises, self.own_writes];
+        let flags = [self.is_write, self.is_aligned, self.raises, self.own_writes, self.is_x87];
         let flags = flags.iter().rev().fold(0, |word, &flag| word << 1 | u64::from(flag));
-        u64::from(self.size) | flags << 16 | u64::from(self.own_offset) << 20
+        u64::from(self.size) | flags << 16 | u64::from(self.own_offset) << 21
     }
 
     /// What the word says.
@@ -44,7 +47,8 @@ impl Wanted {
             is_aligned: flag(1),
             raises: flag(2),
             own_writes: flag(3),
-            own_offset: (word >> 20) as u32,
+            is_x87: flag(4),
+            own_offset: (word >> 21) as u32,
         }
     }
 }
@@ -55,13 +59,14 @@ mod tests {
 
     #[test]
     fn a_word_says_all() {
-        for flags in 0..16 {
+        for flags in 0..32 {
             let wanted = Wanted {
                 size: 1024,
                 is_write: flags & 1 != 0,
                 is_aligned: flags & 2 != 0,
                 raises: flags & 4 != 0,
                 own_writes: flags & 8 != 0,
+                is_x87: flags & 16 != 0,
                 own_offset: 1016,
             };
             assert_eq!(Wanted::of(wanted.word()), wanted);

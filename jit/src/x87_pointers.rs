@@ -126,18 +126,26 @@ impl Inner {
             seg::GS => self.slots.current_context().gs_base,
             _ => 0,
         };
-        // Where two pages are the same memory, the registers may still tell which one it was.
         let by_registers = self.x87_offset(step);
         let likely = by_registers.map(|offset| offset.wrapping_add(base));
-        let page = self.slots.current_context().page_at(step.view, host & !0xfff, likely)?;
-        let found = page | u64::from(host & 0xfff);
-        let linear = likely.filter(|&likely| self.are_same(likely, found)).unwrap_or(found);
-        let offset = linear.wrapping_sub(base);
+        let offset = self.x87_linear(step.view, host, likely)?.wrapping_sub(base);
         let is_64 = step.iced.code_size() == CodeSize::Code64;
         let offset = if is_64 { offset } else { offset & 0xffff_ffff };
         // The base may have changed since: then the two disagree.
         let is_certain = !step.is_based() || by_registers == Some(offset);
         is_certain.then_some((offset, step.data_selector))
+    }
+
+    /// The linear address that `view` reaches at a host address that ends in `host`. Where several
+    /// are the same memory it is `likely` if that is one of them.
+    fn x87_linear(&mut self, view: View, host: u32, likely: Option<u64>) -> Option<u64> {
+        let context = self.slots.current_context();
+        if host == context.bounce.as_ptr() as u32 {
+            return Some(self.x87_bounced);
+        }
+        let page = context.page_at(view, host & !0xfff, likely)?;
+        let found = page | u64::from(host & 0xfff);
+        Some(likely.filter(|&likely| self.are_same(likely, found)).unwrap_or(found))
     }
 
     /// True if two linear addresses are one byte of memory.

@@ -72,7 +72,8 @@ pub(super) struct Outputs {
     pub(super) rflags: u64,
     /// MXCSR behind the instruction.
     pub(super) mxcsr: u32,
-    /// The instruction raised an unmasked floating-point exception: no register was written.
+    /// The instruction raised an unmasked floating-point exception: no register was written, but
+    /// the x87 unit may be in MMX operation.
     pub(super) has_faulted: bool,
 }
 

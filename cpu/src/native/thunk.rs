@@ -274,16 +274,23 @@ impl Generator {
             self.emit(Instruction::with2(code, memory, Register::K0 + u32::from(number))?)?;
         }
         self.leave_mxcsr()?;
+        self.store_image()?;
+        self.leave()
+    }
+
+    fn store_image(&mut self) -> Emit {
         if self.plan.uses_x87 {
             self.load_pointer(TEMPORARY, offset::IMAGE)?;
             self.emit(Instruction::with1(Code::Fxsave64_m512byte, at(TEMPORARY, 0))?)?;
         }
-        self.leave()
+        Ok(())
     }
 
-    /// Where SIGFPE sends the thunk: nothing is stored but MXCSR.
+    /// Where SIGFPE sends the thunk: nothing is stored but MXCSR and x87 state, which may have gone
+    /// to MMX operation.
     fn fault_exit(&mut self) -> Emit {
         self.leave_mxcsr()?;
+        self.store_image()?;
         let faulted = at(FRAME, offset::FAULTED);
         self.emit(Instruction::with2(Code::Mov_rm32_imm32, faulted, 1)?)?;
         self.leave()

@@ -133,7 +133,8 @@ impl Cpu {
             None => self.run_x87(&thunk, hidden),
             Some(target) => self.run_x87_store(&thunk, hidden, target)?,
         };
-        if !outputs.has_faulted {
+        // Whether a SIMD exception comes before or behind the change to MMX, the host decides.
+        if !outputs.has_faulted || row.unit == Unit::SseMmx {
             let image = self.native.scratch.image;
             self.change_x87(|fpu| {
                 fpu.read_x87(&image);

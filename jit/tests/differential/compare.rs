@@ -129,7 +129,7 @@ impl Differences {
 /// What differs between the translator's outcome and the interpreter's. The count of instructions
 /// is compared if `is_counting`.
 pub fn differences(jit: &Outcome, interpreter: &Run, is_counting: bool) -> Vec<String> {
-    let Run { outcome, undefined, frame_flags, points } = interpreter;
+    let Run { outcome, undefined, frame_flags, points, x87_pages } = interpreter;
     let mut list = Differences::default();
     list.text("exit", &jit.exit, &outcome.exit);
     list.number("rip", jit.state.rip, outcome.state.rip);
@@ -140,18 +140,19 @@ pub fn differences(jit: &Outcome, interpreter: &Run, is_counting: bool) -> Vec<S
     if is_counting {
         list.number("retired", jit.retired, outcome.retired);
     }
-    match frame_flags.filter(|_| *undefined != 0) {
-        Some(at) => {
-            let masked = |contents: &[u8]| {
-                let mut contents = contents.to_vec();
-                for (byte, mask) in contents[at..].iter_mut().zip(undefined.to_le_bytes()) {
-                    *byte &= !mask;
-                }
-                contents
-            };
-            list.memory(&masked(&jit.contents), &masked(&outcome.contents));
-        }
-        None => list.memory(&jit.contents, &outcome.contents),
+    let mut unknown = x87_pages.clone();
+    if let Some(at) = frame_flags.filter(|_| *undefined != 0) {
+        unknown.extend((at..).zip(undefined.to_le_bytes()));
     }
+    list.memory(&without(&jit.contents, &unknown), &without(&outcome.contents, &unknown));
     list.0
+}
+
+/// `contents` without the bits of `unknown`.
+fn without(contents: &[u8], unknown: &[(usize, u8)]) -> Vec<u8> {
+    let mut contents = contents.to_vec();
+    for (place, bits) in unknown {
+        contents[*place] &= !bits;
+    }
+    contents
 }

@@ -17,6 +17,7 @@ mod reference;
 mod shrink;
 mod translator;
 mod world;
+mod x87_page;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -3,11 +3,12 @@
 use cpu::Cpu;
 use cpu::engine::{Vcpu, VmExit};
 use cpu::state::{State, rflags};
-use decoder::{Class, Unit};
+use decoder::Class;
 use iced_x86::{Decoder, Instruction, Mnemonic as M, OpKind};
 
 use crate::case::{Case, Ready};
 use crate::world::{HANDLERS, PAGE, World, offset_of};
+use crate::x87_page;
 
 /// Instructions of a run at most; a program that wants more is given up.
 const LIMIT: usize = 3000;
@@ -69,6 +70,8 @@ pub struct Run {
     pub undefined: u64,
     /// Where the last exception's frame has flags, in [`World::contents`].
     pub frame_flags: Option<usize>,
+    /// Where x87 operands' addresses were stored, there too, as [`x87_page::stored`] says.
+    pub x87_pages: Vec<(usize, u8)>,
 }
 
 /// Runs `case` as often as it says.
@@ -87,7 +90,9 @@ fn run_all(world: &mut World, case: &Case, ready: &Ready) -> Result<Vec<Run>, Di
             again(&mut world.bench.cpu, &ready.state);
             world.reset_counter(case.start.turns);
         }
-        let run = run_once(world, case)?;
+        let mut run = run_once(world, case)?;
+        // What one run has stored is there in the next.
+        run.x87_pages.extend(runs.last().iter().flat_map(|run: &&Run| &run.x87_pages));
         // What is undefined in memory must not be read by the next run.
         let is_last = run.undefined != 0 && run.frame_flags.is_some();
         runs.push(run);
@@ -110,6 +115,7 @@ fn run_once(world: &mut World, case: &Case) -> Result<Run, Discard> {
     let mut undefined = 0;
     let mut points = vec![point(&world.bench.cpu, 0)];
     let mut last = None;
+    let mut x87_pages = Vec::new();
     let exit = loop {
         let next = next_instruction(world, case);
         if let Some(instruction) = &next {
@@ -122,11 +128,9 @@ fn run_once(world: &mut World, case: &Case) -> Result<Run, Discard> {
         let is_done = !is_handler(world) && world.bench.cpu.retired() != retired;
         if let Some(instruction) = next.filter(|_| is_done) {
             undefined = undefined_after(&before, &instruction, undefined);
+            x87_pages.extend(x87_page::stored(&before, &instruction));
         }
         points.push(point(&world.bench.cpu, undefined));
-        if next.is_some_and(|instruction| is_host_specific(world, &instruction)) {
-            return Err(Discard::UndefinedResult);
-        }
         if exit != VmExit::Budget {
             break exit;
         }
@@ -134,6 +138,9 @@ fn run_once(world: &mut World, case: &Case) -> Result<Run, Discard> {
             return Err(Discard::Endless);
         }
     };
+    if undefined != 0 && has_part_of_frame(world, &exit) {
+        return Err(Discard::UndefinedFlags);
+    }
     let cpu = &world.bench.cpu;
     let outcome = Outcome {
         exit,
@@ -142,12 +149,24 @@ fn run_once(world: &mut World, case: &Case) -> Result<Run, Discard> {
         retired: cpu.retired() - started,
     };
     let frame_flags = frame_flags(world, case, &outcome.contents, last);
-    Ok(Run { outcome, points, undefined, frame_flags })
+    Ok(Run { outcome, points, undefined, frame_flags, x87_pages })
 }
 
 /// The CPU is in the handler of an exception.
 fn is_handler(world: &World) -> bool {
-    world.bench.cpu.state.rip & !(PAGE - 1) == HANDLERS
+    vector(world).is_some()
+}
+
+/// The exception whose handler the CPU is in.
+fn vector(world: &World) -> Option<u64> {
+    let offset = world.bench.cpu.state.rip.checked_sub(HANDLERS)?;
+    (offset < PAGE).then_some(offset / 16)
+}
+
+/// An exception could not be delivered: of its frame some may have been stored, flags too.
+fn has_part_of_frame(world: &World, exit: &VmExit) -> bool {
+    const DF: u64 = 8;
+    *exit == VmExit::Shutdown || vector(world) == Some(DF)
 }
 
 fn point(cpu: &Cpu, undefined: u64) -> Point {
@@ -190,14 +209,6 @@ fn check(cpu: &Cpu, instruction: &Instruction, undefined: u64) -> Result<(), Dis
         return Err(Discard::UndefinedResult);
     }
     Ok(())
-}
-
-/// True if an exception came of which the host decides what it leaves: whether the x87 unit goes to
-/// MMX operation before a SIMD exception.
-fn is_host_specific(world: &World, instruction: &Instruction) -> bool {
-    const XM: u64 = 19;
-    let is_handler = world.bench.cpu.state.rip == HANDLERS + 16 * XM + 1;
-    is_handler && decoder::row(instruction.code()).unit == Unit::SseMmx
 }
 
 /// The flags that are undefined behind `instruction`, which executed in state `before`.
@@ -254,10 +265,7 @@ fn frame_flags(
     last: Option<Instruction>,
 ) -> Option<usize> {
     let state = &world.bench.cpu.state;
-    if !is_handler(world) {
-        return None;
-    }
-    let vector = (state.rip - HANDLERS) / 16;
+    let vector = vector(world)?;
     let slot = if case.mode.is_paged() { 8 } else { 4 };
     let top = offset_of(state.gpr[4])?;
     let pushed = contents.get(top..top + 4)?;

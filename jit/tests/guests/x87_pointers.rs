@@ -96,6 +96,17 @@ fn an_environment_has_the_address_of_the_last_operand() {
     assert_eq!(u64::from(environment[5]), DATA);
 }
 
+/// Such an operand is copied to be together before it is read, and so is that of MOVUPS.
+#[test]
+fn an_operand_over_two_pages_has_its_address() {
+    let (environment, ..) = pointers(|a| {
+        a.fld(qword_ptr(rbx + 0xffc))?;
+        a.movups(xmm0, xmmword_ptr(rbx + 0x1ff8))?;
+        store(a)
+    });
+    assert_eq!(u64::from(environment[5]), DATA + 0xffc);
+}
+
 /// Here processors save the pointers everywhere: for handlers of #MF.
 #[test]
 fn a_pending_exception_has_its_instruction_and_operand() {
