@@ -30,6 +30,8 @@ pub(crate) struct JitConfig {
     pub(crate) trash_helpers: bool,
     /// Have the interpreter execute every block too, and compare.
     pub(crate) cross_check: bool,
+    /// Count the accesses that look into the TLB.
+    pub(crate) count_accesses: bool,
     /// Tell perf where translated code is.
     pub(crate) perf_map: bool,
 }
@@ -58,6 +60,7 @@ impl Default for JitConfig {
             block_size: Self::BLOCK_SIZE_MAX,
             trash_helpers: false,
             cross_check: false,
+            count_accesses: false,
             perf_map: false,
         }
     }

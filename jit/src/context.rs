@@ -180,8 +180,8 @@ pub(crate) struct Context {
     pub(crate) deltas: [u64; GROUPS],
     /// By view: the page of the stack's last access.
     pub(crate) stack: [StackEntry; 3],
-    /// Jumps that missed their cache, and TLB misses.
-    pub(crate) tlb_misses: u64,
+    /// Accesses that looked into the TLB, where they are counted.
+    pub(crate) accesses: u64,
     pub(crate) jumps_user: JumpCache,
     pub(crate) jumps_supervisor: JumpCache,
     pub(crate) jumps_supervisor_ac: JumpCache,

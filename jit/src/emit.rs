@@ -123,6 +123,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) is_64: bool,
     /// Instructions are counted.
     pub(crate) is_counting: bool,
+    /// Accesses are counted.
+    pub(crate) counts_accesses: bool,
     /// Host address of the mailbox and of the first link's number.
     pub(crate) first_link: u32,
     pub(crate) first_handler: u32,

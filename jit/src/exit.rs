@@ -22,6 +22,12 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
+    /// How many there are.
+    pub(crate) const COUNT: usize = 7;
+    /// What the statistics call them, by number.
+    pub(crate) const NAMES: [&str; Self::COUNT] =
+        ["link", "indirect", "signal", "state", "interpret", "ungrouped", "exception"];
+
     /// The exit that a context's word names.
     pub(crate) fn of(word: u32) -> Self {
         match word {

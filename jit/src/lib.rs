@@ -65,6 +65,8 @@ pub struct Options {
     pub trash_helpers: bool,
     /// Every block is executed by the interpreter too, and the results are compared.
     pub cross_check: bool,
+    /// Accesses that look into the TLB are counted, for the statistics.
+    pub count_accesses: bool,
     /// Retired instructions are counted exactly, and budgets kept.
     pub counting: bool,
     /// Where translated blocks are written down for perf.
@@ -78,6 +80,7 @@ impl Default for Options {
             block_size: translate::MAX_STEPS,
             trash_helpers: false,
             cross_check: false,
+            count_accesses: false,
             counting: false,
             perf_map: None,
         }

@@ -180,6 +180,7 @@ impl Emitter<'_> {
 
     /// Turns the linear address in S0 into a host address.
     pub(crate) fn check(&mut self, size: u32, is_write: bool) {
+        self.count_access();
         self.compare(size.max(1), is_write);
         let from = self.asm.jcc(cc::A);
         let host = self.offsets.tlb + TLB_HOST;
@@ -189,7 +190,15 @@ impl Emitter<'_> {
         self.add_slow(from, back, SlowKind::Access { wanted });
     }
 
+    /// Counts a look into the TLB. Destroys the flags, which nobody needs where one is about to be.
+    fn count_access(&mut self) {
+        if self.around.counts_accesses {
+            self.asm.alu_imm(true, Alu::Add, Rm::Mem(context!(accesses)), 1);
+        }
+    }
+
     fn check_constant(&mut self, address: u64, size: u32, is_write: bool) -> Mem {
+        self.count_access();
         let page = address & !0xfff;
         let entry = (address >> (12 - crate::context::ENTRY_SHIFT)) as i32 & self.offsets.tlb_mask;
         let tag = self.offsets.tlb + entry + if is_write { TLB_WRITE } else { TLB_READ };
@@ -247,6 +256,7 @@ impl Emitter<'_> {
     /// Checks all of a group's bytes. S0 becomes the delta.
     fn check_group(&mut self, access: Access, base: Number, displacement: i32, own_writes: bool) {
         self.free_flags();
+        self.count_access();
         let register = self.read(base, S0);
         match access.lowest {
             0 => self.asm.mov(S0, register),

@@ -40,6 +40,9 @@ const NO_MODE: u16 = u16::MAX;
 const FREE: Slot =
     Slot { pcid: None, last_used: 0, has_local_supervisor: false, jump_modes: [NO_MODE; 3] };
 
+/// What the statistics call flushes, by kind.
+pub(crate) const FLUSHES: [&str; 4] = ["everything", "not global", "address space", "page"];
+
 /// All slots of a vCPU.
 pub(crate) struct Slots {
     contexts: Arc<Contexts>,
@@ -54,7 +57,7 @@ pub(crate) struct Slots {
     current: usize,
     clock: u64,
     /// Flushes done, by kind, for the figures.
-    pub(crate) flushes: [u64; 4],
+    pub(crate) flushes: [u64; FLUSHES.len()],
 }
 
 /// A large page as one number.
@@ -74,7 +77,7 @@ impl Slots {
             is_any_large: false,
             current: 0,
             clock: 0,
-            flushes: [0; 4],
+            flushes: [0; FLUSHES.len()],
         };
         for index in 0..SLOTS {
             slots.empty(index);

@@ -5,12 +5,16 @@ use std::fmt;
 use iced_x86::Mnemonic;
 
 use crate::cache::Figures;
+use crate::exit::Exit;
+use crate::slots::FLUSHES;
 use crate::vcpu::Inner;
 
 /// Why translated code called or left, and how often.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SlowReasons {
     pub(crate) tlb_misses: u64,
+    /// Accesses that looked into the TLB, where they are counted.
+    pub(crate) accesses: u64,
     pub(crate) page_crossings: u64,
     pub(crate) devices: u64,
     pub(crate) faults: u64,
@@ -23,7 +27,7 @@ pub(crate) struct SlowReasons {
     pub(crate) checked: u64,
     pub(crate) mismatches: u64,
     /// Exits, by kind.
-    pub(crate) exits: [u64; 7],
+    pub(crate) exits: [u64; Exit::COUNT],
 }
 
 /// What one vCPU's translator has done so far.
@@ -31,7 +35,7 @@ pub(crate) struct SlowReasons {
 pub struct Statistics {
     figures: Figures,
     slow: SlowReasons,
-    flushes: [u64; 4],
+    flushes: [u64; FLUSHES.len()],
     used_bytes: usize,
     pages: (usize, usize),
     translation_ns: u64,
@@ -105,15 +109,29 @@ impl fmt::Display for Statistics {
             slow.code_pages,
             slow.ungrouped
         )?;
+        if slow.accesses != 0 {
+            let hits = 100.0 * (1.0 - per(slow.tlb_misses, slow.accesses));
+            writeln!(f, "looks into the TLB {}, hits {hits:.3} %", slow.accesses)?;
+        }
         writeln!(
             f,
-            "handlers {}, signals {}, interpreted {}, flushes {:?}, exits {:?}, code pages {:?}",
-            slow.handlers, slow.signals, slow.interpreted, self.flushes, slow.exits, self.pages
+            "handlers {}, signals {}, interpreted {}",
+            slow.handlers, slow.signals, slow.interpreted
         )?;
+        list(f, "exits", &Exit::NAMES, &slow.exits)?;
+        list(f, "flushes", &FLUSHES, &self.flushes)?;
+        writeln!(f, "code pages {}, global {}", self.pages.0, self.pages.1)?;
         if slow.checked != 0 {
             writeln!(f, "blocks checked {}, differing {}", slow.checked, slow.mismatches)?;
         }
         write!(f, "most called:")?;
         self.called.iter().try_for_each(|(mnemonic, calls)| write!(f, " {mnemonic:?} {calls}"))
     }
+}
+
+/// One line of numbers with their names.
+fn list(f: &mut fmt::Formatter<'_>, what: &str, names: &[&str], numbers: &[u64]) -> fmt::Result {
+    write!(f, "{what}:")?;
+    names.iter().zip(numbers).try_for_each(|(name, number)| write!(f, " {name} {number}"))?;
+    writeln!(f)
 }

@@ -341,6 +341,7 @@ impl Inner {
             view: key.view,
             is_64: self.cpu.mode.is_64(),
             is_counting: self.options.counting,
+            counts_accesses: self.options.count_accesses,
             first_link: self.cache.next_link(),
             first_handler: self.handlers.next(),
         };

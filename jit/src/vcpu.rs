@@ -423,7 +423,8 @@ impl Inner {
         }
         let context = self.slots.current_context();
         let exit = Exit::of(context.exit_kind);
-        self.slow.exits[exit as usize % 7] += 1;
+        self.slow.accesses += std::mem::take(&mut context.accesses);
+        self.slow.exits[exit as usize % Exit::COUNT] += 1;
         if matches!(exit, Exit::Link | Exit::Indirect | Exit::Signal) {
             self.save_context();
         }

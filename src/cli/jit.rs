@@ -21,6 +21,9 @@ pub(super) struct JitArguments {
     /// Have the interpreter execute every block too, and compare
     #[arg(long)]
     jit_cross_check: bool,
+    /// Count the accesses of translated code, for the hit rate of --stats
+    #[arg(long)]
+    jit_count_accesses: bool,
     /// Name translated code for perf, in /tmp/perf-PID.map
     #[arg(long)]
     perf_map: bool,
@@ -43,6 +46,7 @@ impl JitArguments {
             block_size: self.jit_block_size.map_or(default.block_size, usize::from),
             trash_helpers: self.jit_trash_helpers,
             cross_check: self.jit_cross_check,
+            count_accesses: self.jit_count_accesses,
             perf_map: self.perf_map,
         })
     }
@@ -53,6 +57,7 @@ impl JitArguments {
             ("--jit-block-size", self.jit_block_size.is_some()),
             ("--jit-trash-helpers", self.jit_trash_helpers),
             ("--jit-cross-check", self.jit_cross_check),
+            ("--jit-count-accesses", self.jit_count_accesses),
             ("--perf-map", self.perf_map),
         ];
         options.into_iter().find(|(_, is_given)| *is_given).map(|(option, _)| option)
@@ -96,9 +101,10 @@ mod tests {
         for size in [1, 64] {
             assert_eq!(jit(&["--jit-block-size", &size.to_string()]).block_size, size);
         }
-        let words = ["--accel", "jit", "--jit-trash-helpers", "--jit-cross-check", "--perf-map"];
-        let config = jit(&words);
-        assert!(config.trash_helpers && config.cross_check && config.perf_map);
+        let config = jit(&["--jit-trash-helpers", "--jit-cross-check"]);
+        assert!(config.trash_helpers && config.cross_check);
+        let config = jit(&["--accel", "jit", "--jit-count-accesses", "--perf-map"]);
+        assert!(config.count_accesses && config.perf_map);
     }
 
     #[test]
@@ -108,6 +114,7 @@ mod tests {
             &["--jit-block-size", "1"],
             &["--jit-trash-helpers"],
             &["--jit-cross-check"],
+            &["--jit-count-accesses"],
             &["--perf-map"],
         ] {
             let line = [&["run", "--accel", "interp"], words].concat();

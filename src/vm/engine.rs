@@ -95,6 +95,7 @@ impl Engines {
             block_size: wanted.block_size,
             trash_helpers: wanted.trash_helpers,
             cross_check: wanted.cross_check,
+            count_accesses: wanted.count_accesses,
             counting: is_counting(config),
             perf_map,
         };

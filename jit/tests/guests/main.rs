@@ -7,6 +7,7 @@ mod exceptions;
 mod interrupts;
 mod mappings;
 mod returns;
+mod statistics;
 mod time;
 mod two_vcpus;
 mod x87_pointers;
@@ -108,14 +109,15 @@ fn summary(state: &State) -> (Vec<String>, String, u64, u8) {
     (gpr, format!("{:#x}", state.rip), state.rflags, state.cpl)
 }
 
-/// The ways to translate: as usual, block by instruction, counting, with trashed registers.
+/// The ways to translate: as usual, block by instruction, counting instructions, counting accesses
+/// with trashed registers.
 fn all_ways() -> [Options; 4] {
     let plain = Options::default();
     [
         plain.clone(),
         Options { block_size: 1, ..plain.clone() },
         Options { counting: true, ..plain.clone() },
-        Options { trash_helpers: true, ..plain },
+        Options { trash_helpers: true, count_accesses: true, ..plain },
     ]
 }
 
