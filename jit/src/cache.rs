@@ -202,8 +202,6 @@ pub(crate) struct Cache {
     recipes: Vec<Recipe>,
     /// In order of blocks and steps.
     pub(crate) x87_steps: Vec<X87Step>,
-    /// One of them has an operand by FS or GS.
-    pub(crate) has_based_x87: bool,
     /// Positions of return sites.
     sites: Vec<u32>,
     pages: Vec<Option<Page>>,
@@ -233,7 +231,6 @@ impl Cache {
             offsets: Vec::new(),
             recipes: Vec::new(),
             x87_steps: Vec::new(),
-            has_based_x87: false,
             sites: Vec::new(),
             pages: Vec::new(),
             next_page: [0, FIRST_GLOBAL_PAGE],
@@ -255,7 +252,6 @@ impl Cache {
         self.offsets.clear();
         self.recipes.clear();
         self.x87_steps.clear();
-        self.has_based_x87 = false;
         self.sites.clear();
         self.pages.clear();
         self.next_page = [0, FIRST_GLOBAL_PAGE];

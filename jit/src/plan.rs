@@ -1,5 +1,6 @@
 //! What a block is to become: its instructions, each with the way it is translated.
 
+use cpu::interp::insn::has_memory_operand;
 use cpu::mode::Mode;
 use cpu::state::cr4;
 use decoder::{Class, MemoryShape, Row, Unit, row};
@@ -224,6 +225,9 @@ fn copied(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
     if uses_x87 && !target.has_numeric_exceptions || iced.mnemonic() == Mnemonic::Wait {
         return Action::Handler;
     }
+    if row.unit == Unit::X87 && hides_pointers(iced) {
+        return Action::Handler;
+    }
     if iced.mnemonic() == Mnemonic::Movsxd && iced.op0_register().size() == 2 {
         // How many bytes it reads differs between processors and the table.
         return Action::Handler;
@@ -253,6 +257,12 @@ fn copied(target: &Target<'_>, row: &Row, iced: &Instruction) -> Action {
         return Action::AbsoluteMov;
     }
     if iced.mnemonic() == Mnemonic::Movdir64b { Action::Handler } else { Action::Copy }
+}
+
+/// True for an x87 instruction behind which the host's unit would not tell the guest's pointers: it
+/// clears them, or its operand is no function of its linear address.
+fn hides_pointers(iced: &Instruction) -> bool {
+    iced.mnemonic() == Mnemonic::Fninit || has_memory_operand(iced) && is_based(iced)
 }
 
 /// True for an EVEX form that names no mask.

@@ -24,8 +24,6 @@ pub(crate) struct X87Step {
     /// What it makes of FOP.
     opcode: u16,
     view: View,
-    /// The segment of its operand.
-    segment: usize,
     /// FCS and FDS: selectors as they were when the block was made, since those of now may be of
     /// another privilege.
     code_selector: u16,
@@ -43,11 +41,6 @@ impl X87Step {
     /// True if it changes FDP.
     pub(crate) fn has_memory(&self) -> bool {
         self.memory_operand().is_some()
-    }
-
-    /// True if its operand's offset is not its linear address.
-    fn is_based(&self) -> bool {
-        self.segment >= seg::FS
     }
 }
 
@@ -89,12 +82,10 @@ impl Inner {
                 step,
                 opcode,
                 view,
-                segment,
                 code_selector: segments[seg::CS].selector,
                 data_selector: segments[segment].selector,
                 iced: *iced,
             };
-            self.cache.has_based_x87 |= new.has_memory() && new.is_based();
             self.cache.x87_steps.push(new);
         }
     }
@@ -115,25 +106,16 @@ impl Inner {
     }
 
     /// FDP and FDS of an operand at a host address that ends in `host`, accessed by `step`, or by
-    /// an unknown instruction of an earlier block if `step` has no memory operand. That one is
-    /// taken to have used DS, if there is none with a base that it could be.
+    /// an unknown instruction of an earlier block if `step` has no memory operand: that one is
+    /// taken to have used DS. No operand is in a segment with a base: those are interpreted.
     fn x87_operand(&mut self, step: &X87Step, host: u32) -> Option<(u64, u16)> {
-        if host == 0 || !step.has_memory() && self.cache.has_based_x87 {
+        if host == 0 {
             return None;
         }
-        let base = match step.segment {
-            seg::FS => self.slots.current_context().fs_base,
-            seg::GS => self.slots.current_context().gs_base,
-            _ => 0,
-        };
-        let by_registers = self.x87_offset(step);
-        let likely = by_registers.map(|offset| offset.wrapping_add(base));
-        let offset = self.x87_linear(step.view, host, likely)?.wrapping_sub(base);
+        let likely = self.x87_offset(step);
+        let offset = self.x87_linear(step.view, host, likely)?;
         let is_64 = step.iced.code_size() == CodeSize::Code64;
-        let offset = if is_64 { offset } else { offset & 0xffff_ffff };
-        // The base may have changed since: then the two disagree.
-        let is_certain = !step.is_based() || by_registers == Some(offset);
-        is_certain.then_some((offset, step.data_selector))
+        Some((if is_64 { offset } else { offset & 0xffff_ffff }, step.data_selector))
     }
 
     /// The linear address that `view` reaches at a host address that ends in `host`. Where several

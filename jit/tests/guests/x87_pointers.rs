@@ -197,3 +197,34 @@ fn pointers_that_were_loaded_last_until_the_next_instruction() {
     });
     assert_ne!(environment[3], 0x1234);
 }
+
+/// The two instructions are in blocks of their own, and only the first one has an operand.
+#[test]
+fn an_operand_by_fs_has_its_offset() {
+    const IA32_FS_BASE: u32 = 0xc000_0100;
+    let (environment, ..) = pointers(|a| {
+        let mut next = a.create_label();
+        a.mov(ecx, IA32_FS_BASE)?;
+        a.mov(eax, 0x1000)?;
+        a.xor(edx, edx)?;
+        a.wrmsr()?;
+        a.fld(qword_ptr(rbx).fs())?;
+        a.jmp(next)?;
+        a.set_label(&mut next)?;
+        a.fldz()?;
+        store(a)
+    });
+    assert_eq!(u64::from(environment[5]), DATA);
+}
+
+#[test]
+fn fninit_clears_pointers_that_the_host_has_forgotten() {
+    let (environment, ..) = pointers(|a| {
+        a.fld(qword_ptr(rbx))?;
+        // The block dies.
+        a.mov(byte_ptr(CODE + 0x800), 1)?;
+        a.fninit()?;
+        store(a)
+    });
+    assert_eq!((environment[3], environment[5]), (0, 0));
+}
