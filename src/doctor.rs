@@ -79,8 +79,8 @@ fn isa_level(level: u8) -> String {
 /// What `--accel auto` takes, and why nothing better.
 fn engine(host: &Host) -> &'static str {
     match host.translator {
-        Ok(()) => "jit, which --accel auto takes: the translator works, and KVM comes later",
-        Err(_) => "interp, which --accel auto takes: the translator cannot run, KVM comes later",
+        Ok(()) => "jit, which --accel auto takes: the translator works",
+        Err(_) => "interp, which --accel auto takes: the translator cannot run",
     }
 }
 

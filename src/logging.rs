@@ -19,6 +19,10 @@ pub(crate) const TARGETS: &[(&str, &str)] = &[
     ("dev",         "every chip; dev::rtc and its like for one"),
     ("guest_error", "mistakes of the guest's software"),
     ("jit",         "the translator: code made, thrown away, and what it cannot translate"),
+    ("kvm",         "the engine KVM: all of the following"),
+    ("kvm::exit",   "what KVM gives up on"),
+    ("kvm::memory", "memory that KVM refuses"),
+    ("kvm::msr",    "model-specific registers that KVM does not keep"),
     ("volvelle",    "the program: engine, terminal, sockets, threads"),
 ];
 

@@ -25,6 +25,8 @@ pub enum VmExit {
     Budget,
     /// A debug event for the owner.
     Debug,
+    /// The engine cannot go on, and has said why in the log.
+    Failed,
 }
 
 /// One virtual CPU on some engine.

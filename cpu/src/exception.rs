@@ -25,6 +25,30 @@ pub enum Vector {
     SimdFloatingPoint = 19,
 }
 
+impl Vector {
+    /// All of them.
+    const ALL: [Self; 18] = [
+        Self::DivideError,
+        Self::Debug,
+        Self::Nmi,
+        Self::Breakpoint,
+        Self::Overflow,
+        Self::BoundRange,
+        Self::InvalidOpcode,
+        Self::DeviceNotAvailable,
+        Self::DoubleFault,
+        Self::InvalidTss,
+        Self::SegmentNotPresent,
+        Self::StackFault,
+        Self::GeneralProtection,
+        Self::PageFault,
+        Self::X87FloatingPoint,
+        Self::AlignmentCheck,
+        Self::MachineCheck,
+        Self::SimdFloatingPoint,
+    ];
+}
+
 /// An exception raised by an instruction, before delivery.
 ///
 /// For a page fault CR2 has been written by whoever raised it; for a debug exception the DR6 bits
@@ -88,6 +112,12 @@ impl Exception {
     /// #PF(code); the caller has written CR2.
     pub const fn pf(code: u16) -> Self {
         Self::with_code(Vector::PageFault, code)
+    }
+
+    /// The exception of vector number `vector`, if there is one.
+    pub fn from_parts(vector: u8, error_code: Option<u16>) -> Option<Self> {
+        let vector = Vector::ALL.into_iter().find(|&known| known as u8 == vector)?;
+        Some(Self { vector, error_code })
     }
 
     /// True for faults that save RF = 1 in the pushed flags (SDM Vol. 3A, "Resume Flag"): all

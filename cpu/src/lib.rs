@@ -19,6 +19,7 @@ pub mod events;
 pub mod exception;
 pub mod flags;
 pub mod fpu;
+mod host_engine;
 pub mod interp;
 pub mod mmu;
 pub mod mode;

@@ -29,4 +29,4 @@ pub use device::{Device, IoError, Width};
 pub use page_flags::{CodeWatcher, PageFlags};
 pub use ports::PortSpace;
 pub use ram::{HostPtr, Ram, RamError, Scalar, register_barriers};
-pub use space::{DmaError, MapError, PageKind, PhysicalSpace, RamRange, RegionKind};
+pub use space::{BackedRange, DmaError, MapError, PageKind, PhysicalSpace, RamRange, RegionKind};

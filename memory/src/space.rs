@@ -40,6 +40,19 @@ pub struct RamRange {
     pub offset: u64,
 }
 
+/// A run of guest-physical addresses with bytes of [`Ram`] behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackedRange {
+    /// First guest-physical address.
+    pub base: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Offset of the first byte in [`Ram`].
+    pub offset: u64,
+    /// Writes are dropped.
+    pub is_rom: bool,
+}
+
 /// Why a range could not be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapError {
@@ -214,6 +227,20 @@ impl PhysicalSpace {
             .collect()
     }
 
+    /// What has bytes behind it, RAM and ROM, as a CPU sees it: while address line 20 is masked,
+    /// every odd mebibyte is the even one below.
+    pub fn backed_ranges(&self) -> Vec<BackedRange> {
+        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+        let ranges: Vec<_> =
+            regions.iter().filter_map(|(&base, region)| backed(base, region)).collect();
+        drop(regions);
+        if self.is_a20_enabled() {
+            ranges
+        } else {
+            ranges.iter().flat_map(fold_at_line_20).collect()
+        }
+    }
+
     /// What the page that holds `address` is.
     pub fn page(&self, address: GuestPhysical) -> PageKind {
         let found = self.find(self.gate(address.page().0));
@@ -319,6 +346,37 @@ impl PhysicalSpace {
         }
         Ok(())
     }
+}
+
+fn backed(base: u64, region: &Region) -> Option<BackedRange> {
+    let (offset, is_rom) = match region.kind {
+        RegionKind::Ram(offset) => (offset, false),
+        RegionKind::Rom(offset) => (offset, true),
+        RegionKind::Device(_) => return None,
+    };
+    Some(BackedRange { base, size: region.last - base + 1, offset, is_rom })
+}
+
+/// The parts of `range` in even mebibytes, each at its own address and at the one above.
+fn fold_at_line_20(range: &BackedRange) -> Vec<BackedRange> {
+    const MIB: u64 = 1 << 20;
+    let end = range.base + range.size;
+    let mut parts = Vec::new();
+    let mut at = range.base;
+    while at < end {
+        let next = end.min((at | (MIB - 1)) + 1);
+        if at & MIB == 0 {
+            let part = BackedRange {
+                base: at,
+                size: next - at,
+                offset: range.offset + (at - range.base),
+                ..*range
+            };
+            parts.extend([part, BackedRange { base: at | MIB, ..part }]);
+        }
+        at = next;
+    }
+    parts
 }
 
 /// True if `width` at `at` is inside the region that has `left` bytes left, and inside one page.

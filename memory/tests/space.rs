@@ -4,8 +4,8 @@
 use std::sync::{Arc, Mutex};
 
 use memory::{
-    Device, DmaError, GuestPhysical, IoError, MapError, PAGE_SIZE, PageFlags, PageKind,
-    PhysicalSpace, Ram, RamRange, RegionKind, Width,
+    BackedRange, Device, DmaError, GuestPhysical, IoError, MapError, PAGE_SIZE, PageFlags,
+    PageKind, PhysicalSpace, Ram, RamRange, RegionKind, Width,
 };
 use proptest::prelude::*;
 
@@ -390,4 +390,19 @@ proptest! {
             prop_assert_eq!(got, expected, "at {:#x}", address);
         }
     }
+}
+
+#[test]
+fn backed_ranges_are_what_a_cpu_sees() {
+    let space = with_ram(2);
+    space.map(at(0x10_0000), PAGE_SIZE, RegionKind::Ram(PAGE_SIZE)).unwrap();
+    space.map(at(0xf000), PAGE_SIZE, RegionKind::Rom(PAGE_SIZE)).unwrap();
+    let range = |base, size, offset, is_rom| BackedRange { base, size, offset, is_rom };
+    let low = range(0, 2 * PAGE_SIZE, 0, false);
+    let rom = range(0xf000, PAGE_SIZE, PAGE_SIZE, true);
+    let high = range(0x10_0000, PAGE_SIZE, PAGE_SIZE, false);
+    assert_eq!(space.backed_ranges(), [low, rom, high]);
+    space.mask_a20(true);
+    let again = |range: BackedRange| BackedRange { base: range.base | 0x10_0000, ..range };
+    assert_eq!(space.backed_ranges(), [low, again(low), rom, again(rom)]);
 }

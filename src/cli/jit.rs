@@ -32,10 +32,13 @@ pub(super) struct JitArguments {
 impl JitArguments {
     /// How the translator works on a machine of `cpus`, or the line that says why it cannot.
     pub(super) fn config(&self, accel: Accel, cpus: u32) -> Result<JitConfig, String> {
-        if accel == Accel::Interp
-            && let Some(option) = self.first_given()
-        {
-            return Err(format!("{option}: --accel interp does not translate; take --accel jit"));
+        let other = match accel {
+            Accel::Interp => Some("interp"),
+            Accel::Kvm => Some("kvm"),
+            Accel::Auto | Accel::Jit => None,
+        };
+        if let (Some(engine), Some(option)) = (other, self.first_given()) {
+            return Err(format!("{option}: --accel {engine} does not translate; take --accel jit"));
         }
         if let Some(bytes) = self.jit_cache {
             check_cache(bytes, cpus)?;

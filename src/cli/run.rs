@@ -70,7 +70,7 @@ pub(super) struct RunArguments {
     #[arg(help_heading = "Machine")]
     debug_exit: Option<u16>,
 
-    /// Engine: auto, jit (the translator) or interp (the interpreter)
+    /// Engine: auto, kvm, jit (the translator) or interp (the interpreter)
     #[arg(long, value_name = "ENGINE", default_value = "auto", help_heading = "Run")]
     #[arg(value_parser = values::accel)]
     accel: Accel,
@@ -165,6 +165,11 @@ impl RunArguments {
 
     /// Counted time is a function of one order of instructions, and so of one thread.
     fn scheduler(&self) -> Result<Scheduler, String> {
+        let is_counted = matches!(self.clock, TimeBase::Counted { .. });
+        if self.accel == Accel::Kvm && (is_counted || self.sched == Some(Sched::Serial)) {
+            let option = if is_counted { "--clock icount" } else { "--sched serial" };
+            return Err(format!("{option}: --accel kvm counts no instructions; take --accel jit"));
+        }
         match (self.sched, self.clock) {
             (Some(Sched::Parallel), TimeBase::Counted { .. }) => {
                 Err("--clock icount needs --sched serial, for parallel processors have no common \

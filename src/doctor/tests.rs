@@ -43,8 +43,7 @@ fn a_cloud_host_gets_the_translator_and_is_told_why() {
          Mappings        65530\n\
          memfd           works\n\
          Translator      works\n\
-         Engine          jit, which --accel auto takes: the translator works, and KVM comes \
-         later\n\
+         Engine          jit, which --accel auto takes: the translator works\n\
          \n\
          - This host has no virtualization to give; Volvelle runs without it.\n"
     );

@@ -76,16 +76,19 @@ pub(super) fn accel(draft: &mut Draft, text: &str) -> Result<(), Stop> {
     let mut keys = KeyValues::parse(text, "accel");
     let name = keys.take("accel").unwrap_or_default();
     if matches!(name.as_str(), "help" | "?") {
-        return Err(Stop::Print("Accelerators supported:\ntcg\nauto\ninterp\n".into()));
+        return Err(Stop::Print("Accelerators supported:\ntcg\nkvm\nauto\ninterp\n".into()));
     }
     set_accel(draft, &name)?;
     match keys.take("thread").as_deref() {
         None => {}
+        Some(_) if draft.config.accel == Accel::Kvm => {
+            return Err("thread: KVM has a thread for each processor".into());
+        }
         Some("single") => draft.config.scheduler = Scheduler::Serial,
         Some("multi") => draft.config.scheduler = Scheduler::Parallel,
         Some(how) => return Err(format!("thread={how}: take single or multi").into()),
     }
-    if draft.config.accel != Accel::Interp {
+    if matches!(draft.config.accel, Accel::Auto | Accel::Jit) {
         translator(draft, &mut keys)?;
     }
     Ok(keys.finish()?)
@@ -106,9 +109,11 @@ fn translator(draft: &mut Draft, keys: &mut KeyValues) -> Result<(), Stop> {
     Ok(())
 }
 
-/// The first name that can be had, of `kvm:tcg` and its like.
+/// The first name that can be had, of `kvm:tcg` and its like. KVM is taken where nothing else is
+/// named: whether it can run this guest is not known here.
 fn set_accel(draft: &mut Draft, names: &str) -> Result<(), Stop> {
     let accel = names.split(':').find_map(|name| match name {
+        "kvm" if name == names => Some(Accel::Kvm),
         "tcg" => Some(Accel::Jit),
         "auto" => Some(Accel::Auto),
         "interp" => Some(Accel::Interp),

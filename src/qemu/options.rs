@@ -89,6 +89,10 @@ pub(super) const OPTIONS: &[QemuOption] = &[
         draft.config.no_shutdown = true;
         Ok(())
     })),
+    option(&["enable-kvm"], "the host's virtualization, as -accel kvm", Nothing(|draft| {
+        draft.config.accel = crate::config::Accel::Kvm;
+        Ok(())
+    })),
     option(&["name"], "a name for people", Value("[guest=]NAME[,...]", name)),
 ];
 

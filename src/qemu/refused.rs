@@ -14,7 +14,7 @@ const REASONS: &[(&str, &[&str])] = &[
     ("there is no debugger", &["s", "gdb"]),
     ("logging is set by `volvelle run --log`", &["d", "D", "dfilter", "trace", "singlestep"]),
     ("counted time is set by `volvelle run --clock icount`", &["icount"]),
-    ("there is no KVM", &["enable-kvm", "overcommit"]),
+    ("memory is never locked", &["overcommit"]),
     ("machines cannot be saved", &["incoming", "loadvm", "only-migratable"]),
     ("memory is plain", &["object", "mem-path", "mem-prealloc", "numa"]),
     ("the firmware's tables are fixed", &[

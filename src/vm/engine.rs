@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use cpu::engine::Vcpu;
 use cpu::{Cpu, Environment};
 use jit::{JitCpu, PerfMap};
+use kvm::{KvmCpu, KvmVm};
 
 use crate::config::{Accel, Config, Scheduler, TimeBase};
 
@@ -16,6 +17,8 @@ pub(crate) enum Engine {
     Interp(Box<Cpu>),
     /// The translator.
     Jit(Box<JitCpu>),
+    /// The host's virtualization.
+    Kvm(Box<KvmCpu>),
 }
 
 impl Engine {
@@ -24,6 +27,7 @@ impl Engine {
         match self {
             Self::Interp(cpu) => &**cpu,
             Self::Jit(cpu) => &**cpu,
+            Self::Kvm(cpu) => &**cpu,
         }
     }
 
@@ -32,6 +36,7 @@ impl Engine {
         match self {
             Self::Interp(cpu) => &mut **cpu,
             Self::Jit(cpu) => &mut **cpu,
+            Self::Kvm(cpu) => &mut **cpu,
         }
     }
 
@@ -40,6 +45,7 @@ impl Engine {
         match self {
             Self::Interp(cpu) => cpu,
             Self::Jit(cpu) => cpu.cpu(),
+            Self::Kvm(cpu) => cpu.cpu(),
         }
     }
 
@@ -48,6 +54,7 @@ impl Engine {
         match self {
             Self::Interp(cpu) => cpu,
             Self::Jit(cpu) => cpu.cpu_mut(),
+            Self::Kvm(cpu) => cpu.cpu_mut(),
         }
     }
 }
@@ -57,6 +64,7 @@ impl Engine {
 enum Kind {
     Interp,
     Jit,
+    Kvm,
 }
 
 /// The engine for `accel` on a host where the translator can run, or cannot and why.
@@ -71,7 +79,7 @@ fn choose(accel: Accel, translator: Result<(), String>) -> Result<Kind> {
         (Accel::Jit, Err(reason)) => {
             bail!("the translator cannot run on this host ({reason}); take the engine interp")
         }
-        (Accel::Kvm, _) => bail!("the engine kvm comes in a later version"),
+        (Accel::Kvm, _) => Ok(Kind::Kvm),
     }
 }
 
@@ -79,12 +87,21 @@ fn choose(accel: Accel, translator: Result<(), String>) -> Result<Kind> {
 pub(crate) struct Engines {
     kind: Kind,
     options: jit::Options,
+    /// Where the engine is KVM: its machine, and the frequency of its time-stamp counters.
+    kvm: Option<(Arc<KvmVm>, u64)>,
 }
 
 impl Engines {
     /// What `config` asks for.
     pub(crate) fn new(config: &Config) -> Result<Self> {
         let kind = choose(config.accel, jit::supported())?;
+        let kvm = match kind {
+            Kind::Kvm => Some(kvm().context(
+                "--accel kvm: KVM cannot be used here (`volvelle doctor` \
+                says more); take --accel jit",
+            )?),
+            Kind::Interp | Kind::Jit => None,
+        };
         let wanted = &config.jit;
         let perf_map = match kind {
             Kind::Jit if wanted.perf_map => Some(Arc::new(perf_map()?)),
@@ -99,17 +116,26 @@ impl Engines {
             counting: is_counting(config),
             perf_map,
         };
-        Ok(Self { kind, options })
+        Ok(Self { kind, options, kvm })
     }
 
     /// One CPU's engine.
     pub(crate) fn make(&self, environment: Environment) -> Result<Engine> {
+        if let Some((vm, _)) = &self.kvm {
+            let cpu = KvmCpu::new(vm, environment).context("--accel kvm: cannot make a CPU")?;
+            return Ok(Engine::Kvm(Box::new(cpu)));
+        }
         match self.kind {
-            Kind::Interp => Ok(Engine::Interp(Box::new(Cpu::new(environment)))),
+            Kind::Interp | Kind::Kvm => Ok(Engine::Interp(Box::new(Cpu::new(environment)))),
             Kind::Jit => JitCpu::new(environment, &self.options)
                 .map(|cpu| Engine::Jit(Box::new(cpu)))
                 .context("cannot make the translator"),
         }
+    }
+
+    /// The frequency of the guest's time-stamp counter, if the engine has one of its own.
+    pub(crate) fn tsc_hz(&self) -> Option<u64> {
+        self.kvm.as_ref().map(|(_, tsc_hz)| *tsc_hz)
     }
 
     /// True if the engines know how many instructions they retired. The translator counts only
@@ -117,6 +143,10 @@ impl Engines {
     pub(crate) fn has_counts(&self) -> bool {
         self.kind == Kind::Interp || self.options.counting
     }
+}
+
+fn kvm() -> Result<(Arc<KvmVm>, u64)> {
+    Ok((KvmVm::new()?, kvm::tsc_hz()?))
 }
 
 /// Who needs the count of instructions: counted time, and the scheduler that gives slices of them.
@@ -145,7 +175,7 @@ mod tests {
         assert_eq!(kind(Accel::Jit, Ok(())), Ok(Kind::Jit));
         assert!(kind(Accel::Jit, Err("no SSE2")).unwrap_err().contains("no SSE2"));
         assert_eq!(kind(Accel::Interp, Ok(())), Ok(Kind::Interp));
-        assert!(kind(Accel::Kvm, Ok(())).unwrap_err().contains("kvm"));
+        assert_eq!(kind(Accel::Kvm, Ok(())), Ok(Kind::Kvm));
     }
 
     #[test]

@@ -47,7 +47,8 @@ use timer_thread::TimerThread;
 
 pub(crate) use control::Quit;
 
-/// Ticks of the guest's TSC a second: a tick is a nanosecond of guest time.
+/// Ticks of the guest's TSC a second, where the engine makes it: a tick is a nanosecond of guest
+/// time.
 const TSC_HZ: u64 = 1_000_000_000;
 /// Ticks of the local APIC timers' clock a second.
 const LAPIC_TIMER_HZ: u64 = 1_000_000_000;
@@ -101,7 +102,8 @@ impl Vm {
             TimeBase::Counted { .. } => Clock::counted(COUNTED_EPOCH_UNIX_NS),
         });
         let timers = Timers::new(Arc::clone(&clock));
-        let policy = Arc::new(cpu_policy(config)?);
+        let tsc_hz = engines.tsc_hz().unwrap_or(TSC_HZ);
+        let policy = Arc::new(cpu_policy(config, tsc_hz)?);
         let backends = Backends::open(config, &control)?;
         let around = Surroundings {
             timers: Arc::clone(&timers),
@@ -311,8 +313,8 @@ impl Vm {
     }
 }
 
-fn cpu_policy(config: &Config) -> Result<CpuidPolicy> {
-    let machine = CpuidMachine { cpus: config.cpus, tsc_hz: TSC_HZ, apic_hz: LAPIC_TIMER_HZ };
+fn cpu_policy(config: &Config, tsc_hz: u64) -> Result<CpuidPolicy> {
+    let machine = CpuidMachine { cpus: config.cpus, tsc_hz, apic_hz: LAPIC_TIMER_HZ };
     CpuidPolicy::new(&config.cpu_model, machine)
         .with_context(|| format!("--cpu {}", config.cpu_model))
 }
@@ -329,7 +331,7 @@ fn board(
             Form::Pc => layout::Form::Pc,
         },
         rom_bytes: files.rom_bytes(),
-        tsc_hz: TSC_HZ,
+        tsc_hz: policy.tsc_hz(),
         lapic_timer_hz: LAPIC_TIMER_HZ,
         physical_address_bits: policy.physical_bits() as u8,
         serial: backends.serial_outputs(),

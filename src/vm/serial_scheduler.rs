@@ -14,7 +14,7 @@ use machine::clock::Clock;
 use machine::timers::Timers;
 
 use super::adapters::Slice;
-use super::control::{Control, Request};
+use super::control::{Control, Quit, Request};
 use super::threads::{SharedCpu, lock};
 
 /// Instructions of a turn.
@@ -72,6 +72,10 @@ impl SerialScheduler<'_> {
             VmExit::WaitForSipi => pending & (Events::SIPI | Events::INIT) != 0,
             VmExit::Shutdown => {
                 self.control.request(Request::TripleFault);
+                true
+            }
+            VmExit::Failed => {
+                self.control.request(Request::Quit(Quit::Internal));
                 true
             }
         }

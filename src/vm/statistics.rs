@@ -19,10 +19,13 @@ pub(super) fn print(cpus: &[SharedCpu], has_counts: bool, elapsed: Duration) {
             total += retired;
             eprintln!("cpu{index}: {retired} instructions, trace {trace:#018x}");
         }
-        if let Engine::Jit(cpu) = &*engine {
-            for line in cpu.statistics().to_string().lines() {
-                eprintln!("cpu{index}: {line}");
-            }
+        let figures = match &*engine {
+            Engine::Interp(_) => String::new(),
+            Engine::Jit(cpu) => cpu.statistics().to_string(),
+            Engine::Kvm(cpu) => cpu.statistics().to_string(),
+        };
+        for line in figures.lines() {
+            eprintln!("cpu{index}: {line}");
         }
     }
     let wall = elapsed.as_secs_f64();

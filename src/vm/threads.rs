@@ -81,6 +81,10 @@ impl Worker {
                     let bits = Events::SIPI | Events::INIT | Events::EXIT;
                     self.mailboxes.sleep(self.index, bits);
                 }
+                VmExit::Failed => {
+                    self.control.request(Request::Quit(Quit::Internal));
+                    self.mailboxes.sleep(self.index, Events::EXIT);
+                }
                 VmExit::Shutdown => {
                     self.control.request(Request::TripleFault);
                     self.mailboxes.sleep(self.index, Events::EXIT | Events::INIT);

@@ -324,6 +324,14 @@ pub fn row(number: u32) -> Option<&'static Row> {
     (number - row.first < row.count).then_some(row)
 }
 
+/// Where `state` keeps MSR `number`, if it is one that only remembers.
+pub fn cell(state: &mut State, number: u32) -> Option<&mut u64> {
+    match row(number)?.kind {
+        Kind::Stored { slot, .. } => slot(state, number),
+        _ => None,
+    }
+}
+
 impl Cpu {
     fn msr_exists(&self, row: &Row) -> bool {
         let policy = &self.env.cpuid;

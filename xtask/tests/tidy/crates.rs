@@ -16,6 +16,7 @@ type Graph = BTreeMap<String, BTreeSet<String>>;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("cpu", &["decoder", "memory"]),
     ("jit", &["cpu", "decoder", "memory"]),
+    ("kvm", &["cpu", "memory"]),
     ("machine", &["memory"]),
     ("decoder", &[]),
     ("memory", &[]),

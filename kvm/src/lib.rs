@@ -1,0 +1,31 @@
+//! The KVM engine: guests executed by the host's own virtualization, on the same memory, ports and
+//! chips as the other engines.
+//!
+//! [`KvmVm`] is one virtual machine of the kernel, [`KvmCpu`] one of its CPUs behind the trait that
+//! all engines have. Local APICs, interrupts between CPUs and HLT are the machine's own here as
+//! everywhere: KVM executes instructions, and a [`cpu::Cpu`] beside each of its CPUs takes what
+//! happens between two of them, in the same way as on the other engines. An instruction that KVM
+//! cannot execute is the interpreter's.
+//!
+//! Source: Linux, Documentation/virt/kvm/api.rst.
+
+mod cpuid;
+mod error;
+mod exits;
+mod interrupt;
+mod kick;
+mod msrs;
+mod registers;
+mod run_page;
+mod slots;
+mod statistics;
+#[cfg(test)]
+mod tests;
+mod vcpu;
+mod vm;
+mod xsave;
+
+pub use error::KvmError;
+pub use statistics::Statistics;
+pub use vcpu::KvmCpu;
+pub use vm::{KvmVm, tsc_hz};

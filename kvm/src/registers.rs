@@ -1,0 +1,210 @@
+//! General, segment, control and debug registers, and what a CPU is in the middle of.
+
+use cpu::Cpu;
+use cpu::state::{InterruptShadow, Segment, State, attr, cr0, rflags, seg};
+use kvm_bindings::{
+    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, kvm_debugregs, kvm_dtable,
+    kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcr, kvm_xcrs,
+};
+use kvm_ioctls::VcpuFd;
+
+use crate::KvmError;
+
+/// KVM_X86_SHADOW_INT_MOV_SS and _STI.
+const SHADOW_MOV_SS: u8 = 1;
+const SHADOW_STI: u8 = 2;
+
+/// Takes over general registers, RIP and RFLAGS.
+pub(crate) fn fetch_general(fd: &VcpuFd, state: &mut State) -> Result<(), KvmError> {
+    let r = fd.get_regs().map_err(KvmError::of("KVM_GET_REGS"))?;
+    state.gpr = [
+        r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12,
+        r.r13, r.r14, r.r15,
+    ];
+    (state.rip, state.rflags) = (r.rip, r.rflags);
+    Ok(())
+}
+
+pub(crate) fn put_general(fd: &VcpuFd, state: &State) -> Result<(), KvmError> {
+    let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = state.gpr;
+    let regs = kvm_regs {
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rsp,
+        rbp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip: state.rip,
+        rflags: state.rflags,
+    };
+    fd.set_regs(&regs).map_err(KvmError::of("KVM_SET_REGS"))
+}
+
+fn segment_of(from: &kvm_segment) -> Segment {
+    let bits = [
+        (from.present, 7),
+        (from.s, 4),
+        (from.avl, 12),
+        (from.l, 13),
+        (from.db, 14),
+        (from.g, 15),
+        (from.unusable, 8),
+    ];
+    let attributes = bits.iter().fold(
+        u16::from(from.type_ & 0xf) | u16::from(from.dpl & 3) << attr::DPL_SHIFT,
+        |all, &(bit, shift)| all | u16::from(bit & 1) << shift,
+    );
+    Segment { selector: from.selector, attributes, limit: from.limit, base: from.base }
+}
+
+fn segment_to(from: &Segment) -> kvm_segment {
+    let bit = |mask: u16| u8::from(from.attributes & mask != 0);
+    kvm_segment {
+        base: from.base,
+        limit: from.limit,
+        selector: from.selector,
+        type_: (from.attributes & attr::TYPE) as u8,
+        present: bit(attr::P),
+        dpl: from.dpl(),
+        db: bit(attr::DB),
+        s: bit(attr::S),
+        l: bit(attr::L),
+        g: bit(attr::G),
+        avl: bit(attr::AVL),
+        unusable: bit(attr::UNUSABLE),
+        padding: 0,
+    }
+}
+
+/// Takes over segments, tables and control registers. The local APIC's base is given back.
+pub(crate) fn fetch_system(fd: &VcpuFd, state: &mut State) -> Result<u64, KvmError> {
+    let from = fd.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?;
+    let segments = [&from.es, &from.cs, &from.ss, &from.ds, &from.fs, &from.gs];
+    state.segments = segments.map(segment_of);
+    (state.ldtr, state.tr) = (segment_of(&from.ldt), segment_of(&from.tr));
+    (state.gdtr.base, state.gdtr.limit) = (from.gdt.base, from.gdt.limit);
+    (state.idtr.base, state.idtr.limit) = (from.idt.base, from.idt.limit);
+    (state.cr0, state.cr2, state.cr3, state.cr4) = (from.cr0, from.cr2, from.cr3, from.cr4);
+    state.msrs.efer = from.efer;
+    state.cpl = match () {
+        () if from.cr0 & cr0::PE == 0 => 0,
+        () if state.rflags & rflags::VM != 0 => 3,
+        () => state.segments[seg::SS].dpl(),
+    };
+    Ok(from.apic_base)
+}
+
+pub(crate) fn put_system(fd: &VcpuFd, cpu: &Cpu) -> Result<(), KvmError> {
+    let state = &cpu.state;
+    let [es, cs, ss, ds, fs, gs] = [0, 1, 2, 3, 4, 5].map(|n| segment_to(&state.segments[n]));
+    let table = |register: &cpu::state::TableRegister| kvm_dtable {
+        base: register.base,
+        limit: register.limit,
+        padding: [0; 3],
+    };
+    let sregs = kvm_sregs {
+        cs,
+        ds,
+        es,
+        fs,
+        gs,
+        ss,
+        tr: segment_to(&state.tr),
+        ldt: segment_to(&state.ldtr),
+        gdt: table(&state.gdtr),
+        idt: table(&state.idtr),
+        cr0: state.cr0,
+        cr2: state.cr2,
+        cr3: state.cr3,
+        cr4: state.cr4,
+        cr8: u64::from(cpu.env.lapic.cr8()),
+        efer: state.msrs.efer,
+        apic_base: cpu.env.lapic.base(),
+        interrupt_bitmap: [0; 4],
+    };
+    fd.set_sregs(&sregs).map_err(KvmError::of("KVM_SET_SREGS"))
+}
+
+/// Takes over the debug registers and XCR0.
+pub(crate) fn fetch_debug(fd: &VcpuFd, state: &mut State) -> Result<(), KvmError> {
+    let from = fd.get_debug_regs().map_err(KvmError::of("KVM_GET_DEBUGREGS"))?;
+    state.dr[..4].copy_from_slice(&from.db);
+    (state.dr[6], state.dr[7]) = (from.dr6, from.dr7);
+    let xcrs = fd.get_xcrs().map_err(KvmError::of("KVM_GET_XCRS"))?;
+    let known = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize);
+    if let Some(xcr0) = known.into_iter().find(|register| register.xcr == 0) {
+        state.xcr0 = xcr0.value;
+    }
+    Ok(())
+}
+
+pub(crate) fn put_debug(fd: &VcpuFd, state: &State) -> Result<(), KvmError> {
+    let [db0, db1, db2, db3, _, _, dr6, dr7] = state.dr;
+    let registers = kvm_debugregs { db: [db0, db1, db2, db3], dr6, dr7, ..Default::default() };
+    fd.set_debug_regs(&registers).map_err(KvmError::of("KVM_SET_DEBUGREGS"))?;
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: state.xcr0, ..Default::default() };
+    fd.set_xcrs(&xcrs).map_err(KvmError::of("KVM_SET_XCRS"))
+}
+
+/// Something that KVM was about to deliver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Undelivered {
+    /// An exception with its error code; the debug registers' and CR2's part is done.
+    Exception(u8, Option<u16>),
+    /// An interrupt that the local APIC has handed out.
+    Interrupt(u8),
+}
+
+/// Takes over the shadow of STI and MOV SS and the state of NMIs; gives what waits to be delivered.
+pub(crate) fn fetch_events(
+    fd: &VcpuFd,
+    state: &mut State,
+) -> Result<Option<Undelivered>, KvmError> {
+    let from = fd.get_vcpu_events().map_err(KvmError::of("KVM_GET_VCPU_EVENTS"))?;
+    state.shadow = match from.interrupt.shadow {
+        0 => InterruptShadow::None,
+        SHADOW_STI => InterruptShadow::Sti,
+        _ => InterruptShadow::MovSs,
+    };
+    state.nmi_blocked = from.nmi.masked != 0;
+    // One that is being delivered is delivered again from its beginning.
+    state.nmis_pending = from.nmi.pending.max(from.nmi.injected).min(2);
+    if from.nmi.injected != 0 {
+        state.nmi_blocked = false;
+    }
+    let exception = from.exception;
+    if exception.injected != 0 || exception.pending != 0 {
+        let code = (exception.has_error_code != 0).then_some(exception.error_code as u16);
+        return Ok(Some(Undelivered::Exception(exception.nr, code)));
+    }
+    // INT n that was being delivered is executed again: RIP is still at it.
+    let is_interrupt = from.interrupt.injected != 0 && from.interrupt.soft == 0;
+    Ok(is_interrupt.then_some(Undelivered::Interrupt(from.interrupt.nr)))
+}
+
+/// KVM has nothing to deliver behind this.
+pub(crate) fn put_events(fd: &VcpuFd, state: &State) -> Result<(), KvmError> {
+    let mut events = kvm_vcpu_events {
+        flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW,
+        ..Default::default()
+    };
+    events.interrupt.shadow = match state.shadow {
+        InterruptShadow::None => 0,
+        InterruptShadow::Sti => SHADOW_STI,
+        InterruptShadow::MovSs => SHADOW_MOV_SS,
+    };
+    events.nmi.masked = u8::from(state.nmi_blocked);
+    events.nmi.pending = state.nmis_pending;
+    fd.set_vcpu_events(&events).map_err(KvmError::of("KVM_SET_VCPU_EVENTS"))
+}

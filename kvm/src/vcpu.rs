@@ -1,0 +1,379 @@
+//! One CPU on KVM, behind the trait that all engines have.
+//!
+//! The state is at one of two places: with the kernel while the guest runs, and in the [`Cpu`]
+//! beside it while something happens that is no instruction (INIT, NMI, the end of HLT, an
+//! instruction that KVM cannot execute). Maskable interrupts and accesses to chips need no move.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use cpu::engine::{Vcpu, VmExit};
+use cpu::events::Events;
+use cpu::exception::Exception;
+use cpu::state::{Activity, State};
+use cpu::{Cpu, Environment};
+use kvm_bindings::{
+    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
+    KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR,
+};
+use kvm_ioctls::VcpuFd;
+use memory::Width;
+
+use crate::kick::Kick;
+use crate::msrs::Shared;
+use crate::registers::{self, Undelivered};
+use crate::run_page::RunPage;
+use crate::statistics::Statistics;
+use crate::xsave::Layout;
+use crate::{KvmError, KvmVm, cpuid, exits, interrupt};
+
+/// Instructions that are interpreted at a time while an interrupt is held back.
+const HELD_BACK_STEPS: u64 = 64;
+/// Offset of the first word of a local APIC's interrupt request register.
+const IRR: u64 = 0x200;
+/// Failures of KVM in a row that are said.
+const REPORTS_MAX: u64 = 8;
+
+/// One CPU.
+pub struct KvmCpu {
+    cpu: Box<Cpu>,
+    fd: VcpuFd,
+    page: RunPage,
+    vm: Arc<KvmVm>,
+    kick: Arc<Kick>,
+    layout: Layout,
+    msrs: Shared,
+    /// The kernel has the state; else [`KvmCpu::cpu`] has.
+    is_inside: bool,
+    /// The last exit is finished by the next KVM_RUN.
+    is_unfinished: bool,
+    statistics: Statistics,
+}
+
+impl KvmCpu {
+    /// A CPU after RESET.
+    pub fn new(vm: &Arc<KvmVm>, env: Environment) -> Result<Self, KvmError> {
+        let mut fd = vm.create_vcpu(env.index, &env.space)?;
+        let entries = cpuid::entries(&env.cpuid, env.index, vm.supported(), vm.has_msr_exits())?;
+        fd.set_cpuid2(&entries).map_err(KvmError::of("KVM_SET_CPUID2"))?;
+        let kick = Arc::new(Kick::default());
+        env.events.set_doorbell(Arc::clone(&kick) as _);
+        let mut cpu = Box::new(Cpu::new(env));
+        Ok(Self {
+            page: RunPage::of(&mut fd),
+            layout: Layout::of_host(),
+            msrs: Shared::of(&mut cpu.state, vm.msrs()),
+            cpu,
+            fd,
+            vm: Arc::clone(vm),
+            kick,
+            is_inside: false,
+            is_unfinished: false,
+            statistics: Statistics::default(),
+        })
+    }
+
+    /// The CPU, which has the state while the engine does not run.
+    pub fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    /// The same, to be changed.
+    pub fn cpu_mut(&mut self) -> &mut Cpu {
+        &mut self.cpu
+    }
+
+    /// What was counted so far.
+    pub fn statistics(&self) -> Statistics {
+        self.statistics
+    }
+
+    /// One entry of the guest, with what comes before and behind it.
+    fn round(&mut self) -> Result<Option<VmExit>, KvmError> {
+        self.vm.update_memory();
+        let pending = self.cpu.env.events.peek();
+        if !self.is_inside || pending & !Events::INTERRUPT != 0 {
+            self.fetch()?;
+            if let Some(exit) = self.cpu.at_boundary() {
+                return Ok(Some(exit));
+            }
+            self.put()?;
+        }
+        if self.is_held_back() {
+            self.fetch()?;
+            self.cpu.interpret(HELD_BACK_STEPS);
+            return Ok(None);
+        }
+        let is_window = self.offer_interrupt();
+        self.enter(if is_window { Events::INTERRUPT } else { 0 })?;
+        Ok(None)
+    }
+
+    /// True if the task priority holds an interrupt back. Not every KVM leaves the guest when
+    /// MOV CR8 lowers it, so the interpreter goes on until it is lowered.
+    fn is_held_back(&self) -> bool {
+        let lapic = &self.cpu.env.lapic;
+        let priority = u64::from(lapic.cr8());
+        // No interrupt has a vector below 32: Linux runs at priority 1 all the time.
+        if priority < 2 || lapic.has_interrupt() {
+            return false;
+        }
+        // A word has the vectors of two priorities.
+        (0..=priority / 2).any(|word| {
+            let requested = lapic.mmio_read(IRR + 16 * word, Width::Dword);
+            let is_whole = word != priority / 2 || priority % 2 == 1;
+            requested & if is_whole { 0xffff_ffff } else { 0xffff } != 0
+        })
+    }
+
+    /// Gives the guest an interrupt, if it takes one. True if the guest will be left when it does.
+    fn offer_interrupt(&mut self) -> bool {
+        let Self { cpu, fd, page, statistics, .. } = self;
+        // The mark goes first: an interrupt that comes after the look sets it again.
+        cpu.env.events.take(Events::INTERRUPT);
+        if page.takes_interrupts()
+            && let Some(vector) = cpu.env.lapic.acknowledge()
+        {
+            statistics.interrupts += 1;
+            if !interrupt::inject(fd, vector) {
+                log::error!(target: "kvm::exit", "vector {vector:#x} is lost");
+            }
+        }
+        let is_waiting = cpu.env.lapic.has_interrupt();
+        page.request_interrupt_window(is_waiting);
+        is_waiting
+    }
+
+    /// Enters the guest, unless something but `expected` waits, and does what it leaves for.
+    fn enter(&mut self, expected: u32) -> Result<(), KvmError> {
+        self.page.set_cr8(self.cpu.env.lapic.cr8());
+        self.kick.enter();
+        fence(Ordering::SeqCst);
+        let waiting = self.cpu.env.events.peek() & !expected;
+        let outcome = if waiting == 0 { self.fd.run().map(drop) } else { Ok(()) };
+        self.kick.leave();
+        self.page.clear_immediate_exit();
+        if waiting != 0 {
+            return Ok(());
+        }
+        self.is_unfinished = false;
+        self.statistics.entries += 1;
+        self.take_apic();
+        match outcome.map_err(|error| error.errno()) {
+            Ok(()) => self.serve(),
+            Err(libc::EINTR | libc::EAGAIN) => {
+                self.statistics.kicks += 1;
+                Ok(())
+            }
+            Err(errno) => Err(KvmError::of("KVM_RUN")(kvm_ioctls::Error::new(errno))),
+        }
+    }
+
+    /// Tells the local APIC what the guest did to it without an exit of its own.
+    fn take_apic(&mut self) {
+        let (cr8, base) = self.page.apic();
+        let lapic = &self.cpu.env.lapic;
+        if cr8 != lapic.cr8() {
+            lapic.set_cr8(cr8);
+        }
+        if base != lapic.base() && !lapic.set_base(base) {
+            log::warn!(target: "guest_error", "IA32_APIC_BASE cannot be {base:#x}");
+        }
+    }
+
+    /// Does what the guest left for.
+    fn serve(&mut self) -> Result<(), KvmError> {
+        match self.page.reason() {
+            KVM_EXIT_IO | KVM_EXIT_MMIO | KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR => {
+                self.serve_access();
+            }
+            KVM_EXIT_IRQ_WINDOW_OPEN | KVM_EXIT_INTR | KVM_EXIT_SET_TPR => {
+                self.statistics.windows += 1;
+            }
+            KVM_EXIT_HLT => {
+                self.statistics.halts += 1;
+                self.fetch()?;
+                self.cpu.state.activity = Activity::Halted;
+            }
+            KVM_EXIT_SHUTDOWN => {
+                self.fetch()?;
+                self.cpu.state.activity = Activity::Shutdown;
+            }
+            reason => self.interpret(reason)?,
+        }
+        Ok(())
+    }
+
+    fn serve_access(&mut self) {
+        self.is_unfinished = true;
+        let Self { cpu, page, msrs, statistics, .. } = self;
+        match page.reason() {
+            KVM_EXIT_IO => {
+                statistics.ports += 1;
+                exits::port(cpu, page);
+            }
+            KVM_EXIT_MMIO => {
+                statistics.devices += 1;
+                exits::mmio(cpu, page);
+            }
+            KVM_EXIT_X86_RDMSR => {
+                statistics.msrs += 1;
+                let msr = page.msr();
+                match cpu.read_msr(msr.number) {
+                    Ok(value) => (*msr.value, *msr.error) = (value, 0),
+                    Err(_) => *msr.error = 1,
+                }
+            }
+            _ => {
+                statistics.msrs += 1;
+                let msr = page.msr();
+                // A value that KVM refuses for an MSR of its own is #GP.
+                let is_written =
+                    !msrs.contains(msr.number) && cpu.write_msr(msr.number, *msr.value).is_ok();
+                *msr.error = u8::from(!is_written);
+            }
+        }
+    }
+
+    /// The interpreter executes what KVM cannot.
+    fn interpret(&mut self, reason: u32) -> Result<(), KvmError> {
+        let failure = match reason {
+            KVM_EXIT_INTERNAL_ERROR | KVM_EXIT_FAIL_ENTRY => self.page.failure(),
+            _ => 0,
+        };
+        self.fetch()?;
+        self.statistics.refused += 1;
+        if self.statistics.refused <= REPORTS_MAX {
+            self.report_refusal(reason, failure);
+        }
+        self.cpu.interpret(1);
+        Ok(())
+    }
+
+    fn report_refusal(&mut self, reason: u32, failure: u64) {
+        let (rip, bytes) = (self.cpu.state.rip, self.cpu.bytes_at_rip());
+        log::warn!(
+            target: "kvm::exit",
+            "KVM gives up at RIP {rip:#x}, bytes {bytes:02x?} (exit {reason}, {failure:#x}); the \
+             interpreter goes on"
+        );
+        let State { gpr, rflags, cr0, cr3, cr4, .. } = &self.cpu.state;
+        log::debug!(
+            target: "kvm::exit",
+            "RAX to R15 {gpr:x?}, RFLAGS {rflags:#x}, CR0 {cr0:#x}, CR3 {cr3:#x}, CR4 {cr4:#x}"
+        );
+        if self.statistics.refused == REPORTS_MAX {
+            log::warn!(target: "kvm::exit", "further ones are not told, only counted (--stats)");
+        }
+    }
+
+    /// Has KVM finish the last exit, so that its state is at an instruction's boundary.
+    fn finish(&mut self) -> Result<(), KvmError> {
+        while std::mem::take(&mut self.is_unfinished) {
+            self.page.set_immediate_exit(1);
+            let outcome = self.fd.run().map(drop);
+            self.page.clear_immediate_exit();
+            match (outcome.map_err(|error| error.errno()), self.page.reason()) {
+                // The second half of an access over two pages, say.
+                (Ok(()), KVM_EXIT_IO | KVM_EXIT_MMIO) => self.serve_access(),
+                (Ok(()) | Err(libc::EINTR), _) => {}
+                (Err(errno), _) => {
+                    return Err(KvmError::of("KVM_RUN")(kvm_ioctls::Error::new(errno)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the state from the kernel, if it has it.
+    pub(crate) fn fetch(&mut self) -> Result<(), KvmError> {
+        if !self.is_inside {
+            return Ok(());
+        }
+        self.finish()?;
+        self.statistics.moves += 1;
+        let mut state = self.cpu.state.clone();
+        registers::fetch_general(&self.fd, &mut state)?;
+        registers::fetch_system(&self.fd, &mut state)?;
+        registers::fetch_debug(&self.fd, &mut state)?;
+        self.layout.fetch(&self.fd, &mut state)?;
+        self.msrs.fetch(&self.fd, &mut state)?;
+        let undelivered = registers::fetch_events(&self.fd, &mut state)?;
+        state.activity = Activity::Active;
+        self.is_inside = false;
+        self.cpu.set_state(state);
+        self.cpu.reload_pdptes();
+        match undelivered {
+            Some(Undelivered::Interrupt(vector)) => self.cpu.take_interrupt(vector),
+            Some(Undelivered::Exception(vector, code)) => {
+                if let Some(exception) = Exception::from_parts(vector, code) {
+                    self.cpu.raise(exception);
+                }
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Gives the kernel the state.
+    pub(crate) fn put(&mut self) -> Result<(), KvmError> {
+        registers::put_system(&self.fd, &self.cpu)?;
+        registers::put_general(&self.fd, &self.cpu.state)?;
+        registers::put_debug(&self.fd, &self.cpu.state)?;
+        self.layout.put(&self.fd, &self.cpu.state)?;
+        let now = self.time_stamp();
+        self.msrs.put(&self.fd, &mut self.cpu.state, now)?;
+        registers::put_events(&self.fd, &self.cpu.state)?;
+        self.is_inside = true;
+        // What the page says of the guest is of before.
+        self.page.forget_interruptibility();
+        Ok(())
+    }
+
+    /// The guest's time-stamp counter by the machine's time.
+    fn time_stamp(&self) -> u64 {
+        let env = &self.cpu.env;
+        let ns = u128::from(env.platform.now_ns(self.cpu.retired()));
+        let ticks = ns * u128::from(env.cpuid.tsc_hz()) / 1_000_000_000;
+        (ticks as u64).wrapping_add(self.cpu.state.msrs.tsc_offset)
+    }
+}
+
+impl Vcpu for KvmCpu {
+    /// Runs until something needs the owner. KVM counts no instructions: there is no budget.
+    fn run(&mut self, _: u64) -> VmExit {
+        self.kick.begin(self.page.immediate_exit());
+        let exit = loop {
+            match self.round() {
+                Ok(None) => {}
+                Ok(Some(exit)) => break exit,
+                Err(error) => {
+                    let cause = error.source().map(|cause| format!(": {cause}"));
+                    let (cause, index) = (cause.unwrap_or_default(), self.cpu.env.index);
+                    log::error!(target: "kvm::exit", "CPU {index}: {error}{cause}");
+                    break VmExit::Failed;
+                }
+            }
+        };
+        self.kick.end();
+        exit
+    }
+
+    fn retired(&self) -> u64 {
+        self.cpu.retired()
+    }
+
+    fn state(&self) -> &State {
+        &self.cpu.state
+    }
+
+    fn set_state(&mut self, state: State) {
+        self.cpu.set_state(state);
+    }
+
+    fn events(&self) -> &Arc<Events> {
+        &self.cpu.env.events
+    }
+}

@@ -1,0 +1,130 @@
+//! A virtual machine of the kernel's.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_enable_cap};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use memory::PhysicalSpace;
+
+use crate::KvmError;
+use crate::slots::Slots;
+
+/// The version of the interface.
+const API_VERSION: i32 = 12;
+/// Where a host without unrestricted guests keeps a page table and a task state segment for real
+/// mode: four pages that no chip and no memory of a PC has.
+const IDENTITY_MAP: u64 = 0xfeff_c000;
+const TASK_STATE: usize = 0xfeff_d000;
+/// KVM_CAP_X86_USER_SPACE_MSR: exits for MSRs that KVM does not know, or whose values it refuses.
+const MSR_EXITS: u64 = 1 << 0 | 1 << 1;
+/// KVM_CAP_EXIT_ON_EMULATION_FAILURE.
+const EXIT_ON_EMULATION_FAILURE: u32 = 204;
+/// What the engine cannot do without.
+const NEEDED: [(Cap, &str); 6] = [
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
+    (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
+    (Cap::Xcrs, "KVM_CAP_XCRS"),
+];
+
+/// One virtual machine, for all CPUs of one board.
+pub struct KvmVm {
+    fd: VmFd,
+    /// What this host's KVM can tell guests that they have.
+    supported: Vec<kvm_cpuid_entry2>,
+    /// The MSRs that it keeps.
+    msrs: Vec<u32>,
+    /// MSRs that it does not know come to us.
+    has_msr_exits: bool,
+    slots: Mutex<Slots>,
+    space: OnceLock<Arc<PhysicalSpace>>,
+}
+
+/// The frequency at which the time-stamp counter of guests runs.
+pub fn tsc_hz() -> Result<u64, KvmError> {
+    let vm = open()?.create_vm().map_err(KvmError::of("KVM_CREATE_VM"))?;
+    let vcpu = vm.create_vcpu(0).map_err(KvmError::of("KVM_CREATE_VCPU"))?;
+    let khz = vcpu.get_tsc_khz().map_err(KvmError::of("KVM_GET_TSC_KHZ"))?;
+    Ok(u64::from(khz) * 1000)
+}
+
+fn open() -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new().map_err(KvmError::of("opening /dev/kvm"))?;
+    match kvm.get_api_version() {
+        API_VERSION => Ok(kvm),
+        version => Err(KvmError::Version(version)),
+    }
+}
+
+impl KvmVm {
+    /// A machine without memory and CPUs.
+    pub fn new() -> Result<Arc<Self>, KvmError> {
+        let kvm = open()?;
+        if let Some((_, name)) = NEEDED.into_iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+            return Err(KvmError::Lacks(name));
+        }
+        let fd = kvm.create_vm().map_err(KvmError::of("KVM_CREATE_VM"))?;
+        fd.set_identity_map_address(IDENTITY_MAP)
+            .map_err(KvmError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        fd.set_tss_address(TASK_STATE).map_err(KvmError::of("KVM_SET_TSS_ADDR"))?;
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(KvmError::of("KVM_GET_SUPPORTED_CPUID"))?;
+        let msrs = kvm.get_msr_index_list().map_err(KvmError::of("KVM_GET_MSR_INDEX_LIST"))?;
+        let mut exits = kvm_enable_cap { cap: Cap::X86UserSpaceMsr as u32, ..Default::default() };
+        exits.args[0] = MSR_EXITS;
+        let has_msr_exits = fd.enable_cap(&exits).is_ok();
+        // Else an instruction that KVM does not know is #UD; an old kernel has no choice.
+        let failures = kvm_enable_cap {
+            cap: EXIT_ON_EMULATION_FAILURE,
+            args: [1, 0, 0, 0],
+            ..Default::default()
+        };
+        if fd.enable_cap(&failures).is_err() {
+            log::debug!(target: "kvm::exit", "no KVM_CAP_EXIT_ON_EMULATION_FAILURE");
+        }
+        Ok(Arc::new(Self {
+            fd,
+            supported: supported.as_slice().to_vec(),
+            msrs: msrs.as_slice().to_vec(),
+            has_msr_exits,
+            slots: Mutex::default(),
+            space: OnceLock::new(),
+        }))
+    }
+
+    /// Makes CPU `index` of the machine whose memory `space` is.
+    pub(crate) fn create_vcpu(
+        &self,
+        index: u32,
+        space: &Arc<PhysicalSpace>,
+    ) -> Result<VcpuFd, KvmError> {
+        // All CPUs of a machine have the same space.
+        self.space.get_or_init(|| Arc::clone(space));
+        self.fd.create_vcpu(u64::from(index)).map_err(KvmError::of("KVM_CREATE_VCPU"))
+    }
+
+    /// What this host's KVM can tell guests that they have.
+    pub(crate) fn supported(&self) -> &[kvm_cpuid_entry2] {
+        &self.supported
+    }
+
+    /// The MSRs that it keeps.
+    pub(crate) fn msrs(&self) -> &[u32] {
+        &self.msrs
+    }
+
+    /// True if the MSRs that it does not know come to us.
+    pub(crate) fn has_msr_exits(&self) -> bool {
+        self.has_msr_exits
+    }
+
+    /// Tells the kernel what memory the guest has now, if that has changed.
+    pub(crate) fn update_memory(&self) {
+        let Some(space) = self.space.get() else { return };
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.update(&self.fd, space);
+    }
+}
