@@ -137,6 +137,8 @@ impl KvmCpu {
             && let Some(vector) = cpu.env.lapic.acknowledge()
         {
             statistics.interrupts += 1;
+            // KVM has room for one until it has entered the guest.
+            page.forget_interruptibility();
             if !interrupt::inject(fd, vector) {
                 log::error!(target: "kvm::exit", "vector {vector:#x} is lost");
             }
@@ -305,6 +307,10 @@ impl KvmCpu {
         self.is_inside = false;
         self.cpu.set_state(state);
         self.cpu.reload_pdptes();
+        if self.cpu.env.lapic.has_interrupt() {
+            // The mark was taken when KVM was asked for a window, which has not come.
+            self.cpu.env.events.post(Events::INTERRUPT);
+        }
         match undelivered {
             Some(Undelivered::Interrupt(vector)) => self.cpu.take_interrupt(vector),
             Some(Undelivered::Exception(vector, code)) => {
