@@ -9,6 +9,8 @@ use crate::KvmError;
 
 /// IA32_TIME_STAMP_COUNTER, which goes on by itself.
 const TSC: u32 = 0x10;
+/// MSR_KVM_WALL_CLOCK and its old number: a write of it is an order to write to memory.
+const WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
 /// MTRRs, which KVM does not list everywhere.
 const MTRRS: [std::ops::RangeInclusive<u32>; 5] =
     [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
@@ -24,8 +26,9 @@ impl Shared {
     /// Those of the MSRs that KVM keeps.
     pub(crate) fn of(state: &mut State, kept: &[u32]) -> Self {
         let all = kept.iter().copied().chain(MTRRS.into_iter().flatten());
+        let is_kvms = |number: u32| number == TSC || WALL_CLOCK.contains(&number);
         let mut numbers: Vec<u32> =
-            all.filter(|&number| number != TSC && cell(state, number).is_some()).collect();
+            all.filter(|&number| !is_kvms(number) && cell(state, number).is_some()).collect();
         numbers.sort_unstable();
         numbers.dedup();
         Self { numbers, has_tsc: false }
@@ -33,7 +36,7 @@ impl Shared {
 
     /// True if MSR `number` is one of them.
     pub(crate) fn contains(&self, number: u32) -> bool {
-        number == TSC || self.numbers.binary_search(&number).is_ok()
+        number == TSC || WALL_CLOCK.contains(&number) || self.numbers.binary_search(&number).is_ok()
     }
 
     /// Takes them over.

@@ -29,6 +29,8 @@ use crate::statistics::Statistics;
 use crate::xsave::Layout;
 use crate::{KvmError, KvmVm, cpuid, exits, interrupt};
 
+/// What is to be looked at whatever state the guest is in.
+const WAKE_ALWAYS: u32 = Events::INIT | Events::SIPI | Events::NMI | Events::KICK | Events::EXIT;
 /// Instructions that are interpreted at a time while an interrupt is held back.
 const HELD_BACK_STEPS: u64 = 64;
 /// Offset of the first word of a local APIC's interrupt request register.
@@ -49,6 +51,8 @@ pub struct KvmCpu {
     is_inside: bool,
     /// The last exit is finished by the next KVM_RUN.
     is_unfinished: bool,
+    /// The guest, whose state the kernel has, is in HLT.
+    is_halted: bool,
     statistics: Statistics,
 }
 
@@ -71,6 +75,7 @@ impl KvmCpu {
             kick,
             is_inside: false,
             is_unfinished: false,
+            is_halted: false,
             statistics: Statistics::default(),
         })
     }
@@ -101,6 +106,10 @@ impl KvmCpu {
             }
             self.put()?;
         }
+        if self.is_halted && !self.wakes() {
+            let interrupt = if self.page.takes_interrupts() { Events::INTERRUPT } else { 0 };
+            return Ok(Some(VmExit::Halt { wake: WAKE_ALWAYS | interrupt }));
+        }
         if self.is_held_back() {
             self.fetch()?;
             self.cpu.interpret(HELD_BACK_STEPS);
@@ -109,6 +118,15 @@ impl KvmCpu {
         let is_window = self.offer_interrupt();
         self.enter(if is_window { Events::INTERRUPT } else { 0 })?;
         Ok(None)
+    }
+
+    /// Ends HLT if an interrupt does. Other events take the state out of KVM first.
+    fn wakes(&mut self) -> bool {
+        let Self { cpu, page, .. } = self;
+        // The mark goes first: an interrupt that comes after the look sets it again.
+        cpu.env.events.take(Events::INTERRUPT);
+        self.is_halted = !(page.takes_interrupts() && cpu.env.lapic.has_interrupt());
+        !self.is_halted
     }
 
     /// True if the task priority holds an interrupt back. Not every KVM leaves the guest when
@@ -196,11 +214,12 @@ impl KvmCpu {
             }
             KVM_EXIT_HLT => {
                 self.statistics.halts += 1;
-                self.fetch()?;
-                self.cpu.state.activity = Activity::Halted;
+                self.is_halted = true;
             }
             KVM_EXIT_SHUTDOWN => {
                 self.fetch()?;
+                log::debug!(target: "kvm::exit", "CPU {}: triple fault", self.cpu.env.index);
+                self.report_registers();
                 self.cpu.state.activity = Activity::Shutdown;
             }
             reason => self.interpret(reason)?,
@@ -261,14 +280,19 @@ impl KvmCpu {
             "KVM gives up at RIP {rip:#x}, bytes {bytes:02x?} (exit {reason}, {failure:#x}); the \
              interpreter goes on"
         );
-        let State { gpr, rflags, cr0, cr3, cr4, .. } = &self.cpu.state;
-        log::debug!(
-            target: "kvm::exit",
-            "RAX to R15 {gpr:x?}, RFLAGS {rflags:#x}, CR0 {cr0:#x}, CR3 {cr3:#x}, CR4 {cr4:#x}"
-        );
+        self.report_registers();
         if self.statistics.refused == REPORTS_MAX {
             log::warn!(target: "kvm::exit", "further ones are not told, only counted (--stats)");
         }
+    }
+
+    fn report_registers(&self) {
+        let State { gpr, rip, rflags, cr0, cr2, cr3, cr4, .. } = &self.cpu.state;
+        log::debug!(
+            target: "kvm::exit",
+            "RIP {rip:#x}, RFLAGS {rflags:#x}, CR0 {cr0:#x}, CR2 {cr2:#x}, CR3 {cr3:#x}, \
+             CR4 {cr4:#x}, RAX to R15 {gpr:x?}"
+        );
     }
 
     /// Has KVM finish the last exit, so that its state is at an instruction's boundary.
@@ -303,7 +327,8 @@ impl KvmCpu {
         self.layout.fetch(&self.fd, &mut state)?;
         self.msrs.fetch(&self.fd, &mut state)?;
         let undelivered = registers::fetch_events(&self.fd, &mut state)?;
-        state.activity = Activity::Active;
+        let is_halted = std::mem::take(&mut self.is_halted);
+        state.activity = if is_halted { Activity::Halted } else { Activity::Active };
         self.is_inside = false;
         self.cpu.set_state(state);
         self.cpu.reload_pdptes();
