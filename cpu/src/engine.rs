@@ -35,7 +35,8 @@ pub trait Vcpu: Send {
     fn run(&mut self, budget: u64) -> VmExit;
     /// Instructions retired since the machine was made; REP counts once an uninterrupted part.
     fn retired(&self) -> u64;
-    /// The architectural state, at an instruction boundary.
+    /// The architectural state, at an instruction boundary. Behind [`VmExit::Halt`] it may be an
+    /// older one: who wants it asks for an exit ([`Events::request_exit`]).
     fn state(&self) -> &State;
     /// Replaces the state; everything derived from the old one is dropped.
     fn set_state(&mut self, state: State);

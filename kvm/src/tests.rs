@@ -132,6 +132,8 @@ fn compare(program: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) {
     let Some(mut cpu) = on_kvm(&bench) else { return };
     let exit = cpu.run(u64::MAX);
     assert!(matches!(exit, VmExit::Halt { .. }), "KVM: {exit:?}");
+    cpu.events().request_exit();
+    assert_eq!(cpu.run(u64::MAX), VmExit::Requested);
     let (state, expected) = (cpu.state(), &interpreted.cpu.state);
     assert_eq!(state.gpr, expected.gpr);
     assert_eq!((state.rip, state.rflags), (expected.rip, expected.rflags));

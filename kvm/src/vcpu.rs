@@ -1,8 +1,9 @@
 //! One CPU on KVM, behind the trait that all engines have.
 //!
 //! The state is at one of two places: with the kernel while the guest runs, and in the [`Cpu`]
-//! beside it while something happens that is no instruction (INIT, NMI, the end of HLT, an
-//! instruction that KVM cannot execute). Maskable interrupts and accesses to chips need no move.
+//! beside it while something happens that is no instruction (INIT, NMI, a request to leave, an
+//! instruction that KVM cannot execute). Maskable interrupts, HLT and accesses to chips need no
+//! move.
 
 use std::error::Error;
 use std::sync::Arc;
