@@ -59,7 +59,28 @@ fn image(random: &mut Random) -> Vec<u8> {
     (0..count).map(byte).collect()
 }
 
+/// Shows the errors of the crates under test: which blocks differ, and in what.
+struct Errors;
+
+impl log::Log for Errors {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() == log::Level::Error
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            eprintln!("{}: {}", record.target(), record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
 fn main() -> ExitCode {
+    // Nobody else sets one.
+    if log::set_logger(&Errors).is_ok() {
+        log::set_max_level(log::LevelFilter::Error);
+    }
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

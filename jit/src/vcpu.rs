@@ -455,10 +455,19 @@ impl Inner {
                 self.cpu.state.rip = target;
                 return u64::from(self.take_back_wild_transfer(number));
             }
-            Exit::Signal => self.cpu.state.rip = target,
+            Exit::Signal => self.arrive_by_signal(),
             _ => {}
         }
         0
+    }
+
+    /// Puts RIP and the flags where a host signal has stopped translated code.
+    fn arrive_by_signal(&mut self) {
+        let context = self.slots.current_context();
+        let from = context.spare[2] as usize;
+        self.cpu.state.rip = context.rip;
+        let recipe = self.place(from).and_then(|place| place.recipe);
+        self.follow(recipe);
     }
 
     /// The state's mode must be looked up again.
@@ -469,7 +478,7 @@ impl Inner {
     fn after(&mut self, exit: Exit) -> Arrival {
         let context = self.slots.current_context();
         let (number, target) = (context.exit_link, context.rip);
-        let (signal, from) = (context.spare[1], context.spare[2]);
+        let signal = context.spare[1];
         match exit {
             Exit::Link => self.after_link(number),
             Exit::Indirect => {
@@ -480,9 +489,7 @@ impl Inner {
                 Arrival { must_look: true, ..Arrival::default() }
             }
             Exit::Signal => {
-                self.cpu.state.rip = target;
-                let recipe = self.place(from as usize).and_then(|place| place.recipe);
-                self.follow(recipe);
+                self.arrive_by_signal();
                 if signal & SIGNAL_SAFEPOINT != 0 {
                     self.remote.quiet();
                 } else {

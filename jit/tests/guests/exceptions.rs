@@ -59,6 +59,22 @@ fn a_pending_x87_exception_comes_before_the_access() {
     }
 }
 
+/// Nobody but a handler wants the flags of the addition: they are computed once more for it, since
+/// the check of the access has taken EFLAGS.
+#[test]
+fn the_engines_agree_about_flags_where_a_pending_exception_stops_an_access() {
+    let bench = with_pending_exception(|a| {
+        a.add(al, 0x9fu32)?;
+        a.fadd(dword_ptr(rdi))?;
+        a.cmp(eax, 1)
+    });
+    let options = Options { cross_check: true, ..Options::default() };
+    let mut jit = translator(&bench, &options);
+    run(&mut jit);
+    assert_eq!(jit.state().rip, HANDLERS + 16 * MF + HALT);
+    assert_eq!(jit.statistics().mismatches(), 0);
+}
+
 #[test]
 fn a_conversion_from_memory_does_not_wait_for_the_x87_unit() {
     let bench = with_pending_exception(|a| a.cvtpi2ps(xmm3, qword_ptr(rdi)));
