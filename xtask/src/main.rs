@@ -10,6 +10,7 @@ mod figures;
 mod fuzz;
 mod guests;
 mod linux;
+mod nested;
 mod process;
 mod soak;
 mod suites;
@@ -37,6 +38,8 @@ enum Chore {
     Test,
     /// Boot the kernels of the test suite, or those whose case has a name with FILTER in it.
     Boot(boot::Options),
+    /// Run guests on KVM inside of QEMU's TCG, where the host has no KVM to give.
+    TestKvm,
     /// Check format, lints, rules, documentation, and licences.
     Check,
     /// Do what continuous integration does: `.ci/run`.
@@ -71,6 +74,7 @@ fn run(chore: &Chore) -> Result<ExitCode> {
         Chore::Test => return Ok(suites::run()),
         Chore::Boot(options) if boot::chosen(options)?.failed > 0 => return Ok(ExitCode::FAILURE),
         Chore::Boot(_) => {}
+        Chore::TestKvm => return Ok(suites::run_nested()),
         Chore::Check => check::run()?,
         Chore::Ci => chores::ci()?,
         Chore::Bless => chores::bless()?,

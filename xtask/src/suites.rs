@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use crate::boot;
 use crate::child::{self, Output};
+use crate::nested;
 use crate::tally::Tally;
 use crate::workspace;
 
@@ -28,12 +29,19 @@ const SUITES: &[(&str, Suite)] = &[
     ("unit and integration tests", workspace_tests),
     ("documentation examples", documentation_examples),
     ("boots", boot::suite),
+    NESTED,
 ];
+const NESTED: (&str, Suite) = ("guests on nested KVM", nested::suite);
 
 /// Runs every suite, whatever became of those before it.
 pub fn run() -> ExitCode {
     let reports: Vec<Report> = SUITES.iter().map(|&(name, suite)| report(name, suite)).collect();
     summarize(&reports)
+}
+
+/// Runs the guests on nested KVM alone.
+pub fn run_nested() -> ExitCode {
+    summarize(&[report(NESTED.0, NESTED.1)])
 }
 
 fn report(name: &'static str, suite: Suite) -> Report {

@@ -55,10 +55,16 @@ impl Apt {
 
     /// Downloads a package and returns the one file in it that matches the pattern.
     pub fn extract(&self, package: &str, pattern: &str) -> Result<Vec<u8>> {
+        Ok(self.extract_all(package, &[pattern.to_owned()])?.concat())
+    }
+
+    /// Downloads a package and returns the one file in it for each pattern.
+    pub fn extract_all(&self, package: &str, patterns: &[String]) -> Result<Vec<Vec<u8>>> {
         let archive = self.with_lists(|lists| self.download(package, lists))?;
-        let bytes = member(&archive, pattern)?;
+        let files = patterns.iter().map(|pattern| member(&archive, pattern));
+        let files = files.collect::<Result<_>>()?;
         fs::remove_file(&archive).ok();
-        Ok(bytes)
+        Ok(files)
     }
 
     /// Tries with the system's lists, then with private ones.

@@ -1,5 +1,6 @@
 //! The first root file system: busybox, its applets, an init that gives a shell on the console.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -27,8 +28,34 @@ const INITTAB: &str = "\
 const START: &str = include_str!("start.sh");
 const PROFILE: &str = include_str!("profile.sh");
 
-/// Builds the archive around a static busybox, with further files: their paths and contents.
-pub fn build(busybox: &Path, scripts: &[(String, &str)]) -> Result<Vec<u8>> {
+/// A further file of the archive.
+pub struct File {
+    path: String,
+    permissions: u32,
+    contents: Vec<u8>,
+}
+
+impl File {
+    /// A file to be read, at `path` from the root.
+    pub fn data(path: &str, contents: &[u8]) -> Self {
+        Self { path: path.to_owned(), permissions: 0o644, contents: contents.to_vec() }
+    }
+
+    /// A file to be executed.
+    pub fn program(path: &str, contents: Vec<u8>) -> Self {
+        Self { path: path.to_owned(), permissions: 0o755, contents }
+    }
+}
+
+/// The folders of `files` that are not there already, outer ones first.
+fn folders(files: &[File]) -> BTreeSet<&str> {
+    let ancestors = files.iter().flat_map(|file| Path::new(&file.path).ancestors().skip(1));
+    let names = ancestors.filter_map(Path::to_str);
+    names.filter(|name| !name.is_empty() && !DIRECTORIES.contains(name)).collect()
+}
+
+/// Builds the archive around a static busybox, with further files.
+pub fn build(busybox: &Path, files: &[File]) -> Result<Vec<u8>> {
     let program = fs::read(busybox).with_context(|| format!("reading {}", busybox.display()))?;
     let mut archive = Archive::default();
     for directory in DIRECTORIES {
@@ -48,8 +75,9 @@ pub fn build(busybox: &Path, scripts: &[(String, &str)]) -> Result<Vec<u8>> {
     archive.file("etc/start", 0o755, START.as_bytes());
     archive.file("etc/profile", 0o644, PROFILE.as_bytes());
     archive.file("etc/passwd", 0o644, b"root::0:0:root:/root:/bin/sh\n");
-    for (path, contents) in scripts {
-        archive.file(path, 0o644, contents.as_bytes());
+    folders(files).iter().for_each(|folder| archive.directory(folder));
+    for File { path, permissions, contents } in files {
+        archive.file(path, *permissions, contents);
     }
     Ok(archive.finish())
 }

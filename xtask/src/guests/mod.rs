@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 
 use crate::workspace;
 use apt::Apt;
+pub use initramfs::File;
 
 /// A kernel of the distribution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,9 @@ impl Kernel {
         }
     }
 }
+
+/// What KVM on AMD's processors is made of, in the order in which it is loaded.
+const KVM_MODULES: [&str; 3] = ["irqbypass", "kvm", "kvm-amd"];
 
 /// The guests as far as they have been fetched.
 pub struct Guests {
@@ -90,14 +94,36 @@ impl Guests {
 
     /// The same with scripts in its folder `bench`: paths from the root, and contents.
     pub fn initramfs_with(&self, scripts: &[(String, &str)]) -> Result<PathBuf> {
-        self.put_initramfs("initramfs-bench.cpio", scripts)
+        let files: Vec<File> =
+            scripts.iter().map(|(path, text)| File::data(path, text.as_bytes())).collect();
+        self.put_initramfs("initramfs-bench.cpio", &files)
     }
 
-    fn put_initramfs(&self, name: &str, scripts: &[(String, &str)]) -> Result<PathBuf> {
+    /// The same with what runs on KVM in it.
+    pub fn initramfs_for_kvm(&self, files: &[File]) -> Result<PathBuf> {
+        self.put_initramfs("initramfs-kvm.cpio", files)
+    }
+
+    /// Returns [`KVM_MODULES`] of the cloud kernel: names and files.
+    pub fn kvm_modules(&self) -> Result<Vec<(&'static str, PathBuf)>> {
+        let folder = self.folder.join(Kernel::Cloud.folder());
+        let modules = KVM_MODULES.map(|name| (name, folder.join(format!("{name}.ko"))));
+        if !modules.iter().all(|(_, path)| path.exists()) {
+            let package = self.apt.first_dependency(Kernel::Cloud.packages(), "linux-image-")?;
+            let patterns = KVM_MODULES.map(|name| format!("*/{name}.ko"));
+            let files = self.apt.extract_all(&package, &patterns)?;
+            for ((_, path), bytes) in modules.iter().zip(files) {
+                put(path, &bytes)?;
+            }
+        }
+        Ok(modules.into())
+    }
+
+    fn put_initramfs(&self, name: &str, files: &[File]) -> Result<PathBuf> {
         let busybox = self.busybox()?;
         // Built anew each time: it takes milliseconds and follows the sources.
         let path = self.folder.join(name);
-        put(&path, &initramfs::build(&busybox, scripts)?)?;
+        put(&path, &initramfs::build(&busybox, files)?)?;
         Ok(path)
     }
 

@@ -1,0 +1,172 @@
+//! The KVM engine on a real kernel's KVM, where the host has none to give: QEMU's TCG emulates a
+//! processor with SVM, a Debian kernel in it loads `kvm-amd`, and Volvelle runs guests on that.
+//!
+//! QEMU has one processor: with more, its TCG takes interrupts between #VMEXIT and STGI, which
+//! crashes the kernel that runs Volvelle.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::boot::console::{Console, PROMPT};
+use crate::child::{self, Output};
+use crate::guests::{File, Guests, Kernel};
+use crate::linux;
+use crate::tally::Tally;
+use crate::workspace;
+
+const QEMU: &str = "qemu-system-x86_64";
+/// Everything, on a host that is busy.
+const LIMIT: Duration = Duration::from_secs(1200);
+/// Lines of the console to show of a case that failed.
+const SHOWN_LINES: usize = 25;
+
+/// A guest on the nested KVM.
+struct Case {
+    name: &'static str,
+    /// Its kernel, in the first guest.
+    kernel: &'static str,
+    cpus: u32,
+    /// What ends it, and the status that Volvelle ends with.
+    end: (&'static str, i32),
+}
+
+const CASES: [Case; 3] = [
+    Case { name: "bzImage, 1 CPU", kernel: "/kvm/vmlinuz", cpus: 1, end: ("poweroff", 0) },
+    Case { name: "PVH, 2 CPUs", kernel: "/kvm/vmlinux", cpus: 2, end: ("poweroff", 0) },
+    Case { name: "reboot, 2 CPUs", kernel: "/kvm/vmlinuz", cpus: 2, end: ("reboot", 3) },
+];
+
+/// Runs all cases with a fresh release build. Returns the counts and what was skipped.
+pub fn suite() -> Result<(Tally, Vec<String>)> {
+    let skipped = |reason: String| (Tally { skipped: 1, ..Tally::default() }, vec![reason]);
+    if !has_qemu() {
+        return Ok(skipped(format!("KVM under {QEMU}, which is not installed")));
+    }
+    linux::build()?;
+    let guests = Guests::new();
+    if let Err(error) = guests.download().and_then(|()| guests.kvm_modules().map(drop)) {
+        return Ok(skipped(format!("KVM in a kernel that cannot be had: {error:#}")));
+    }
+    let mut console = Console::start(&mut qemu(&guests)?, LIMIT)?;
+    let tally = run(&mut console);
+    keep(&console);
+    Ok((tally, Vec::new()))
+}
+
+fn has_qemu() -> bool {
+    let mut command = Command::new(QEMU);
+    let finished = child::capture(command.arg("--version"), Output::Kept, Duration::from_secs(60));
+    finished.is_ok_and(|finished| finished.status.success())
+}
+
+fn qemu(guests: &Guests) -> Result<Command> {
+    let mut command = Command::new(QEMU);
+    command.args(["-accel", "tcg", "-cpu", "max", "-M", "q35", "-m", "1536M", "-no-reboot"]);
+    command.args(["-nodefaults", "-display", "none", "-serial", "stdio"]);
+    command.arg("-kernel").arg(guests.bzimage(Kernel::Cloud)?);
+    command.arg("-initrd").arg(guests.initramfs_for_kvm(&files(guests)?)?);
+    command.args(["-append", "console=ttyS0 quiet panic=-1"]);
+    Ok(command)
+}
+
+/// What the first guest needs: Volvelle with its libraries, KVM's modules, the guests' files.
+fn files(guests: &Guests) -> Result<Vec<File>> {
+    let binary = workspace::release_binary();
+    let mut files = vec![File::program("kvm/volvelle", read(&binary)?)];
+    for library in libraries(&binary)? {
+        let path = library.to_string_lossy().trim_start_matches('/').to_owned();
+        files.push(File::program(&path, read(&library)?));
+    }
+    for (name, path) in guests.kvm_modules()? {
+        files.push(File::program(&format!("kvm/{name}.ko"), read(&path)?));
+    }
+    files.push(File::program("kvm/vmlinuz", read(&guests.bzimage(Kernel::Cloud)?)?));
+    files.push(File::program("kvm/vmlinux", read(&guests.vmlinux(Kernel::Cloud)?)?));
+    files.push(File::program("kvm/initrd", read(&guests.initramfs()?)?));
+    Ok(files)
+}
+
+fn read(path: &PathBuf) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// The libraries that `binary` is loaded with, by their paths.
+fn libraries(binary: &PathBuf) -> Result<Vec<PathBuf>> {
+    let mut command = Command::new("ldd");
+    let finished = child::capture(command.arg(binary), Output::Kept, Duration::from_secs(60))?;
+    ensure!(finished.status.success(), "`ldd {}`: {}", binary.display(), finished.text);
+    let paths = finished.text.split_whitespace().filter(|word| word.starts_with('/'));
+    Ok(paths.map(PathBuf::from).collect())
+}
+
+fn run(console: &mut Console) -> Tally {
+    let mut tally = Tally::default();
+    if let Err(error) = load(console) {
+        println!("nested KVM ... FAILED\n  {error:#}");
+        show(console);
+        return Tally { failed: 1, ..tally };
+    }
+    for case in &CASES {
+        let started = Instant::now();
+        let outcome = play(console, case);
+        let seconds = started.elapsed().as_secs_f64();
+        match outcome {
+            Ok(()) => {
+                println!("nested KVM: {} ... ok ({seconds:.1} s)", case.name);
+                tally.passed += 1;
+            }
+            Err(error) => {
+                println!("nested KVM: {} ... FAILED ({seconds:.1} s)\n  {error:#}", case.name);
+                show(console);
+                tally.failed += 1;
+                // What the console shows next belongs to this case.
+                break;
+            }
+        }
+    }
+    tally
+}
+
+fn load(console: &mut Console) -> Result<()> {
+    console.expect(PROMPT)?;
+    console.shell("for m in irqbypass kvm kvm-amd; do insmod /kvm/$m.ko || exit 1; done")?;
+    console.shell("test -c /dev/kvm")?;
+    Ok(())
+}
+
+fn play(console: &mut Console, case: &Case) -> Result<()> {
+    let Case { kernel, cpus, end: (word, status), .. } = case;
+    console.type_line(&format!(
+        "/kvm/volvelle run --accel kvm --no-reboot --memory 256M --cpus {cpus} --kernel {kernel} \
+         --initrd /kvm/initrd --append 'console=ttyS0 quiet'; echo \"(ended $?)\""
+    ))?;
+    console.expect("on Volvelle")?;
+    console.expect(PROMPT)?;
+    let found = console.shell("nproc")?;
+    ensure!(found.trim() == cpus.to_string(), "{found} CPUs");
+    console.shell("dmesg | grep -q 'kvm-clock: Using msrs'")?;
+    console.type_line(word)?;
+    console.expect("(ended ")?;
+    let ended = console.expect(")")?;
+    ensure!(ended == status.to_string(), "status {ended} instead of {status}");
+    console.expect(PROMPT)?;
+    Ok(())
+}
+
+fn show(console: &Console) {
+    let text = console.transcript();
+    let lines: Vec<&str> = text.lines().collect();
+    println!("  | {}", lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n  | "));
+}
+
+/// Keeps the console for a person to read. Losing it fails no test.
+fn keep(console: &Console) {
+    let path = workspace::target().join("boots").join("nested-kvm.log");
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).and_then(|()| fs::write(&path, console.transcript())).ok();
+    }
+}
