@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 use cpu::testing::fuzz::generate::{self, Random};
 use volvelle_fuzz::jit_code;
 
-/// An input that takes longer is a hang.
+/// An input that takes more processor time is a hang, or more time than even a host that is busy
+/// with other things gives so little of it.
 const HANG: Duration = Duration::from_secs(30);
+const STANDSTILL: Duration = Duration::from_secs(1800);
 /// How much the process may grow after its first inputs.
 const GROWTH_MAX_KIB: u64 = 64 << 10;
 /// Inputs after which everything that is allocated once has been.
@@ -146,17 +148,25 @@ fn drive(target: &Target, first: u64, time: Duration, folder: &Path) -> Result<(
 fn watch(progress: Arc<AtomicU64>, under_way: PathBuf) {
     std::thread::spawn(move || {
         let (mut seen, mut since) = (progress.load(Ordering::Relaxed), Instant::now());
+        let mut used = processor_time();
         loop {
             std::thread::sleep(Duration::from_secs(1));
             let now = progress.load(Ordering::Relaxed);
             if now != seen {
-                (seen, since) = (now, Instant::now());
-            } else if since.elapsed() > HANG {
+                (seen, since, used) = (now, Instant::now(), processor_time());
+            } else if processor_time().saturating_sub(used) > HANG || since.elapsed() > STANDSTILL {
                 eprintln!("random: input {seen} hangs, kept as {}", under_way.display());
                 std::process::exit(1);
             }
         }
     });
+}
+
+/// What the first thread, which runs the inputs, has used: the first number of its schedstat.
+fn processor_time() -> Duration {
+    let text = fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
+    let ns = text.split_whitespace().next().and_then(|number| number.parse().ok());
+    Duration::from_nanos(ns.unwrap_or(0))
 }
 
 /// Memory in use, without file pages.
