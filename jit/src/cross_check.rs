@@ -107,11 +107,12 @@ impl Inner {
 
     /// The flags that some of the first `count` instructions from `rip` on leave undefined.
     fn undefined_flags(&mut self, rip: u64, count: u64) -> u64 {
-        let page = self.keeping_cr2(|inner| inner.cpu.code_page(rip));
-        let Ok(Some(page)) = page else { return 0 };
-        let offset = rip & (PAGE_SIZE - 1);
-        let mut bytes = vec![0; (PAGE_SIZE - offset) as usize];
-        self.cpu.ram().read_bytes(page.ram_page | offset, &mut bytes);
+        // A walk that sets accessed bits would change what is compared.
+        let Some(physical) = self.cpu.probe(rip) else { return 0 };
+        let mut bytes = vec![0; (PAGE_SIZE - (rip & (PAGE_SIZE - 1))) as usize];
+        if self.cpu.env.space.dma_read(physical, &mut bytes).is_err() {
+            return 0;
+        }
         let (bits, options) = (self.cpu.mode.code_bits, self.cpu.decoder_options());
         let decoder = Decoder::with_ip(bits, &bytes, rip, options);
         let count = usize::try_from(count).unwrap_or(usize::MAX);
