@@ -73,7 +73,7 @@ impl<'a> Encoding<'a> {
         let mut encoding = Self::empty(form);
         let mut cursor = Cursor { rest: bytes };
         let rex = encoding.parse_prefixes(&mut cursor, is_64)?;
-        let [r, b] = match form.encoding {
+        let [mut r, mut b] = match form.encoding {
             EncodingKind::Legacy => {
                 encoding.parse_map(&mut cursor);
                 [rex >> 2 & 1, rex & 1]
@@ -82,6 +82,11 @@ impl<'a> Encoding<'a> {
             EncodingKind::EVEX => encoding.parse_evex(&mut cursor),
             _ => return None,
         };
+        if !is_64 {
+            // Bits of registers that the mode does not have are ignored.
+            (r, b) = (0, 0);
+            encoding.vvvv &= 7;
+        }
         encoding.opcode = match (cursor.next(), encoding.kind) {
             // An alias that 64-bit mode does not have.
             (0x82, Kind::Legacy { map: 0 }) => 0x80,

@@ -126,3 +126,21 @@ fn an_instruction_near_the_end_of_a_page_needs_no_second_one() {
     });
     assert_eq!(state.gpr[RCX], 0);
 }
+
+/// VEX.vvvv[3] and VEX.B say nothing outside 64-bit mode: VSQRTSD XMM6, XMM3, XMM6.
+#[test]
+fn bits_of_registers_that_the_mode_lacks_are_ignored() {
+    if !std::arch::is_x86_feature_detected!("avx") {
+        return;
+    }
+    for prefix in [[0xc4, 0xe1, 0x63], [0xc4, 0xe1, 0x23], [0xc4, 0xc1, 0x63], [0xc4, 0xc1, 0x23]] {
+        let mut bench = Bench::protected32();
+        bench.put_code_at(CODE, &[&prefix[..], &[0x51, 0xf6, 0xf4]].concat());
+        bench.cpu.state.fpu.zmm[3][..16].fill(0x51);
+        bench.cpu.state.fpu.zmm[6][..16].fill(0x40);
+        let mut jit = translator(&bench, &Options::default());
+        assert_eq!(jit.run(1000), bench.cpu.run(1000));
+        assert_eq!(jit.state().fpu.zmm[6], bench.cpu.state.fpu.zmm[6], "{prefix:x?}");
+        assert_eq!(jit.state().fpu.zmm[6][8..16], [0x51; 8], "{prefix:x?}");
+    }
+}
