@@ -57,6 +57,8 @@ pub const FSW_ES: u16 = 1 << 7;
 pub const FSW_B: u16 = 1 << 15;
 /// FSW: the number of ST0's register.
 pub const FSW_TOP: u16 = 7 << 11;
+/// FOP has 11 bits.
+pub(crate) const FOP_BITS: u16 = 0x7ff;
 /// FSW and FCW: the six exceptions and their masks.
 pub const X87_EXCEPTIONS: u16 = 0x3f;
 
@@ -120,6 +122,36 @@ impl FpuState {
         }
     }
 
+    /// Writes the pointers as images with 64-bit ones have them.
+    pub fn write_wide_pointers(&self, image: &mut [u8; fxsave::BYTES]) {
+        put(image, fxsave::FOP, self.fop.to_le_bytes());
+        put(image, fxsave::FIP, self.fip.to_le_bytes());
+        put(image, fxsave::FDP, self.fdp.to_le_bytes());
+    }
+
+    /// Takes the pointers over from such an image, which has no selectors.
+    pub fn read_wide_pointers(&mut self, image: &[u8; fxsave::BYTES]) {
+        self.fop = u16::from_le_bytes(get(image, fxsave::FOP)) & FOP_BITS;
+        self.fip = u64::from_le_bytes(get(image, fxsave::FIP));
+        self.fdp = u64::from_le_bytes(get(image, fxsave::FDP));
+        (self.fcs, self.fds) = (0, 0);
+    }
+
+    /// Writes MXCSR and the XMM registers.
+    pub fn write_sse(&self, image: &mut [u8; fxsave::BYTES]) {
+        put(image, fxsave::MXCSR, self.mxcsr.to_le_bytes());
+        for (index, register) in self.zmm.iter().take(16).enumerate() {
+            put::<16>(image, fxsave::XMM + 16 * index, get(register, 0));
+        }
+    }
+
+    /// Takes the first `count` XMM registers over.
+    pub fn read_xmm(&mut self, image: &[u8; fxsave::BYTES], count: usize) {
+        for (index, register) in self.zmm.iter_mut().take(count).enumerate() {
+            put::<16>(register, 0, get(image, fxsave::XMM + 16 * index));
+        }
+    }
+
     /// What is known of the last instruction: FIP, FCS and FOP.
     pub fn instruction_pointer(&self) -> (u64, u16, u16) {
         (self.fip, self.fcs, self.fop)
@@ -171,7 +203,7 @@ impl FpuState {
 
 /// Copies `bytes` into `image` at `at`, which lies inside it, and tells how many they are.
 #[inline]
-pub(crate) fn put<const N: usize>(image: &mut [u8], at: usize, bytes: [u8; N]) -> usize {
+pub fn put<const N: usize>(image: &mut [u8], at: usize, bytes: [u8; N]) -> usize {
     if let Some(target) = image.get_mut(at..at + N) {
         target.copy_from_slice(&bytes);
     }
@@ -180,6 +212,6 @@ pub(crate) fn put<const N: usize>(image: &mut [u8], at: usize, bytes: [u8; N]) -
 
 /// The bytes of `image` at `at`; zeroes outside.
 #[inline]
-pub(crate) fn get<const N: usize>(image: &[u8], at: usize) -> [u8; N] {
+pub fn get<const N: usize>(image: &[u8], at: usize) -> [u8; N] {
     image.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
 }

@@ -1,11 +1,10 @@
 //! What an engine needs of a CPU that executes guests by other means than this crate's MMU and
 //! decoder, and brings their state here for what is no instruction.
 
-use crate::Cpu;
-use crate::state::{cr0, cr4, efer};
+use memory::PAGE_SIZE;
 
-/// The longest instruction.
-const INSTRUCTION_BYTES_MAX: usize = 15;
+use crate::Cpu;
+use crate::state::{cr0, efer};
 
 impl Cpu {
     /// Delivers interrupt `vector`, which the local APIC has handed out already.
@@ -15,26 +14,28 @@ impl Cpu {
 
     /// Loads the PDPTE registers where paging has them. The other engine has checked them.
     pub fn reload_pdptes(&mut self) {
-        let is_pae = self.state.cr0 & cr0::PG != 0
-            && self.state.cr4 & cr4::PAE != 0
-            && self.state.msrs.efer & efer::LMA == 0;
-        if is_pae && self.load_pdptes(self.state.cr3).is_err() {
+        let has_pdptes =
+            self.state.cr0 & cr0::PG != 0 && self.is_pae() && self.state.msrs.efer & efer::LMA == 0;
+        if has_pdptes && self.load_pdptes(self.state.cr3).is_err() {
             log::debug!(target: "cpu::mmu", "PDPTEs have become invalid in memory");
         }
     }
 
-    /// The bytes of the instruction at RIP and behind it, as far as they are mapped, for messages.
-    pub fn bytes_at_rip(&mut self) -> Vec<u8> {
-        let start = self.linear_ip();
-        let mut bytes = Vec::new();
-        for address in (start..).take(INSTRUCTION_BYTES_MAX) {
-            let Some(physical) = self.probe(address) else { break };
-            let mut byte = [0];
-            if self.env.space.dma_read(physical, &mut byte).is_err() {
+    /// The `count` bytes at `linear`, as far as they are mapped. No accessed bit is set: it is for
+    /// messages and comparisons.
+    pub fn peek_code(&mut self, mut linear: u64, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        let mut done = 0;
+        while done < count {
+            let here = (count - done).min((PAGE_SIZE - (linear & (PAGE_SIZE - 1))) as usize);
+            let part = &mut bytes[done..done + here];
+            let physical = self.probe(linear);
+            if physical.is_none_or(|at| self.env.space.dma_read(at, part).is_err()) {
                 break;
             }
-            bytes.extend(byte);
+            (done, linear) = (done + here, linear.wrapping_add(here as u64));
         }
+        bytes.truncate(done);
         bytes
     }
 }

@@ -188,6 +188,15 @@ impl Cpu {
         self.flush_translations();
     }
 
+    /// Writes IA32_APIC_BASE; `false` is #GP.
+    pub fn set_apic_base(&mut self, value: u64) -> bool {
+        let is_written = self.env.lapic.set_base(value);
+        if is_written {
+            self.lapic_base_changed();
+        }
+        is_written
+    }
+
     /// Looks up again where the local APIC's page is. Call after IA32_APIC_BASE was written.
     pub(crate) fn lapic_base_changed(&mut self) {
         let base = self.env.lapic.base();

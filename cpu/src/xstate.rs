@@ -110,7 +110,7 @@ impl XsaveComponent {
 
     /// Writes the component to the start of `area`; gives the bytes written. Outside 64-bit mode
     /// the registers that only it has are left out.
-    pub(crate) fn save(&self, state: &State, is_64: bool, area: &mut [u8]) -> usize {
+    pub fn save(&self, state: &State, is_64: bool, area: &mut [u8]) -> usize {
         let count = if is_64 { 16 } else { 8 };
         let zmm = &state.fpu.zmm;
         match self.number {
@@ -126,7 +126,7 @@ impl XsaveComponent {
     }
 
     /// Loads the component from the start of `area`; see [`XsaveComponent::save`].
-    pub(crate) fn restore(&self, state: &mut State, is_64: bool, area: &[u8]) {
+    pub fn restore(&self, state: &mut State, is_64: bool, area: &[u8]) {
         let count = if is_64 { 16 } else { 8 };
         let zmm = &mut state.fpu.zmm;
         match self.number {

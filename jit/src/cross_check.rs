@@ -108,11 +108,7 @@ impl Inner {
     /// The flags that some of the first `count` instructions from `rip` on leave undefined.
     fn undefined_flags(&mut self, rip: u64, count: u64) -> u64 {
         // A walk that sets accessed bits would change what is compared.
-        let Some(physical) = self.cpu.probe(rip) else { return 0 };
-        let mut bytes = vec![0; (PAGE_SIZE - (rip & (PAGE_SIZE - 1))) as usize];
-        if self.cpu.env.space.dma_read(physical, &mut bytes).is_err() {
-            return 0;
-        }
+        let bytes = self.cpu.peek_code(rip, (PAGE_SIZE - (rip & (PAGE_SIZE - 1))) as usize);
         let (bits, options) = (self.cpu.mode.code_bits, self.cpu.decoder_options());
         let decoder = Decoder::with_ip(bits, &bytes, rip, options);
         let count = usize::try_from(count).unwrap_or(usize::MAX);

@@ -6,11 +6,11 @@
 //! Whatever cannot be found stays as it was: a host whose processor saves no pointers without a
 //! pending exception loses them in a switch of threads or a signal, as its own programs do.
 
-use cpu::interp::insn::{has_memory_operand, operand_segment};
+use cpu::interp::insn::{has_memory_operand, operand_offset, operand_segment};
 use cpu::mmu::View;
 use cpu::native::x87_opcode;
 use cpu::state::seg;
-use iced_x86::{CodeSize, Instruction, OpKind};
+use iced_x86::{CodeSize, Instruction};
 
 use crate::runtime::{self, HostPointers};
 use crate::vcpu::Inner;
@@ -32,15 +32,9 @@ pub(crate) struct X87Step {
 }
 
 impl X87Step {
-    /// Which of its operands is in memory.
-    fn memory_operand(&self) -> Option<u32> {
-        let iced = &self.iced;
-        (0..iced.op_count()).find(|&operand| iced.op_kind(operand) == OpKind::Memory)
-    }
-
     /// True if it changes FDP.
     pub(crate) fn has_memory(&self) -> bool {
-        self.memory_operand().is_some()
+        has_memory_operand(&self.iced)
     }
 }
 
@@ -112,7 +106,7 @@ impl Inner {
         if host == 0 {
             return None;
         }
-        let likely = self.x87_offset(step);
+        let likely = operand_offset(&step.iced, &self.cpu.state.gpr);
         let offset = self.x87_linear(step.view, host, likely)?;
         let is_64 = step.iced.code_size() == CodeSize::Code64;
         Some((if is_64 { offset } else { offset & 0xffff_ffff }, step.data_selector))
@@ -133,14 +127,5 @@ impl Inner {
     /// True if two linear addresses are one byte of memory.
     fn are_same(&mut self, one: u64, other: u64) -> bool {
         one == other || self.cpu.probe(one).is_some_and(|at| self.cpu.probe(other) == Some(at))
-    }
-
-    /// The offset of the memory operand of `step` by the registers of now.
-    fn x87_offset(&self, step: &X87Step) -> Option<u64> {
-        let registers = &self.cpu.state.gpr;
-        step.iced.virtual_address(step.memory_operand()?, 0, |register, _, _| {
-            let is_general = register.is_gpr();
-            Some(registers.get(register.number()).filter(|_| is_general).copied().unwrap_or(0))
-        })
     }
 }

@@ -1,6 +1,6 @@
 //! What CPUID says on KVM: the policy's answers, without what KVM on this host cannot give.
 
-use cpu::cpuid::{CpuView, CpuidPolicy};
+use cpu::cpuid::{CpuView, CpuidPolicy, Feature};
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 use crate::KvmError;
@@ -17,17 +17,22 @@ const FEATURES: [(u32, u32, [bool; 4]); 8] = [
     (0x8000_0008, 0, [false, true, false, false]),
 ];
 /// CPUID.1:ECX that KVM says nothing about, or says later: OSXSAVE, HYPERVISOR.
-const LEAF_1_ECX_OURS: u32 = 1 << 27 | 1 << 31;
+const LEAF_1_ECX_OURS: u32 = 1 << 27 | bit(Feature::Hypervisor);
 /// CPUID.1:EDX that is the machine's: APIC, HTT.
-const LEAF_1_EDX_OURS: u32 = 1 << 9 | 1 << 28;
+const LEAF_1_EDX_OURS: u32 = bit(Feature::Apic) | 1 << 28;
 /// CPUID.1:ECX bits of local APICs: the timer's deadline mode needs KVM's own, x2APIC mode MSR
 /// exits.
-const TSC_DEADLINE: u32 = 1 << 24;
-const X2APIC: u32 = 1 << 21;
+const TSC_DEADLINE: u32 = bit(Feature::TscDeadline);
+const X2APIC: u32 = bit(Feature::X2apic);
 /// KVM's features that work without its local APICs: clocks, no delay for I/O, steal time.
 const KVM_FEATURES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 24;
 /// Leaves whose answers depend on the subleaf, and how many subleaves are asked for.
 const INDEXED: [(u32, u32); 5] = [(0x4, 5), (0x7, 2), (0xb, 3), (0xd, 32), (0x1f, 3)];
+
+/// The bit of `feature` in its register.
+const fn bit(feature: Feature) -> u32 {
+    1 << feature.cpuid().3
+}
 
 /// All entries for CPU `index`.
 pub(crate) fn entries(

@@ -5,15 +5,10 @@ use memory::{GuestPhysical, Width};
 
 use crate::run_page::{MmioExit, RunPage};
 
-/// IA32_APIC_BASE: on, and in x2APIC mode.
-const APIC_ENABLE: u64 = 1 << 11;
-const APIC_X2APIC: u64 = 1 << 10;
-const APIC_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-
 /// Does the port accesses of the exit, one behind the other.
 pub(crate) fn port(cpu: &Cpu, page: &mut RunPage) {
     let (exit, data) = page.port();
-    let Some(width) = width(exit.size) else { return };
+    let Some(width) = Width::from_bytes(exit.size) else { return };
     for item in data.chunks_exact_mut(exit.size) {
         if exit.is_in {
             let value = cpu.env.ports.read(exit.port, width);
@@ -25,42 +20,22 @@ pub(crate) fn port(cpu: &Cpu, page: &mut RunPage) {
 }
 
 /// Does the access of the exit. It may have come to memory that the kernel was told of too late.
-pub(crate) fn mmio(cpu: &Cpu, page: &mut RunPage) {
+pub(crate) fn mmio(cpu: &mut Cpu, page: &mut RunPage) {
     let MmioExit { address, is_write, data } = page.mmio();
     let mut done = 0;
     while done < data.len() {
-        let at = address + done as u64;
-        let size = largest(at, data.len() - done);
-        let (Some(width), Some(part)) = (width(size), data.get_mut(done..done + size)) else {
+        let at = GuestPhysical(address + done as u64);
+        let size = largest(at.0, data.len() - done);
+        let (Some(width), Some(part)) = (Width::from_bytes(size), data.get_mut(done..done + size))
+        else {
             return;
         };
         if is_write {
-            write(cpu, at, width, value_of(part));
+            cpu.write_physical(at, width, value_of(part));
         } else {
-            part.copy_from_slice(&read(cpu, at, width).to_le_bytes()[..size]);
+            part.copy_from_slice(&cpu.read_physical(at, width).to_le_bytes()[..size]);
         }
         done += size;
-    }
-}
-
-/// The offset of `address` in the local APIC's page, if it is there.
-fn lapic_offset(cpu: &Cpu, address: u64) -> Option<u64> {
-    let base = cpu.env.lapic.base();
-    let is_mapped = base & (APIC_ENABLE | APIC_X2APIC) == APIC_ENABLE;
-    (is_mapped && address & !0xfff == base & APIC_ADDRESS).then_some(address & 0xfff)
-}
-
-fn read(cpu: &Cpu, address: u64, width: Width) -> u64 {
-    match lapic_offset(cpu, address) {
-        Some(offset) => cpu.env.lapic.mmio_read(offset, width),
-        None => cpu.env.space.read(GuestPhysical(address), width),
-    }
-}
-
-fn write(cpu: &Cpu, address: u64, width: Width, value: u64) {
-    match lapic_offset(cpu, address) {
-        Some(offset) => cpu.env.lapic.mmio_write(offset, width, value),
-        None => cpu.env.space.write(GuestPhysical(address), width, value),
     }
 }
 
@@ -73,16 +48,6 @@ fn largest(address: u64, left: usize) -> usize {
     let aligned = 1 << address.trailing_zeros().min(3);
     let fits = 1 << left.ilog2().min(3);
     usize::min(aligned, fits)
-}
-
-fn width(size: usize) -> Option<Width> {
-    match size {
-        1 => Some(Width::Byte),
-        2 => Some(Width::Word),
-        4 => Some(Width::Dword),
-        8 => Some(Width::Qword),
-        _ => None,
-    }
 }
 
 fn value_of(bytes: &[u8]) -> u64 {

@@ -26,7 +26,6 @@ impl Shared {
     /// Those of the MSRs that KVM keeps.
     pub(crate) fn of(state: &mut State, kept: &[u32]) -> Self {
         let all = kept.iter().copied().chain(MTRRS.into_iter().flatten());
-        let is_kvms = |number: u32| number == TSC || WALL_CLOCK.contains(&number);
         let mut numbers: Vec<u32> =
             all.filter(|&number| !is_kvms(number) && cell(state, number).is_some()).collect();
         numbers.sort_unstable();
@@ -34,9 +33,9 @@ impl Shared {
         Self { numbers, has_tsc: false }
     }
 
-    /// True if MSR `number` is one of them.
+    /// True if KVM keeps MSR `number`.
     pub(crate) fn contains(&self, number: u32) -> bool {
-        number == TSC || WALL_CLOCK.contains(&number) || self.numbers.binary_search(&number).is_ok()
+        is_kvms(number) || self.numbers.binary_search(&number).is_ok()
     }
 
     /// Takes them over.
@@ -84,6 +83,11 @@ impl Shared {
         }
         true
     }
+}
+
+/// True for an MSR that is KVM's alone.
+fn is_kvms(number: u32) -> bool {
+    number == TSC || WALL_CLOCK.contains(&number)
 }
 
 fn entry(index: u32, data: u64) -> kvm_msr_entry {

@@ -86,8 +86,8 @@ fn segment_to(from: &Segment) -> kvm_segment {
     }
 }
 
-/// Takes over segments, tables and control registers. The local APIC's base is given back.
-pub(crate) fn fetch_system(fd: &VcpuFd, state: &mut State) -> Result<u64, KvmError> {
+/// Takes over segments, tables and control registers.
+pub(crate) fn fetch_system(fd: &VcpuFd, state: &mut State) -> Result<(), KvmError> {
     let from = fd.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?;
     let segments = [&from.es, &from.cs, &from.ss, &from.ds, &from.fs, &from.gs];
     state.segments = segments.map(segment_of);
@@ -96,12 +96,14 @@ pub(crate) fn fetch_system(fd: &VcpuFd, state: &mut State) -> Result<u64, KvmErr
     (state.idtr.base, state.idtr.limit) = (from.idt.base, from.idt.limit);
     (state.cr0, state.cr2, state.cr3, state.cr4) = (from.cr0, from.cr2, from.cr3, from.cr4);
     state.msrs.efer = from.efer;
-    state.cpl = match () {
-        () if from.cr0 & cr0::PE == 0 => 0,
-        () if state.rflags & rflags::VM != 0 => 3,
-        () => state.segments[seg::SS].dpl(),
+    state.cpl = if from.cr0 & cr0::PE == 0 {
+        0
+    } else if state.rflags & rflags::VM != 0 {
+        3
+    } else {
+        state.segments[seg::SS].dpl()
     };
-    Ok(from.apic_base)
+    Ok(())
 }
 
 pub(crate) fn put_system(fd: &VcpuFd, cpu: &Cpu) -> Result<(), KvmError> {

@@ -3,7 +3,7 @@
 // by the exit's reason.
 #![expect(unsafe_code, reason = "unsafe island 4: the page shared with the kernel")]
 
-use std::sync::atomic::AtomicU8;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{KVM_EXIT_IO_IN, kvm_run};
 use kvm_ioctls::VcpuFd;
@@ -61,15 +61,10 @@ impl RunPage {
         unsafe { (&raw const (*self.0).immediate_exit).cast() }
     }
 
-    /// Lets the next KVM_RUN enter the guest.
-    pub(crate) fn clear_immediate_exit(&mut self) {
-        self.set_immediate_exit(0);
-    }
-
-    /// Has the next KVM_RUN only finish the last exit.
-    pub(crate) fn set_immediate_exit(&mut self, value: u8) {
+    /// Has the next KVM_RUN only finish the last exit, or enter the guest too.
+    pub(crate) fn set_immediate_exit(&mut self, is_wanted: bool) {
         // SAFETY: the pointer is valid, see `immediate_exit`.
-        unsafe { (*self.immediate_exit()).store(value, std::sync::atomic::Ordering::Relaxed) };
+        unsafe { (*self.immediate_exit()).store(u8::from(is_wanted), Ordering::Relaxed) };
     }
 
     /// KVM_EXIT_*.

@@ -36,6 +36,8 @@ const WAKE_ALWAYS: u32 = Events::INIT | Events::SIPI | Events::NMI | Events::KIC
 const HELD_BACK_STEPS: u64 = 64;
 /// Offset of the first word of a local APIC's interrupt request register.
 const IRR: u64 = 0x200;
+/// Bytes of code that are shown: of one instruction at least.
+const SHOWN_BYTES: usize = 15;
 /// Failures of KVM in a row that are said.
 const REPORTS_MAX: u64 = 8;
 
@@ -54,6 +56,8 @@ pub struct KvmCpu {
     is_unfinished: bool,
     /// The guest, whose state the kernel has, is in HLT.
     is_halted: bool,
+    /// The generation of the space at which the kernel was last told of memory.
+    memory_generation: Option<u64>,
     statistics: Statistics,
 }
 
@@ -77,6 +81,7 @@ impl KvmCpu {
             is_inside: false,
             is_unfinished: false,
             is_halted: false,
+            memory_generation: None,
             statistics: Statistics::default(),
         })
     }
@@ -98,7 +103,11 @@ impl KvmCpu {
 
     /// One entry of the guest, with what comes before and behind it.
     fn round(&mut self) -> Result<Option<VmExit>, KvmError> {
-        self.vm.update_memory();
+        let generation = self.cpu.env.space.generation();
+        if self.memory_generation != Some(generation) {
+            self.vm.update_memory();
+            self.memory_generation = Some(generation);
+        }
         let pending = self.cpu.env.events.peek();
         if !self.is_inside || pending & !Events::INTERRUPT != 0 {
             self.fetch()?;
@@ -175,7 +184,7 @@ impl KvmCpu {
         let waiting = self.cpu.env.events.peek() & !expected;
         let outcome = if waiting == 0 { self.fd.run().map(drop) } else { Ok(()) };
         self.kick.leave();
-        self.page.clear_immediate_exit();
+        self.page.set_immediate_exit(false);
         if waiting != 0 {
             return Ok(());
         }
@@ -199,7 +208,7 @@ impl KvmCpu {
         if cr8 != lapic.cr8() {
             lapic.set_cr8(cr8);
         }
-        if base != lapic.base() && !lapic.set_base(base) {
+        if base != lapic.base() && !self.cpu.set_apic_base(base) {
             log::warn!(target: "guest_error", "IA32_APIC_BASE cannot be {base:#x}");
         }
     }
@@ -275,7 +284,8 @@ impl KvmCpu {
     }
 
     fn report_refusal(&mut self, reason: u32, failure: u64) {
-        let (rip, bytes) = (self.cpu.state.rip, self.cpu.bytes_at_rip());
+        let rip = self.cpu.state.rip;
+        let bytes = self.cpu.peek_code(self.cpu.linear_ip(), SHOWN_BYTES);
         log::warn!(
             target: "kvm::exit",
             "KVM gives up at RIP {rip:#x}, bytes {bytes:02x?} (exit {reason}, {failure:#x}); the \
@@ -299,9 +309,9 @@ impl KvmCpu {
     /// Has KVM finish the last exit, so that its state is at an instruction's boundary.
     fn finish(&mut self) -> Result<(), KvmError> {
         while std::mem::take(&mut self.is_unfinished) {
-            self.page.set_immediate_exit(1);
+            self.page.set_immediate_exit(true);
             let outcome = self.fd.run().map(drop);
-            self.page.clear_immediate_exit();
+            self.page.set_immediate_exit(false);
             match (outcome.map_err(|error| error.errno()), self.page.reason()) {
                 // The second half of an access over two pages, say.
                 (Ok(()), KVM_EXIT_IO | KVM_EXIT_MMIO) => self.serve_access(),
@@ -355,21 +365,13 @@ impl KvmCpu {
         registers::put_general(&self.fd, &self.cpu.state)?;
         registers::put_debug(&self.fd, &self.cpu.state)?;
         self.layout.put(&self.fd, &self.cpu.state)?;
-        let now = self.time_stamp();
+        let now = self.cpu.tsc();
         self.msrs.put(&self.fd, &mut self.cpu.state, now)?;
         registers::put_events(&self.fd, &self.cpu.state)?;
         self.is_inside = true;
         // What the page says of the guest is of before.
         self.page.forget_interruptibility();
         Ok(())
-    }
-
-    /// The guest's time-stamp counter by the machine's time.
-    fn time_stamp(&self) -> u64 {
-        let env = &self.cpu.env;
-        let ns = u128::from(env.platform.now_ns(self.cpu.retired()));
-        let ticks = ns * u128::from(env.cpuid.tsc_hz()) / 1_000_000_000;
-        (ticks as u64).wrapping_add(self.cpu.state.msrs.tsc_offset)
     }
 }
 

@@ -215,16 +215,8 @@ impl PhysicalSpace {
         if !self.is_a20_enabled() {
             return Vec::new();
         }
-        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
-        regions
-            .iter()
-            .filter_map(|(&base, region)| match region.kind {
-                RegionKind::Ram(offset) => {
-                    Some(RamRange { base, size: region.last - base + 1, offset })
-                }
-                _ => None,
-            })
-            .collect()
+        let ram = self.backed_ranges().into_iter().filter(|range| !range.is_rom);
+        ram.map(|BackedRange { base, size, offset, .. }| RamRange { base, size, offset }).collect()
     }
 
     /// What has bytes behind it, RAM and ROM, as a CPU sees it: while address line 20 is masked,

@@ -84,7 +84,7 @@ impl BlockCache {
 impl Cpu {
     /// The linear address of the next instruction.
     #[inline]
-    pub(crate) fn linear_ip(&self) -> u64 {
+    pub fn linear_ip(&self) -> u64 {
         if self.mode.is_64() {
             self.state.rip
         } else {

@@ -100,7 +100,21 @@ impl Insn {
 
 /// True if any operand is memory addressed by ModRM, moffs, or a string's registers.
 pub fn has_memory_operand(iced: &Instruction) -> bool {
-    (0..iced.op_count()).any(|operand| iced.op_kind(operand) == OpKind::Memory)
+    memory_operand_number(iced).is_some()
+}
+
+/// Which operand that is.
+fn memory_operand_number(iced: &Instruction) -> Option<u32> {
+    (0..iced.op_count()).find(|&operand| iced.op_kind(operand) == OpKind::Memory)
+}
+
+/// The offset of the memory operand in its segment, by these general registers; `None` if there is
+/// none.
+pub fn operand_offset(iced: &Instruction, gpr: &[u64; 16]) -> Option<u64> {
+    iced.virtual_address(memory_operand_number(iced)?, 0, |register, _, _| {
+        let is_general = register.is_gpr();
+        Some(gpr.get(register.number()).filter(|_| is_general).copied().unwrap_or(0))
+    })
 }
 
 fn segment_number(register: Register) -> u8 {

@@ -9,7 +9,7 @@ use super::insn::Insn;
 use super::xsave::is_wide;
 use crate::Cpu;
 use crate::exception::{Exception, Exec};
-use crate::fpu::{FSW_ES, FpuState, fxsave, get, put};
+use crate::fpu::{FOP_BITS, FSW_ES, FpuState, fxsave, get, put};
 use crate::mmu::Access;
 use crate::state::{cr0, efer};
 
@@ -105,21 +105,16 @@ impl Cpu {
         if self.native.pointers().are_always_saved || fpu.fsw & FSW_ES != 0 {
             self.write_pointers(image, is_wide);
         }
-        put(image, fxsave::MXCSR, fpu.mxcsr.to_le_bytes());
+        fpu.write_sse(image);
         put(image, fxsave::MXCSR_MASK, self.native.mxcsr_mask().to_le_bytes());
-        for (index, register) in fpu.zmm.iter().take(16).enumerate() {
-            put::<16>(image, fxsave::XMM + 16 * index, get(register, 0));
-        }
     }
 
     fn write_pointers(&self, image: &mut [u8; fxsave::BYTES], is_wide: bool) {
         let fpu = &self.state.fpu;
-        put(image, fxsave::FOP, fpu.fop.to_le_bytes());
         if is_wide {
-            put(image, fxsave::FIP, fpu.fip.to_le_bytes());
-            put(image, fxsave::FDP, fpu.fdp.to_le_bytes());
-            return;
+            return fpu.write_wide_pointers(image);
         }
+        put(image, fxsave::FOP, fpu.fop.to_le_bytes());
         put(image, fxsave::FIP, (fpu.fip as u32).to_le_bytes());
         put(image, fxsave::FDP, (fpu.fdp as u32).to_le_bytes());
         if self.native.pointers().have_selectors {
@@ -143,22 +138,17 @@ impl Cpu {
     /// Takes over the XMM registers of an FXSAVE image, those that the mode has.
     pub(super) fn read_image_xmm(&mut self, image: &[u8; fxsave::BYTES]) {
         let count = self.xmm_count();
-        for (index, register) in self.state.fpu.zmm.iter_mut().take(count).enumerate() {
-            put::<16>(register, 0, get(image, fxsave::XMM + 16 * index));
-        }
+        self.state.fpu.read_xmm(image, count);
     }
 }
 
 fn read_pointers(fpu: &mut FpuState, image: &[u8; fxsave::BYTES], is_wide: bool) {
-    fpu.fop = u16::from_le_bytes(get(image, fxsave::FOP)) & 0x7ff;
     if is_wide {
-        fpu.fip = u64::from_le_bytes(get(image, fxsave::FIP));
-        fpu.fdp = u64::from_le_bytes(get(image, fxsave::FDP));
-        (fpu.fcs, fpu.fds) = (0, 0);
-    } else {
-        fpu.fip = u64::from(u32::from_le_bytes(get(image, fxsave::FIP)));
-        fpu.fdp = u64::from(u32::from_le_bytes(get(image, fxsave::FDP)));
-        fpu.fcs = u16::from_le_bytes(get(image, fxsave::FIP + 4));
-        fpu.fds = u16::from_le_bytes(get(image, fxsave::FDP + 4));
+        return fpu.read_wide_pointers(image);
     }
+    fpu.fop = u16::from_le_bytes(get(image, fxsave::FOP)) & FOP_BITS;
+    fpu.fip = u64::from(u32::from_le_bytes(get(image, fxsave::FIP)));
+    fpu.fdp = u64::from(u32::from_le_bytes(get(image, fxsave::FDP)));
+    fpu.fcs = u16::from_le_bytes(get(image, fxsave::FIP + 4));
+    fpu.fds = u16::from_le_bytes(get(image, fxsave::FDP + 4));
 }

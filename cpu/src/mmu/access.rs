@@ -360,11 +360,34 @@ impl Cpu {
         match place {
             Place::Ram(at) => self.ram.load(at),
             Place::Space(at) => T::from_u64(self.env.space.read(at, width)),
-            Place::Lapic(offset) => {
-                self.sync_pv_eoi();
-                T::from_u64(self.env.lapic.mmio_read(offset, width))
-            }
+            Place::Lapic(offset) => T::from_u64(self.read_lapic(offset, width)),
         }
+    }
+
+    fn read_lapic(&mut self, offset: u64, width: Width) -> u64 {
+        self.sync_pv_eoi();
+        self.env.lapic.mmio_read(offset, width)
+    }
+
+    fn write_lapic(&mut self, offset: u64, width: Width, value: u64) {
+        self.sync_pv_eoi();
+        self.env.lapic.mmio_write(offset, width, value);
+    }
+
+    /// Reads what is at a physical address, as this CPU sees it.
+    pub fn read_physical(&mut self, at: GuestPhysical, width: Width) -> u64 {
+        if at.page().0 == self.mmu.lapic_page {
+            return self.read_lapic(at.page_offset(), width);
+        }
+        self.env.space.read(at, width)
+    }
+
+    /// Writes to what is at a physical address, as this CPU sees it.
+    pub fn write_physical(&mut self, at: GuestPhysical, width: Width, value: u64) {
+        if at.page().0 == self.mmu.lapic_page {
+            return self.write_lapic(at.page_offset(), width, value);
+        }
+        self.env.space.write(at, width, value);
     }
 
     fn write_place<T: Word>(&mut self, place: Place, value: T) {
@@ -376,8 +399,7 @@ impl Cpu {
                 self.device_written = true;
             }
             Place::Lapic(offset) => {
-                self.sync_pv_eoi();
-                self.env.lapic.mmio_write(offset, width, value.to_u64());
+                self.write_lapic(offset, width, value.to_u64());
                 self.device_written = true;
             }
         }

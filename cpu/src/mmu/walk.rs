@@ -172,7 +172,7 @@ impl Cpu {
         Exception::pf(error)
     }
 
-    fn is_pae(&self) -> bool {
+    pub(crate) fn is_pae(&self) -> bool {
         self.state.cr4 & cr4::PAE != 0
     }
 

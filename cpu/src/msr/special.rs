@@ -140,8 +140,7 @@ pub(super) fn read_apic_base(cpu: &Cpu, _: u32) -> u64 {
 
 pub(super) fn write_apic_base(cpu: &mut Cpu, _: u32, value: u64) -> Exec {
     cpu.sync_pv_eoi();
-    require(is_physical(cpu, value) && cpu.env.lapic.set_base(value))?;
-    cpu.lapic_base_changed();
+    require(is_physical(cpu, value) && cpu.set_apic_base(value))?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Of two linear pages that are the same memory the translator may name either.
 
-use cpu::interp::insn::operand_segment;
+use cpu::interp::insn::{operand_offset, operand_segment};
 use cpu::state::State;
 use iced_x86::{Code, Instruction, Mnemonic as M};
 
@@ -17,11 +17,7 @@ pub fn stored(before: &State, instruction: &Instruction) -> Vec<(usize, u8)> {
         return Vec::new();
     }
     let base = before.segments[usize::from(operand_segment(instruction))].base;
-    let registers = |register: iced_x86::Register, _, _| {
-        let is_general = register.is_gpr();
-        Some(before.gpr.get(register.number()).filter(|_| is_general).copied().unwrap_or(0))
-    };
-    let Some(offset) = instruction.virtual_address(0, 0, registers) else { return Vec::new() };
+    let Some(offset) = operand_offset(instruction, &before.gpr) else { return Vec::new() };
     let (first, bytes) = field(instruction);
     let masks = [0, 0xf0].into_iter().chain(std::iter::repeat(0xff)).take(bytes);
     let places = (offset.wrapping_add(base).wrapping_add(first)..).map(offset_of);
