@@ -25,7 +25,7 @@ mod vcpu;
 mod vm;
 mod xsave;
 
-pub use error::KvmError;
+pub use error::{KvmError, Obstacle};
 pub use statistics::Statistics;
 pub use vcpu::KvmCpu;
-pub use vm::{KvmVm, tsc_hz};
+pub use vm::{KvmVm, probe, tsc_hz};

@@ -6,8 +6,9 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use memory::PhysicalSpace;
 
-use crate::KvmError;
+use crate::error::system;
 use crate::slots::Slots;
+use crate::{KvmError, Obstacle};
 
 /// The version of the interface.
 const API_VERSION: i32 = 12;
@@ -42,19 +43,33 @@ pub struct KvmVm {
     space: OnceLock<Arc<PhysicalSpace>>,
 }
 
-/// The frequency at which the time-stamp counter of guests runs.
+/// Whether KVM makes a virtual machine with a CPU: whether it is there says less.
+pub fn probe() -> Result<(), Obstacle> {
+    first_vcpu().map(drop)
+}
+
+/// The frequency at which the time-stamp counter of guests runs. Only a CPU knows it, and CPUs are
+/// made after everything that depends on it.
 pub fn tsc_hz() -> Result<u64, KvmError> {
-    let vm = open()?.create_vm().map_err(KvmError::of("KVM_CREATE_VM"))?;
-    let vcpu = vm.create_vcpu(0).map_err(KvmError::of("KVM_CREATE_VCPU"))?;
-    let khz = vcpu.get_tsc_khz().map_err(KvmError::of("KVM_GET_TSC_KHZ"))?;
+    let khz = first_vcpu()?.get_tsc_khz().map_err(KvmError::of("KVM_GET_TSC_KHZ"))?;
     Ok(u64::from(khz) * 1000)
 }
 
-fn open() -> Result<Kvm, KvmError> {
-    let kvm = Kvm::new().map_err(KvmError::of("opening /dev/kvm"))?;
+/// The first CPU of a virtual machine of its own.
+fn first_vcpu() -> Result<VcpuFd, Obstacle> {
+    let vm = create_vm(&open()?)?;
+    vm.create_vcpu(0).map_err(|error| Obstacle::NoVcpu(system(error)))
+}
+
+fn create_vm(kvm: &Kvm) -> Result<VmFd, Obstacle> {
+    kvm.create_vm().map_err(|error| Obstacle::NoVm(system(error)))
+}
+
+fn open() -> Result<Kvm, Obstacle> {
+    let kvm = Kvm::new().map_err(|error| Obstacle::Closed(system(error)))?;
     match kvm.get_api_version() {
         API_VERSION => Ok(kvm),
-        version => Err(KvmError::Version(version)),
+        version => Err(Obstacle::Version(version)),
     }
 }
 
@@ -65,7 +80,7 @@ impl KvmVm {
         if let Some((_, name)) = NEEDED.into_iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
             return Err(KvmError::Lacks(name));
         }
-        let fd = kvm.create_vm().map_err(KvmError::of("KVM_CREATE_VM"))?;
+        let fd = create_vm(&kvm)?;
         fd.set_identity_map_address(IDENTITY_MAP)
             .map_err(KvmError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(TASK_STATE).map_err(KvmError::of("KVM_SET_TSS_ADDR"))?;
@@ -103,7 +118,8 @@ impl KvmVm {
     ) -> Result<VcpuFd, KvmError> {
         // All CPUs of a machine have the same space.
         self.space.get_or_init(|| Arc::clone(space));
-        self.fd.create_vcpu(u64::from(index)).map_err(KvmError::of("KVM_CREATE_VCPU"))
+        let vcpu = self.fd.create_vcpu(u64::from(index));
+        Ok(vcpu.map_err(|error| Obstacle::NoVcpu(system(error)))?)
     }
 
     /// What this host's KVM can tell guests that they have.

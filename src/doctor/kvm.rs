@@ -1,11 +1,9 @@
 //! Whether KVM can be used: not whether it should be there, but whether a VM and a vCPU are made.
 
-use std::fmt;
+use std::{fmt, io};
 
+use kvm::Obstacle;
 use rustix::io::Errno;
-
-/// The version of the interface, which has not changed since 2007.
-const API_VERSION: i32 = 12;
 
 /// How far the making of a vCPU came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,22 +23,13 @@ pub(crate) enum Kvm {
 impl Kvm {
     /// Makes a VM with a vCPU, and lets go of both.
     pub(crate) fn probe() -> Self {
-        let errno = |error: kvm_ioctls::Error| Errno::from_raw_os_error(error.errno());
-        let kvm = match kvm_ioctls::Kvm::new() {
-            Ok(kvm) => kvm,
-            Err(error) => return Self::Closed(errno(error)),
-        };
-        let version = kvm.get_api_version();
-        if version != API_VERSION {
-            return Self::Strange(version);
-        }
-        let vm = match kvm.create_vm() {
-            Ok(vm) => vm,
-            Err(error) => return Self::NoVm(errno(error)),
-        };
-        match vm.create_vcpu(0) {
-            Ok(_) => Self::Works,
-            Err(error) => Self::NoVcpu(errno(error)),
+        let errno = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        match kvm::probe() {
+            Ok(()) => Self::Works,
+            Err(Obstacle::Closed(error)) => Self::Closed(errno(error)),
+            Err(Obstacle::Version(version)) => Self::Strange(version),
+            Err(Obstacle::NoVm(error)) => Self::NoVm(errno(error)),
+            Err(Obstacle::NoVcpu(error)) => Self::NoVcpu(errno(error)),
         }
     }
 

@@ -84,69 +84,75 @@ fn choose(accel: Accel, translator: Result<(), String>) -> Result<Kind> {
 }
 
 /// Makes the engines of a machine, all of one kind.
-pub(crate) struct Engines {
-    kind: Kind,
-    options: jit::Options,
-    /// Where the engine is KVM: its machine, and the frequency of its time-stamp counters.
-    kvm: Option<(Arc<KvmVm>, u64)>,
+pub(crate) enum Engines {
+    /// Interpreters.
+    Interp,
+    /// Translators that work like this.
+    Jit(jit::Options),
+    /// CPUs of a machine of KVM's, with the frequency of their time-stamp counters.
+    Kvm(Arc<KvmVm>, u64),
 }
 
 impl Engines {
     /// What `config` asks for.
     pub(crate) fn new(config: &Config) -> Result<Self> {
-        let kind = choose(config.accel, jit::supported())?;
-        let kvm = match kind {
-            Kind::Kvm => Some(kvm().context(
+        match choose(config.accel, jit::supported())? {
+            Kind::Interp => Ok(Self::Interp),
+            Kind::Jit => Ok(Self::Jit(jit_options(config)?)),
+            Kind::Kvm => kvm().context(
                 "--accel kvm: KVM cannot be used here (`volvelle doctor` \
                 says more); take --accel jit",
-            )?),
-            Kind::Interp | Kind::Jit => None,
-        };
-        let wanted = &config.jit;
-        let perf_map = match kind {
-            Kind::Jit if wanted.perf_map => Some(Arc::new(perf_map()?)),
-            _ => None,
-        };
-        let options = jit::Options {
-            cache_bytes: wanted.cpu_cache_bytes(config.cpus),
-            block_size: wanted.block_size,
-            trash_helpers: wanted.trash_helpers,
-            cross_check: wanted.cross_check,
-            count_accesses: wanted.count_accesses,
-            counting: is_counting(config),
-            perf_map,
-        };
-        Ok(Self { kind, options, kvm })
+            ),
+        }
     }
 
     /// One CPU's engine.
     pub(crate) fn make(&self, environment: Environment) -> Result<Engine> {
-        if let Some((vm, _)) = &self.kvm {
-            let cpu = KvmCpu::new(vm, environment).context("--accel kvm: cannot make a CPU")?;
-            return Ok(Engine::Kvm(Box::new(cpu)));
-        }
-        match self.kind {
-            Kind::Interp | Kind::Kvm => Ok(Engine::Interp(Box::new(Cpu::new(environment)))),
-            Kind::Jit => JitCpu::new(environment, &self.options)
+        match self {
+            Self::Interp => Ok(Engine::Interp(Box::new(Cpu::new(environment)))),
+            Self::Jit(options) => JitCpu::new(environment, options)
                 .map(|cpu| Engine::Jit(Box::new(cpu)))
                 .context("cannot make the translator"),
+            Self::Kvm(vm, _) => KvmCpu::new(vm, environment)
+                .map(|cpu| Engine::Kvm(Box::new(cpu)))
+                .context("--accel kvm: cannot make a CPU"),
         }
     }
 
     /// The frequency of the guest's time-stamp counter, if the engine has one of its own.
     pub(crate) fn tsc_hz(&self) -> Option<u64> {
-        self.kvm.as_ref().map(|(_, tsc_hz)| *tsc_hz)
+        match self {
+            Self::Interp | Self::Jit(_) => None,
+            Self::Kvm(_, tsc_hz) => Some(*tsc_hz),
+        }
     }
 
     /// True if the engines know how many instructions they retired. The translator counts only
     /// for those who need it, for it costs time.
     pub(crate) fn has_counts(&self) -> bool {
-        self.kind == Kind::Interp || self.options.counting
+        match self {
+            Self::Interp => true,
+            Self::Jit(options) => options.counting,
+            Self::Kvm(..) => false,
+        }
     }
 }
 
-fn kvm() -> Result<(Arc<KvmVm>, u64)> {
-    Ok((KvmVm::new()?, kvm::tsc_hz()?))
+fn kvm() -> Result<Engines> {
+    Ok(Engines::Kvm(KvmVm::new()?, kvm::tsc_hz()?))
+}
+
+fn jit_options(config: &Config) -> Result<jit::Options> {
+    let wanted = &config.jit;
+    Ok(jit::Options {
+        cache_bytes: wanted.cpu_cache_bytes(config.cpus),
+        block_size: wanted.block_size,
+        trash_helpers: wanted.trash_helpers,
+        cross_check: wanted.cross_check,
+        count_accesses: wanted.count_accesses,
+        counting: is_counting(config),
+        perf_map: wanted.perf_map.then(perf_map).transpose()?.map(Arc::new),
+    })
 }
 
 /// Who needs the count of instructions: counted time, and the scheduler that gives slices of them.

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::bench::emulator::{self, QEMU};
+use crate::boot;
 use crate::boot::console::{Console, PROMPT};
 use crate::child::{self, Output};
 use crate::guests::{File, Guests, Kernel};
@@ -18,11 +20,8 @@ use crate::linux;
 use crate::tally::Tally;
 use crate::workspace;
 
-const QEMU: &str = "qemu-system-x86_64";
 /// Everything, on a host that is busy.
 const LIMIT: Duration = Duration::from_secs(1200);
-/// Lines of the console to show of a case that failed.
-const SHOWN_LINES: usize = 25;
 
 /// A guest on the nested KVM.
 struct Case {
@@ -43,7 +42,7 @@ const CASES: [Case; 3] = [
 /// Runs all cases with a fresh release build. Returns the counts and what was skipped.
 pub fn suite() -> Result<(Tally, Vec<String>)> {
     let skipped = |reason: String| (Tally { skipped: 1, ..Tally::default() }, vec![reason]);
-    if !has_qemu() {
+    if emulator::qemu_version().is_err() {
         return Ok(skipped(format!("KVM under {QEMU}, which is not installed")));
     }
     linux::build()?;
@@ -53,14 +52,8 @@ pub fn suite() -> Result<(Tally, Vec<String>)> {
     }
     let mut console = Console::start(&mut qemu(&guests)?, LIMIT)?;
     let tally = run(&mut console);
-    keep(&console);
+    boot::keep_log("nested-kvm", &console.transcript());
     Ok((tally, Vec::new()))
-}
-
-fn has_qemu() -> bool {
-    let mut command = Command::new(QEMU);
-    let finished = child::capture(command.arg("--version"), Output::Kept, Duration::from_secs(60));
-    finished.is_ok_and(|finished| finished.status.success())
 }
 
 fn qemu(guests: &Guests) -> Result<Command> {
@@ -107,7 +100,7 @@ fn run(console: &mut Console) -> Tally {
     let mut tally = Tally::default();
     if let Err(error) = load(console) {
         println!("nested KVM ... FAILED\n  {error:#}");
-        show(console);
+        boot::show_end(console.transcript().lines());
         return Tally { failed: 1, ..tally };
     }
     for case in &CASES {
@@ -121,7 +114,7 @@ fn run(console: &mut Console) -> Tally {
             }
             Err(error) => {
                 println!("nested KVM: {} ... FAILED ({seconds:.1} s)\n  {error:#}", case.name);
-                show(console);
+                boot::show_end(console.transcript().lines());
                 tally.failed += 1;
                 // What the console shows next belongs to this case.
                 break;
@@ -155,18 +148,4 @@ fn play(console: &mut Console, case: &Case) -> Result<()> {
     ensure!(ended == status.to_string(), "status {ended} instead of {status}");
     console.expect(PROMPT)?;
     Ok(())
-}
-
-fn show(console: &Console) {
-    let text = console.transcript();
-    let lines: Vec<&str> = text.lines().collect();
-    println!("  | {}", lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n  | "));
-}
-
-/// Keeps the console for a person to read. Losing it fails no test.
-fn keep(console: &Console) {
-    let path = workspace::target().join("boots").join("nested-kvm.log");
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).and_then(|()| fs::write(&path, console.transcript())).ok();
-    }
 }

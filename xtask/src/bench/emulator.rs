@@ -13,6 +13,8 @@ use crate::process::processor_time;
 
 /// Whatever runs in the guest, on a slow host.
 const LIMIT: Duration = Duration::from_secs(4 * 3600);
+/// The program of QEMU.
+pub const QEMU: &str = "qemu-system-x86_64";
 const MEMORY: &str = "512M";
 const WORDS: &str = "console=ttyS0 quiet";
 
@@ -48,8 +50,7 @@ impl Emulator {
 
     /// QEMU's translator; an error where there is no QEMU.
     pub fn qemu() -> Result<Self> {
-        let program = PathBuf::from("qemu-system-x86_64");
-        let version = version(&program)?;
+        let version = qemu_version()?;
         // "QEMU emulator version 10.0.2 (Debian ...)"
         let number = version.split(' ').find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
         #[rustfmt::skip]
@@ -60,7 +61,7 @@ impl Emulator {
         Ok(Self {
             name: "QEMU",
             description: format!("QEMU {} -accel tcg -cpu max -M q35", number.unwrap_or(&version)),
-            program,
+            program: QEMU.into(),
             arguments,
             boot: ["-kernel", "-initrd", "-append"],
         })
@@ -80,6 +81,11 @@ impl Emulator {
 }
 
 /// The first line that a program says of itself.
+/// What QEMU says of itself; an error where there is none.
+pub fn qemu_version() -> Result<String> {
+    version(Path::new(QEMU))
+}
+
 fn version(program: &Path) -> Result<String> {
     let mut command = Command::new(program);
     let finished = child::capture(command.arg("--version"), Output::Kept, Duration::from_secs(60))?;

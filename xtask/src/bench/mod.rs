@@ -2,7 +2,7 @@
 
 mod chart;
 mod comparison;
-mod emulator;
+pub mod emulator;
 mod workloads;
 
 use std::fs;

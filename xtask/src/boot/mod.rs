@@ -148,8 +148,7 @@ fn run_case(binary: &Path, case: &Case, files: Option<&Files>) -> Tally {
         Err(error) => {
             println!("boot {} ... FAILED ({seconds:.1} s)\n  {error:#}", case.name);
             if let Some(Record { console, remarks }) = records.last() {
-                let lines: Vec<&str> = console.lines().chain(remarks.lines()).collect();
-                println!("  | {}", lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n  | "));
+                show_end(console.lines().chain(remarks.lines()));
             }
             println!("  the whole console: {}", log.display());
             Tally { failed: 1, ..Tally::default() }
@@ -227,12 +226,22 @@ fn play(console: &mut Console, case: &Case) -> Result<()> {
     Ok(())
 }
 
-/// Keeps the console of a case for a person to read. Losing it fails no test.
+/// Prints the last of some lines.
+pub fn show_end<'a>(lines: impl Iterator<Item = &'a str>) {
+    let lines: Vec<&str> = lines.collect();
+    println!("  | {}", lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n  | "));
+}
+
 fn keep(case: &Case, records: &[Record]) -> PathBuf {
-    let folder = workspace::target().join("boots");
-    let path = folder.join(format!("{}.log", case.name.replace([' ', ','], "-")));
     let text: String =
         records.iter().map(|run| format!("{}\n{}\n", run.console, run.remarks)).collect();
+    keep_log(&case.name.replace([' ', ','], "-"), &text)
+}
+
+/// Keeps the console of a case for a person to read. Losing it fails no test.
+pub fn keep_log(name: &str, text: &str) -> PathBuf {
+    let folder = workspace::target().join("boots");
+    let path = folder.join(format!("{name}.log"));
     fs::create_dir_all(&folder).and_then(|()| fs::write(&path, text)).ok();
     path
 }
