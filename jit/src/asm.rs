@@ -383,6 +383,11 @@ impl Asm {
         self.transfer_to(0x800f | u32::from(condition) << 8, 2, target);
     }
 
+    /// `xchg one, other`.
+    pub(crate) fn exchange(&mut self, one: Number, other: Number) {
+        self.op(true, &[0x87], one, Rm::Reg(other));
+    }
+
     /// `jmp r/m`.
     pub(crate) fn jmp_rm(&mut self, rm: Rm) {
         self.op(false, &[0xff], 4, rm);

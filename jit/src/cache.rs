@@ -80,6 +80,8 @@ pub(crate) struct Block {
     pub(crate) is_ungrouped: bool,
     /// Its one instruction reaches into the next page.
     pub(crate) crosses_page: bool,
+    /// It follows the jumps that were taken when it had become hot.
+    pub(crate) is_superblock: bool,
     is_dead: bool,
 }
 
@@ -126,13 +128,14 @@ struct StoredLink {
     entry: Entry,
     is_ungrouped: bool,
     is_interpreted: bool,
+    is_hot: bool,
     has_undo: bool,
     is_made: bool,
 }
 
 impl StoredLink {
     fn new(link: &Link, unmade: [u8; 4]) -> Self {
-        let Link { at, target, entry, is_ungrouped, is_interpreted, undo } = *link;
+        let Link { at, target, entry, is_ungrouped, is_interpreted, is_hot, undo } = *link;
         let (target, at) = match undo {
             Some((rip, moved)) => (rip, moved as i32 as u32),
             None => (target, at as u32),
@@ -145,20 +148,21 @@ impl StoredLink {
             entry,
             is_ungrouped,
             is_interpreted,
+            is_hot,
             has_undo: undo.is_some(),
             is_made: false,
         }
     }
 
     fn link(&self) -> Link {
-        let Self { entry, is_ungrouped, is_interpreted, .. } = *self;
+        let Self { entry, is_ungrouped, is_interpreted, is_hot, .. } = *self;
         let target = self.target;
         let (at, undo) = if self.has_undo {
             (0, Some((target, i64::from(self.at as i32))))
         } else {
             (self.at as usize, None)
         };
-        Link { at, target, entry, is_ungrouped, is_interpreted, undo }
+        Link { at, target, entry, is_ungrouped, is_interpreted, is_hot, undo }
     }
 }
 
@@ -185,6 +189,7 @@ pub(crate) struct Figures {
     pub(crate) host_bytes: u64,
     pub(crate) links_made: u64,
     pub(crate) dead_blocks: u64,
+    pub(crate) superblocks: u64,
     pub(crate) evictions: u64,
 }
 
@@ -198,7 +203,7 @@ pub(crate) struct Cache {
     links: Vec<StoredLink>,
     marks: Vec<Mark>,
     /// RIP of each step, as an offset from its block's.
-    offsets: Vec<u16>,
+    offsets: Vec<i16>,
     recipes: Vec<Recipe>,
     /// In order of blocks and steps.
     pub(crate) x87_steps: Vec<X87Step>,
@@ -368,13 +373,17 @@ impl Cache {
         None
     }
 
-    /// The RIP of each block that is not dead, and its bytes.
+    /// The blocks that are not dead.
     #[cfg(feature = "testing")]
-    pub(crate) fn translated(&self) -> Vec<(u64, Vec<u8>)> {
+    pub(crate) fn translated(&self) -> Vec<Translated> {
+        let first = self.blocks.first().map_or(0, |block| block.start);
         let blocks = self.blocks.iter().filter(|block| !block.is_dead);
-        blocks
-            .map(|block| (block.rip, self.code.read(block.start as usize, block.code_end as usize)))
-            .collect()
+        let translated = |block: &Block| Translated {
+            rip: block.rip,
+            position: (block.start - first) as usize,
+            bytes: self.code.read(block.start as usize, block.code_end as usize),
+        };
+        blocks.map(translated).collect()
     }
 
     /// Block `number`.
@@ -389,7 +398,7 @@ impl Cache {
 
     /// Adds a block. `None` if the memory is full.
     pub(crate) fn add(&mut self, new: &NewBlock<'_>) -> Option<u32> {
-        let &NewBlock { rip, mode, is_ungrouped, pages, emitted, steps, .. } = new;
+        let &NewBlock { rip, mode, is_ungrouped, is_superblock, pages, emitted, steps, .. } = new;
         let start = self.next_start();
         let end = start + emitted.bytes.len();
         if u32::try_from(end).is_err() || !self.code.write(start, &emitted.bytes) {
@@ -419,6 +428,7 @@ impl Cache {
             steps: steps.len() as u8,
             is_ungrouped,
             crosses_page: pages.len() > 1,
+            is_superblock,
             is_dead: false,
         });
         self.links.extend(emitted.links.iter().map(|link| {
@@ -427,7 +437,7 @@ impl Cache {
         self.marks.extend_from_slice(&emitted.marks);
         self.recipes.extend_from_slice(&emitted.recipes);
         self.sites.extend(emitted.return_sites.iter().map(|&site| site as u32));
-        self.offsets.extend(steps.iter().map(|step| step.iced.ip().wrapping_sub(rip) as u16));
+        self.offsets.extend(steps.iter().map(|step| step.iced.ip().wrapping_sub(rip) as i16));
         self.note_pages(pages, number);
         Some(number)
     }
@@ -447,6 +457,7 @@ impl Cache {
 
     fn note_figures(&mut self, new: &NewBlock<'_>, start: usize) {
         self.figures.blocks += 1;
+        self.figures.superblocks += u64::from(new.is_superblock);
         self.figures.instructions += new.steps.len() as u64;
         self.figures.guest_bytes += new.guest_bytes as u64;
         self.figures.hot_bytes += (new.emitted.hot_end - start) as u64;
@@ -491,6 +502,11 @@ impl Cache {
             self.kill(number);
         }
         has_some
+    }
+
+    /// Kills block `number`, in whose place another is found now.
+    pub(crate) fn replace(&mut self, number: u32) {
+        self.kill(number);
     }
 
     fn kill(&mut self, number: u32) {
@@ -571,7 +587,7 @@ impl Cache {
             self.recipes.get(block.first_recipe as usize + usize::from(number)).copied()
         };
         Some(Place {
-            rip: block.rip.wrapping_add(u64::from(step_offset)),
+            rip: block.rip.wrapping_add_signed(i64::from(step_offset)),
             is_live: mark.flags == MarkedFlags::Live,
             recipe: match mark.flags {
                 MarkedFlags::Recipe(number) => recipe(number),
@@ -604,11 +620,24 @@ impl Page {
     }
 }
 
+/// A block's code, for tests.
+#[cfg(feature = "testing")]
+#[derive(Clone, Debug)]
+pub struct Translated {
+    /// Guest RIP of the block.
+    pub rip: u64,
+    /// Where its code is, from the first block's on.
+    pub position: usize,
+    /// The code.
+    pub bytes: Vec<u8>,
+}
+
 /// A block to be added.
 pub(crate) struct NewBlock<'a> {
     pub(crate) rip: u64,
     pub(crate) mode: u16,
     pub(crate) is_ungrouped: bool,
+    pub(crate) is_superblock: bool,
     pub(crate) pages: &'a [u32],
     pub(crate) emitted: &'a Emitted,
     pub(crate) steps: &'a [Step],

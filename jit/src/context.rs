@@ -83,6 +83,8 @@ pub(crate) const JUMPS: usize = 2048;
 pub(crate) const CODE_PAGES: usize = 1 << 16;
 /// Code pages from this number on are global: they stay valid over loads of CR3.
 pub(crate) const FIRST_GLOBAL_PAGE: usize = CODE_PAGES / 2;
+/// Counters of links, see [`Context::counters`].
+pub(crate) const COUNTERS: usize = 1024;
 /// Groups of accesses with a common check that a block can have at a time.
 pub(crate) const GROUPS: usize = 8;
 /// A rip that no jump cache looks up (it is not canonical).
@@ -182,6 +184,8 @@ pub(crate) struct Context {
     pub(crate) stack: [StackEntry; 3],
     /// Accesses that looked into the TLB, where they are counted.
     pub(crate) accesses: u64,
+    /// How often links may be taken yet until they are hot, by the low bits of their numbers.
+    pub(crate) counters: [u32; COUNTERS],
     pub(crate) jumps_user: JumpCache,
     pub(crate) jumps_supervisor: JumpCache,
     pub(crate) jumps_supervisor_ac: JumpCache,
@@ -244,6 +248,11 @@ pub(crate) const JUMP_SHIFT: u32 = 32 - JUMPS.trailing_zeros();
 /// The index of `rip` in a jump cache; translated code computes the same.
 pub(crate) const fn jump_index(rip: u64) -> usize {
     ((rip as u32).wrapping_mul(JUMP_HASH) >> JUMP_SHIFT) as usize
+}
+
+/// The counter of link number `link`.
+pub(crate) const fn counter_index(link: u32) -> usize {
+    link as usize % COUNTERS
 }
 
 impl Context {

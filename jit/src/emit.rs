@@ -34,6 +34,8 @@ pub(crate) struct Link {
     pub(crate) is_ungrouped: bool,
     /// The instruction at the target is to be interpreted.
     pub(crate) is_interpreted: bool,
+    /// It is taken when its counter is used up: the target is hot.
+    pub(crate) is_hot: bool,
     /// For returns and indirect transfers: RIP of the instruction, and by how much it moved RSP.
     pub(crate) undo: Option<(u64, i64)>,
 }
@@ -125,9 +127,21 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) is_counting: bool,
     /// Accesses are counted.
     pub(crate) counts_accesses: bool,
+    /// Which links count how often they are taken.
+    pub(crate) counted_links: CountedLinks,
     /// Host address of the mailbox and of the first link's number.
     pub(crate) first_link: u32,
     pub(crate) first_handler: u32,
+}
+
+/// Which links of a block inside its page count how often they are taken, to find hot targets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CountedLinks {
+    None,
+    /// Those that close loops.
+    Backward,
+    /// All that leave a superblock: what is hot behind it deserves one too.
+    Exits,
 }
 
 /// The emitter of one block.
@@ -156,6 +170,8 @@ pub(crate) struct Emitter<'a> {
     return_sites: Vec<usize>,
     /// Steps that call a handler, in order.
     pub(crate) handlers: Vec<u16>,
+    /// Whoever gets here has passed a safe point in this block.
+    has_polled: bool,
 }
 
 macro_rules! context {
@@ -206,6 +222,7 @@ impl<'a> Emitter<'a> {
             links: take(&mut memory.links),
             return_sites: take(&mut memory.return_sites),
             handlers: take(&mut memory.handlers),
+            has_polled: false,
         }
     }
 
@@ -345,7 +362,7 @@ impl<'a> Emitter<'a> {
         }
         let is_open = steps.last().is_none_or(|step| !step.action.is_transfer());
         if is_open {
-            let next = steps.last().map_or(self.rip, |step| step.iced.next_ip());
+            let next = steps.last().map_or(self.rip, Step::next);
             self.jump_to(next);
         }
     }
@@ -432,6 +449,7 @@ impl<'a> Emitter<'a> {
             undo,
             is_ungrouped: false,
             is_interpreted: false,
+            is_hot: false,
         });
         self.links.len() - 1
     }
@@ -446,7 +464,7 @@ impl<'a> Emitter<'a> {
     /// Goes on at `target`, as the last thing of the block's path.
     pub(crate) fn jump_to(&mut self, target: u64) {
         if target <= self.rip_here() && self.current > 0 || target <= self.rip {
-            self.poll();
+            self.poll_once();
         }
         self.uncount_rest();
         if !self.is_same_page(target) {
@@ -467,8 +485,27 @@ impl<'a> Emitter<'a> {
     pub(crate) fn branch_to(&mut self, code: u8, target: u64) {
         self.want_flags();
         if target <= self.rip_here() {
-            self.poll();
+            self.poll_once();
         }
+        self.leave_on(code, target);
+    }
+
+    /// Goes on with the next step, which is at `target`, a jump's; on condition `exit` it leaves
+    /// for the instruction behind the jump instead.
+    pub(crate) fn follow(&mut self, step: &Step, exit: Option<u8>) {
+        if exit.is_some() {
+            self.want_flags();
+        }
+        if step.iced.near_branch_target() <= self.rip_here() {
+            self.poll_once();
+        }
+        if let Some(exit) = exit {
+            self.leave_on(exit, step.iced.next_ip());
+        }
+    }
+
+    /// Leaves for `target` on condition `code`, with the flags in EFLAGS.
+    fn leave_on(&mut self, code: u8, target: u64) {
         let patch = self.asm.jcc(code);
         self.link_at(patch, target, true);
     }
@@ -483,11 +520,41 @@ impl<'a> Emitter<'a> {
             (true, Flags::Spilled) => Entry::Spilled,
             (true, _) => Entry::Live,
         };
+        if self.is_counted(target) {
+            return self.count_link(patch, target, entry);
+        }
         let at = if needs_code { 0 } else { patch.0 };
         let link = self.add_link(at, target, entry, None);
         let must_spill = is_side && !is_same_page && self.flags == Flags::Live;
         let kind = SlowKind::Link { link, must_spill };
         self.add_slow(patch, usize::from(needs_code), kind);
+    }
+
+    /// True if a link to `target` counts how often it is taken.
+    fn is_counted(&self, target: u64) -> bool {
+        self.is_same_page(target)
+            && match self.around.counted_links {
+                CountedLinks::None => false,
+                CountedLinks::Backward => target <= self.rip_here(),
+                CountedLinks::Exits => target != self.rip,
+            }
+    }
+
+    /// Makes the jump at `patch` a link to `target`, by way of code that counts until it is hot.
+    fn count_link(&mut self, patch: Patch, target: u64, entry: Entry) {
+        let hot = self.add_link(patch.0, target, entry, None);
+        if let Some(link) = self.links.get_mut(hot) {
+            link.is_hot = true;
+        }
+        let link = self.add_link(0, target, entry, None);
+        self.add_slow(patch, 0, SlowKind::CountedLink { link, hot });
+    }
+
+    /// A safe point, if the way here had none: a superblock of several turns of a loop needs one.
+    fn poll_once(&mut self) {
+        if !std::mem::replace(&mut self.has_polled, true) {
+            self.poll();
+        }
     }
 
     /// A load that faults when somebody wants this vCPU to stop. Destroys S1.

@@ -186,7 +186,11 @@ fn leaves_scratch(step: &Step) -> bool {
     let is_simple = match step.action {
         Action::Copy => !step.has_memory || step.accesses[0].is_some(),
         Action::Push | Action::Pop => !step.has_memory,
-        Action::Nothing | Action::Lea | Action::Branch(_) => true,
+        Action::Nothing
+        | Action::Lea
+        | Action::Branch(_)
+        | Action::FollowedJump
+        | Action::FollowedBranch(_) => true,
         _ => false,
     };
     let is_pinned = |register: Register| {
@@ -281,6 +285,8 @@ impl Tracker {
         match step.action {
             Action::Nothing
             | Action::Branch(_)
+            | Action::FollowedJump
+            | Action::FollowedBranch(_)
             | Action::SetDirectionFlag(_)
             | Action::SetInterruptFlag(_) => {}
             Action::Push | Action::PushFlags => self.add(RSP, -8),

@@ -41,6 +41,7 @@ mod slow;
 mod statistics;
 mod steps;
 mod strings;
+mod superblock;
 mod system_steps;
 mod thunks;
 mod translate;
@@ -50,6 +51,8 @@ mod x87_pointers;
 
 use std::sync::Arc;
 
+#[cfg(feature = "testing")]
+pub use cache::Translated;
 pub use perf_map::PerfMap;
 pub use statistics::Statistics;
 pub use vcpu::JitCpu;
@@ -61,6 +64,8 @@ pub struct Options {
     pub cache_bytes: u64,
     /// Guest instructions in a block at most.
     pub block_size: usize,
+    /// How often a jump is taken until its target becomes a superblock; 0 for never.
+    pub superblock_after: u32,
     /// Helpers fill registers that they may change with rubbish.
     pub trash_helpers: bool,
     /// Every block is executed by the interpreter too, and the results are compared.
@@ -78,6 +83,7 @@ impl Default for Options {
         Self {
             cache_bytes: 256 << 20,
             block_size: translate::MAX_STEPS,
+            superblock_after: superblock::AFTER,
             trash_helpers: false,
             cross_check: false,
             count_accesses: false,

@@ -25,6 +25,10 @@ pub(crate) enum Action {
     Jump,
     /// A conditional jump, by condition code.
     Branch(u8),
+    /// A jump whose target is the next step: a superblock's.
+    FollowedJump,
+    /// A conditional jump whose target is the next step, by the condition of not being taken.
+    FollowedBranch(u8),
     /// LOOP, LOOPE, LOOPNE, JECXZ, JRCXZ, by opcode.
     Counted(u8),
     /// A call of a known address.
@@ -98,6 +102,25 @@ pub(crate) struct Step {
     pub(crate) at: usize,
     /// Its accesses: by ModRM, and of the stack.
     pub(crate) accesses: [Option<Access>; 2],
+}
+
+impl Step {
+    /// Where the path of the block goes on behind it.
+    pub(crate) fn next(&self) -> u64 {
+        match self.action {
+            Action::FollowedJump | Action::FollowedBranch(_) => self.iced.near_branch_target(),
+            _ => self.iced.next_ip(),
+        }
+    }
+
+    /// Makes the path go on at `rip` behind the step, if it is a jump that can lead there.
+    pub(crate) fn follow_to(&mut self, rip: u64) {
+        self.action = match self.action {
+            Action::Jump if rip == self.iced.near_branch_target() => Action::FollowedJump,
+            Action::Branch(code) if rip != self.iced.next_ip() => Action::FollowedBranch(code ^ 1),
+            action => action,
+        };
+    }
 }
 
 /// What an instruction may be translated for.
@@ -392,6 +415,7 @@ impl Action {
             self,
             Self::Copy
                 | Self::Nothing
+                | Self::FollowedJump
                 | Self::Lea
                 | Self::Push
                 | Self::Pop

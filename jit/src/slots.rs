@@ -56,6 +56,8 @@ pub(crate) struct Slots {
     is_any_large: bool,
     current: usize,
     clock: u64,
+    /// What counters of links begin with.
+    superblock_after: u32,
     /// Flushes done, by kind, for the figures.
     pub(crate) flushes: [u64; FLUSHES.len()],
 }
@@ -66,7 +68,7 @@ fn large_page(linear: u64, shift: u32) -> u64 {
 }
 
 impl Slots {
-    pub(crate) fn new(contexts: Arc<Contexts>, ram_pages: usize) -> Self {
+    pub(crate) fn new(contexts: Arc<Contexts>, ram_pages: usize, superblock_after: u32) -> Self {
         let writers = vec![0; ram_pages].into();
         let slots = [FREE; SLOTS];
         let mut slots = Self {
@@ -77,6 +79,7 @@ impl Slots {
             is_any_large: false,
             current: 0,
             clock: 0,
+            superblock_after,
             flushes: [0; FLUSHES.len()],
         };
         for index in 0..SLOTS {
@@ -123,7 +126,9 @@ impl Slots {
 
     /// Empties a slot of everything.
     fn empty(&mut self, index: usize) {
+        let superblock_after = self.superblock_after;
         let context = self.context(index);
+        context.counters.fill(superblock_after);
         context.clear_tlbs();
         context.valid.fill(0);
         for view in VIEWS {

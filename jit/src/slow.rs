@@ -1,11 +1,14 @@
 //! Code out of line: slow paths of memory accesses, and links before they are made.
 
+use std::mem::offset_of;
+
 use crate::asm::{Alu, Mem, Patch, Rm, cc};
+use crate::context::{Context, counter_index};
 use crate::emit::{Emitter, Entry};
 use crate::flow::Flags;
 use crate::memory_access::{TLB_DELTA, TLB_READ, TLB_WRITE};
 use crate::plan::Step;
-use crate::registers::{S0, S1};
+use crate::registers::{RCX, S0, S1};
 use crate::wanted::Wanted;
 
 /// A memory access's slow path, to be emitted behind the block.
@@ -31,6 +34,8 @@ pub(crate) enum SlowKind {
     Interpreted,
     /// Nothing but a link of the block.
     Link { link: usize, must_spill: bool },
+    /// As Link, with a count of how often it is taken; `hot` is taken when that is used up.
+    CountedLink { link: usize, hot: usize },
 }
 
 /// Marks a slow path of a link as one by the address in S0.
@@ -40,6 +45,8 @@ pub(crate) const RETRY: usize = 3;
 
 /// FWAIT.
 const FWAIT: [u8; 1] = [0x9b];
+/// JRCXZ over an exchange of registers and a jump.
+const JRCXZ_OVER_LINK: [u8; 2] = [0xe3, 3 + 5];
 
 impl Emitter<'_> {
     pub(crate) fn emit_slow_paths(&mut self) {
@@ -59,7 +66,7 @@ impl Emitter<'_> {
     /// An x87 exception that waits comes before anything that a translation of the operand's
     /// address would leave. On the fast path the instruction itself raises it in time.
     fn raise_pending_x87(&mut self, path: &SlowPath) {
-        let is_access = !matches!(path.kind, SlowKind::Link { .. });
+        let is_access = !matches!(path.kind, SlowKind::Link { .. } | SlowKind::CountedLink { .. });
         let waits = |step: &Step| step.row.waits_for_x87 && !step.row.loads_past_x87;
         if is_access && self.steps.get(usize::from(path.step)).is_some_and(waits) {
             self.asm.raw(&FWAIT);
@@ -119,7 +126,34 @@ impl Emitter<'_> {
                 }
                 self.leave_by(link, is_live);
             }
+            SlowKind::CountedLink { link, hot } => self.emit_counted_link(path, link, hot),
         }
+    }
+
+    /// Counts without touching a flag, goes on by `link`, and leaves by `hot` at zero.
+    fn emit_counted_link(&mut self, path: &SlowPath, link: usize, hot: usize) {
+        let is_live = path.flags != Flags::Spilled;
+        let counter = self.counter(hot);
+        self.asm.load32(S1, counter);
+        self.asm.lea32(S1, Mem::at(S1).with_disp(-1));
+        self.asm.store32(counter, S1);
+        self.asm.exchange(S1, RCX);
+        self.asm.raw(&JRCXZ_OVER_LINK);
+        self.asm.exchange(S1, RCX);
+        let patch = self.asm.jmp();
+        if let Some(link) = self.links.get_mut(link) {
+            link.at = patch.0;
+        }
+        self.asm.exchange(S1, RCX);
+        self.leave_by(hot, is_live);
+        self.asm.patch_here(patch);
+        self.leave_by(link, is_live);
+    }
+
+    /// The counter of the block's link `link`.
+    fn counter(&self, link: usize) -> Mem {
+        let index = counter_index(self.around.first_link + link as u32);
+        Mem::context(offset_of!(Context, counters) + size_of::<u32>() * index)
     }
 
     /// A group whose bytes, from the address in S0 on, lie in two pages goes on in code that checks

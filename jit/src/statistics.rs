@@ -77,9 +77,10 @@ impl fmt::Display for Statistics {
         let per = |a: u64, b: u64| if b == 0 { 0.0 } else { a as f64 / b as f64 };
         writeln!(
             f,
-            "blocks {} ({} dead), instructions {}, links {}, evictions {}",
+            "blocks {} ({} dead, {} superblocks), instructions {}, links {}, evictions {}",
             figures.blocks,
             figures.dead_blocks,
+            figures.superblocks,
             figures.instructions,
             figures.links_made,
             figures.evictions

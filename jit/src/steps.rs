@@ -27,6 +27,8 @@ impl Emitter<'_> {
             Action::Lea => self.load_address(step),
             Action::Jump => self.jump_to(step.iced.near_branch_target()),
             Action::Branch(code) => self.branch_to(code, step.iced.near_branch_target()),
+            Action::FollowedJump => self.follow(step, None),
+            Action::FollowedBranch(exit) => self.follow(step, Some(exit)),
             Action::Counted(opcode) => self.counted(step, opcode),
             Action::Call => self.call(step),
             Action::JumpIndirect => self.jump_indirect(step),

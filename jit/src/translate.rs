@@ -20,6 +20,9 @@ const TRIES: usize = 4;
 const MAX_INSTRUCTION_BYTES: usize = 15;
 /// Bytes of a block at most, and of what its only instruction has on the next page.
 const MAX_BYTES: usize = (MAX_STEPS + 1) * MAX_INSTRUCTION_BYTES;
+/// Bytes that are read at most: a superblock's are all of its page.
+const MAX_READ: usize = 4096;
+const _: () = assert!(MAX_BYTES <= MAX_READ);
 /// Bytes that are read at first: nearly all blocks have less.
 const FIRST_BYTES: usize = 160;
 /// One translation of so many has its time taken.
@@ -28,8 +31,8 @@ const TIMED: u64 = 8;
 /// What blocks are made with, kept from one to the next for its memory.
 pub(crate) struct Scratch {
     /// Bytes that a block is decoded from.
-    bytes: Vec<u8>,
-    steps: Vec<Step>,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) steps: Vec<Step>,
     grouper: Grouper,
     emitted: Emitted,
     gates: Gates,
@@ -40,7 +43,7 @@ pub(crate) struct Scratch {
 impl Default for Scratch {
     fn default() -> Self {
         Self {
-            bytes: vec![0; MAX_BYTES],
+            bytes: vec![0; MAX_READ],
             steps: Vec::with_capacity(MAX_STEPS),
             grouper: Grouper::default(),
             emitted: Emitted::default(),
@@ -114,11 +117,67 @@ impl Source {
 
 /// What a block is made for.
 #[derive(Clone, Copy)]
-struct Wish {
-    rip: u64,
-    key: ModeKey,
-    mode: u16,
-    is_ungrouped: bool,
+pub(crate) struct Wish {
+    pub(crate) rip: u64,
+    pub(crate) key: ModeKey,
+    pub(crate) mode: u16,
+    pub(crate) is_ungrouped: bool,
+    pub(crate) is_superblock: bool,
+}
+
+/// A page of code: its number in the cache, and its offset in RAM.
+pub(crate) type CodePage = (u32, u64);
+
+/// What decoding the next instruction of a path has come to.
+pub(crate) enum Decoded {
+    Step {
+        step: Step,
+        is_end: bool,
+    },
+    /// There is more to it than bytes were read.
+    Cut,
+    /// It is no part of a block.
+    Outside,
+}
+
+/// What decodes the instructions of a block.
+pub(crate) struct StepDecoder<'a> {
+    cpu: &'a cpu::Cpu,
+    target: Target<'a>,
+    answers: &'a mut [Option<bool>],
+    decoder: Decoder<'a>,
+    is_checked: bool,
+}
+
+impl StepDecoder<'_> {
+    /// Goes on with the byte at `position`, whose address is `rip`.
+    pub(crate) fn jump(&mut self, position: usize, rip: u64) -> bool {
+        self.decoder.set_ip(rip);
+        self.decoder.set_position(position).is_ok()
+    }
+
+    /// The next instruction's step.
+    pub(crate) fn next(&mut self) -> Decoded {
+        if !self.decoder.can_decode() {
+            return Decoded::Cut;
+        }
+        let at = self.decoder.position();
+        let iced = self.decoder.decode();
+        if iced.is_invalid() {
+            let is_cut = self.decoder.last_error() == DecoderError::NoMoreBytes;
+            return if is_cut { Decoded::Cut } else { Decoded::Outside };
+        }
+        if !self.target.mode.is_64() && iced.next_ip() >> 32 != 0 {
+            return Decoded::Outside;
+        }
+        let is_gated = is_gated(self.cpu, self.answers, &iced);
+        let step = plan::step(&self.target, iced, at, is_gated);
+        if self.is_checked && !step.action.is_repeatable() {
+            return Decoded::Outside;
+        }
+        let is_end = is_gated || step.action.ends_block(step.row);
+        Decoded::Step { step, is_end }
+    }
 }
 
 impl Inner {
@@ -138,7 +197,7 @@ impl Inner {
             }
             return Ok(Some(number));
         }
-        let wish = Wish { rip, key, mode, is_ungrouped };
+        let wish = Wish { rip, key, mode, is_ungrouped, is_superblock: false };
         self.scratch.count += 1;
         if !self.scratch.count.is_multiple_of(TIMED) {
             return self.make_block(wish, (page, ram_page));
@@ -150,7 +209,11 @@ impl Inner {
     }
 
     /// The number of the code page of `rip`, which is then valid, and its offset in RAM.
-    fn page_of(&mut self, rip: u64, key: ModeKey) -> Result<Option<(u32, u64)>, Exception> {
+    pub(crate) fn page_of(
+        &mut self,
+        rip: u64,
+        key: ModeKey,
+    ) -> Result<Option<CodePage>, Exception> {
         if self.cpu.mode.is_64() && !self.cpu.mode.is_canonical(rip) {
             return Ok(None);
         }
@@ -161,7 +224,7 @@ impl Inner {
     }
 
     /// The code page that a guard would let code at `rip` run by: what a TLB knows.
-    fn valid_page(&mut self, rip: u64, view: View) -> Option<(u32, u64)> {
+    fn valid_page(&mut self, rip: u64, view: View) -> Option<CodePage> {
         let valid = &self.slots.current_context().valid;
         self.cache.pages_at(rip & !0xfff).iter().find_map(|&number| {
             let is_valid = valid.get(number as usize).is_some_and(|valid| *valid != 0);
@@ -171,7 +234,7 @@ impl Inner {
     }
 
     /// Asks the page tables for the code page of `rip`.
-    fn code_page(&mut self, rip: u64, key: ModeKey) -> Result<Option<(u32, u64)>, Exception> {
+    fn code_page(&mut self, rip: u64, key: ModeKey) -> Result<Option<CodePage>, Exception> {
         let Some(page) = self.cpu.code_page(rip)? else { return Ok(None) };
         let is_user = key.view == View::User;
         let linear = rip & !0xfff;
@@ -213,18 +276,14 @@ impl Inner {
 
     /// Makes a block; a function of its own for profiles.
     #[inline(never)]
-    fn make_block(&mut self, wish: Wish, page: (u32, u64)) -> Result<Option<u32>, Exception> {
+    fn make_block(&mut self, wish: Wish, page: CodePage) -> Result<Option<u32>, Exception> {
         for _ in 0..TRIES {
             let Some(source) = self.decode(&wish, page)? else { return Ok(None) };
             let length = self.scratch.steps.last().map_or(0, |step| step.at + step.iced.len());
             if !self.mark(&source, length) {
                 continue;
             }
-            if !wish.is_ungrouped && !self.options.counting {
-                let Scratch { grouper, steps, .. } = &mut self.scratch;
-                grouper.group_accesses(steps, self.cpu.mode.is_64());
-            }
-            return Ok(self.emit(&wish, &source, length));
+            return Ok(self.emit(&wish, source.pages(), length));
         }
         Ok(None)
     }
@@ -233,7 +292,7 @@ impl Inner {
     fn decode(
         &mut self,
         wish: &Wish,
-        (page, ram_page): (u32, u64),
+        (page, ram_page): CodePage,
     ) -> Result<Option<Source>, Exception> {
         let rip = wish.rip;
         let at = ram_page | rip & 0xfff;
@@ -266,7 +325,7 @@ impl Inner {
     }
 
     /// Reads `count` bytes at offset `from` of RAM to place `at` of the bytes to be decoded.
-    fn read_bytes(&mut self, from: u64, at: usize, count: usize) {
+    pub(crate) fn read_bytes(&mut self, from: u64, at: usize, count: usize) {
         if let Some(bytes) = self.scratch.bytes.get_mut(at..at + count) {
             read(self.cpu.ram(), from, bytes);
         }
@@ -275,40 +334,17 @@ impl Inner {
     /// Decodes the first `count` bytes that were read to steps, at most `max`. False if more bytes
     /// might give more steps.
     fn decode_steps(&mut self, wish: &Wish, count: usize, max: usize) -> bool {
-        let mode = self.cpu.mode;
-        let target = Target {
-            mode: &mode,
-            has_numeric_exceptions: self.cpu.state.cr0 & cpu::state::cr0::NE != 0,
-            fs_is_whole: wish.key.whole[0],
-            gs_is_whole: wish.key.whole[1],
-        };
-        let options = self.cpu.decoder_options();
-        let Scratch { bytes, steps, gates, .. } = &mut self.scratch;
-        let bytes = bytes.get(..count).unwrap_or_default();
-        let answers = gates.of_mode(mode.key);
-        let mut decoder = Decoder::with_ip(mode.code_bits, bytes, wish.rip, options);
+        let (mut decoder, steps) = self.step_decoder(wish, count);
         let mut branches = 0;
         steps.clear();
         while steps.len() < max {
-            if !decoder.can_decode() {
-                return false;
-            }
-            let at = decoder.position();
-            let iced = decoder.decode();
-            if iced.is_invalid() {
-                return decoder.last_error() != DecoderError::NoMoreBytes;
-            }
-            if !mode.is_64() && iced.next_ip() >> 32 != 0 {
-                break;
-            }
-            let is_gated = is_gated(&self.cpu, answers, &iced);
-            let step = plan::step(&target, iced, at, is_gated);
-            if self.options.cross_check && !step.action.is_repeatable() {
-                break;
-            }
-            let is_end = is_gated || step.action.ends_block(step.row);
+            let (step, is_end) = match decoder.next() {
+                Decoded::Step { step, is_end } => (step, is_end),
+                Decoded::Cut => return false,
+                Decoded::Outside => break,
+            };
             let is_branch = matches!(step.action, Action::Branch(_));
-            let goes_back = is_branch && iced.near_branch_target() <= iced.ip();
+            let goes_back = is_branch && step.iced.near_branch_target() <= step.iced.ip();
             steps.push(step);
             branches += usize::from(is_branch);
             if is_end || goes_back || branches == MAX_BRANCHES {
@@ -316,6 +352,32 @@ impl Inner {
             }
         }
         true
+    }
+
+    /// What decodes the first `count` bytes that were read, from `wish.rip` on, and where its steps
+    /// go.
+    pub(crate) fn step_decoder(
+        &mut self,
+        wish: &Wish,
+        count: usize,
+    ) -> (StepDecoder<'_>, &mut Vec<Step>) {
+        let mode = &self.cpu.mode;
+        let target = Target {
+            mode,
+            has_numeric_exceptions: self.cpu.state.cr0 & cpu::state::cr0::NE != 0,
+            fs_is_whole: wish.key.whole[0],
+            gs_is_whole: wish.key.whole[1],
+        };
+        let Scratch { bytes, steps, gates, .. } = &mut self.scratch;
+        let bytes = bytes.get(..count).unwrap_or_default();
+        let decoder = StepDecoder {
+            cpu: &self.cpu,
+            target,
+            answers: gates.of_mode(mode.key),
+            decoder: Decoder::with_ip(mode.code_bits, bytes, wish.rip, self.cpu.decoder_options()),
+            is_checked: self.options.cross_check,
+        };
+        (decoder, steps)
     }
 
     /// Marks the bytes as code, and tells whether they still are what was decoded.
@@ -334,31 +396,37 @@ impl Inner {
         is_same(ram, source.at, low) && is_same(ram, source.next_at, high)
     }
 
-    fn emit(&mut self, wish: &Wish, source: &Source, guest_bytes: usize) -> Option<u32> {
-        let &Wish { rip, key, mode, is_ungrouped } = wish;
+    /// Emits the block of the steps and adds it to the cache.
+    pub(crate) fn emit(&mut self, wish: &Wish, pages: &[u32], guest_bytes: usize) -> Option<u32> {
+        let &Wish { rip, key, mode, is_ungrouped, is_superblock } = wish;
+        if !is_ungrouped && !self.options.counting {
+            let Scratch { grouper, steps, .. } = &mut self.scratch;
+            grouper.group_accesses(steps, self.cpu.mode.is_64());
+        }
         let around = Surroundings {
             thunks: &self.cache.thunks,
             view: key.view,
             is_64: self.cpu.mode.is_64(),
             is_counting: self.options.counting,
             counts_accesses: self.options.count_accesses,
+            counted_links: self.counted_links(wish),
             first_link: self.cache.next_link(),
             first_handler: self.handlers.next(),
         };
         let Scratch { steps, bytes, emitted, .. } = &mut self.scratch;
         let start = self.cache.next_start();
-        Emitter::new(around, start, rip, steps, bytes, emitted).emit(source.pages(), emitted);
+        Emitter::new(around, start, rip, steps, bytes, emitted).emit(pages, emitted);
         for &number in &emitted.handlers {
             let step = steps.get(usize::from(number))?;
             let bytes = bytes.get(step.at..).unwrap_or_default();
             let insn = self.cpu.prepare_instruction(step.iced, bytes);
             self.handlers.add(insn, (steps.len() - usize::from(number)) as u64);
         }
-        let pages = source.pages();
         let added = self.cache.add(&NewBlock {
             rip,
             mode,
             is_ungrouped,
+            is_superblock,
             pages,
             emitted,
             steps,
@@ -393,7 +461,7 @@ fn read(ram: &memory::Ram, at: u64, out: &mut [u8]) {
 }
 
 /// True if the bytes at offset `at` of RAM are `expected`.
-fn is_same(ram: &memory::Ram, at: u64, expected: &[u8]) -> bool {
+pub(crate) fn is_same(ram: &memory::Ram, at: u64, expected: &[u8]) -> bool {
     let (words, rest) = expected.as_chunks();
     let bytes_at = at + (expected.len() - rest.len()) as u64;
     (at..).step_by(8).zip(words).all(|(at, &word)| ram.load::<u64>(at).to_le_bytes() == word)

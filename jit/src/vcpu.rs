@@ -113,7 +113,7 @@ impl JitCpu {
             cpu: Cpu::new(environment),
             cache: Cache::new(code, thunks),
             handlers: Handlers::default(),
-            slots: Slots::new(Arc::clone(&contexts), ram_pages),
+            slots: Slots::new(Arc::clone(&contexts), ram_pages, options.superblock_after),
             // A block that is checked must say how many instructions it has executed.
             options: Options {
                 counting: options.counting || options.cross_check,
@@ -150,9 +150,9 @@ impl JitCpu {
         &mut self.inner.cpu
     }
 
-    /// Translated code: the RIP of each block, and its bytes.
+    /// Translated code.
     #[cfg(feature = "testing")]
-    pub fn translated(&self) -> Vec<(u64, Vec<u8>)> {
+    pub fn translated(&self) -> Vec<crate::Translated> {
         self.inner.cache.translated()
     }
 
@@ -521,6 +521,10 @@ impl Inner {
     fn after_link(&mut self, number: u32) -> Arrival {
         let Some(owned) = self.cache.link(number) else { return Arrival::default() };
         self.cpu.state.rip = owned.target;
+        if owned.is_hot {
+            self.promote(number);
+            return Arrival::default();
+        }
         if owned.is_interpreted {
             return self.interpret_counted();
         }

@@ -262,9 +262,9 @@ fn objections(sweep: Sweep, programs: &[Vec<u8>]) -> BTreeMap<String, String> {
         jit.run(BUDGET);
     }
     let mut blocks = 0;
-    for (rip, bytes) in jit.translated() {
+    for block in jit.translated() {
         blocks += 1;
-        look_at(sweep, (rip, &bytes), &mut objections);
+        look_at(sweep, (block.rip, &block.bytes), &mut objections);
     }
     println!("{sweep:?}: {} programs, {blocks} blocks", programs.len());
     assert!(blocks * 4 > programs.len(), "{sweep:?}: only {blocks} blocks");

@@ -15,6 +15,9 @@ pub(super) struct JitArguments {
     #[arg(long, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=JitConfig::BLOCK_SIZE_MAX as i64))]
     jit_block_size: Option<u16>,
+    /// Times that a jump is taken until its target is a superblock, 0 for never [default: 1000]
+    #[arg(long, value_name = "N")]
+    jit_superblock_after: Option<u32>,
     /// Overwrite what calls out of translated code may overwrite
     #[arg(long)]
     jit_trash_helpers: bool,
@@ -47,6 +50,7 @@ impl JitArguments {
         Ok(JitConfig {
             cache_bytes: self.jit_cache,
             block_size: self.jit_block_size.map_or(default.block_size, usize::from),
+            superblock_after: self.jit_superblock_after.unwrap_or(default.superblock_after),
             trash_helpers: self.jit_trash_helpers,
             cross_check: self.jit_cross_check,
             count_accesses: self.jit_count_accesses,
@@ -58,6 +62,7 @@ impl JitArguments {
         let options = [
             ("--jit-cache", self.jit_cache.is_some()),
             ("--jit-block-size", self.jit_block_size.is_some()),
+            ("--jit-superblock-after", self.jit_superblock_after.is_some()),
             ("--jit-trash-helpers", self.jit_trash_helpers),
             ("--jit-cross-check", self.jit_cross_check),
             ("--jit-count-accesses", self.jit_count_accesses),
@@ -104,6 +109,7 @@ mod tests {
         for size in [1, 64] {
             assert_eq!(jit(&["--jit-block-size", &size.to_string()]).block_size, size);
         }
+        assert_eq!(jit(&["--jit-superblock-after", "7"]).superblock_after, 7);
         let config = jit(&["--jit-trash-helpers", "--jit-cross-check"]);
         assert!(config.trash_helpers && config.cross_check);
         let config = jit(&["--accel", "jit", "--jit-count-accesses", "--perf-map"]);
@@ -115,6 +121,7 @@ mod tests {
         for words in [
             &["--jit-cache", "64M"][..],
             &["--jit-block-size", "1"],
+            &["--jit-superblock-after", "7"],
             &["--jit-trash-helpers"],
             &["--jit-cross-check"],
             &["--jit-count-accesses"],

@@ -147,6 +147,7 @@ fn jit_options(config: &Config) -> Result<jit::Options> {
     Ok(jit::Options {
         cache_bytes: wanted.cpu_cache_bytes(config.cpus),
         block_size: wanted.block_size,
+        superblock_after: wanted.superblock_after,
         trash_helpers: wanted.trash_helpers,
         cross_check: wanted.cross_check,
         count_accesses: wanted.count_accesses,

@@ -24,10 +24,13 @@ pub enum Kind {
     Counting,
     /// Helpers leave rubbish in registers, and there is little room for code.
     Trashing,
+    /// Every loop becomes a superblock at its second turn.
+    Superblocks,
 }
 
 /// All of them.
-pub const KINDS: [Kind; 4] = [Kind::Plain, Kind::OneByOne, Kind::Counting, Kind::Trashing];
+pub const KINDS: [Kind; 5] =
+    [Kind::Plain, Kind::OneByOne, Kind::Counting, Kind::Trashing, Kind::Superblocks];
 
 impl Kind {
     fn options(self) -> Options {
@@ -36,6 +39,7 @@ impl Kind {
             Self::Plain => plain,
             Self::OneByOne => Options { block_size: 1, ..plain },
             Self::Counting => Options { counting: true, ..plain },
+            Self::Superblocks => Options { superblock_after: 1, ..plain },
             Self::Trashing => Options { trash_helpers: true, cache_bytes: 48 << 10, ..plain },
         }
     }

@@ -70,7 +70,9 @@ fn bench(entry: &Entry) -> (Bench, State) {
     for (number, register) in (0..).zip(&mut state.gpr) {
         *register = DATA + 0x100 * number + 0x400;
     }
-    state.gpr[1] = 3;
+    // A loop that counts it down is in its second turn when it becomes hot, and leaves a
+    // superblock in the turn after those that it has.
+    state.gpr[1] = 2 + entry.turns as u64;
     state.gpr[4] = STACK - 0x100;
     state.gpr[5] = STACK - 0x180;
     // For computed jumps: code.
@@ -91,26 +93,19 @@ pub fn of(entry: &Entry) -> Block {
     env.events = Arc::default();
     let options = Options {
         counting: entry.is_counting,
-        block_size: guest.len(),
+        block_size: guest.len() * entry.turns,
+        superblock_after: u32::from(entry.turns > 1),
         cache_bytes: 1 << 20,
         ..Options::default()
     };
     let mut jit = JitCpu::new(env, &options).expect("a translator");
     jit.set_state(State { rip, ..state });
     jit.run(256);
-    let wanted = usize::from(entry.is_ungrouped);
-    let mut origin = 0;
-    let mut seen = 0;
-    for (at, bytes) in jit.translated() {
-        if at == rip {
-            if seen == wanted {
-                return parts(entry, bytes, origin, (guest_bytes, guest));
-            }
-            seen += 1;
-        }
-        origin -= (bytes.len() as i64 + 15) & !15;
+    let mut found = jit.translated().into_iter().filter(|block| block.rip == rip);
+    match found.nth(usize::from(entry.is_ungrouped)) {
+        Some(block) => parts(entry, block.bytes, -(block.position as i64), (guest_bytes, guest)),
+        None => panic!("{}: no block was made", entry.name),
     }
-    panic!("{}: no block was made", entry.name)
 }
 
 fn parts(
@@ -171,9 +166,12 @@ impl Block {
         if target < self.hot_end {
             return if target > jump.ip() { Target::Inside(target) } else { Target::Link };
         }
-        // Out of line: links leave at once, or jump to what they will be.
+        // Out of line: links leave at once, or jump to what they will be, or count before that.
         let path = decode(&self.bytes, target, self.code_end);
-        let end = path.iter().find(|host| host.flow_control() != FlowControl::Next);
+        let is_end = |host: &&Instruction| {
+            host.flow_control() != FlowControl::Next && host.mnemonic() != Mnemonic::Jrcxz
+        };
+        let end = path.iter().find(is_end);
         match end {
             Some(end) if end.flow_control() == FlowControl::UnconditionalBranch => Target::Link,
             _ => Target::Slow,

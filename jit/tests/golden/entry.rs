@@ -25,6 +25,8 @@ pub struct Entry {
     pub offset: u64,
     /// The block whose accesses are checked one by one is meant.
     pub is_ungrouped: bool,
+    /// Turns of a loop in the block; a superblock's if they are more than one.
+    pub turns: usize,
     /// Entries and the check of the page are listed too.
     pub shows_entries: bool,
 }
@@ -52,6 +54,7 @@ pub fn entry(name: &'static str, code: Code) -> Entry {
         is_counting: false,
         offset: OFFSET,
         is_ungrouped: false,
+        turns: 1,
         shows_entries: false,
     }
 }
@@ -76,6 +79,11 @@ impl Entry {
 
     pub fn ungrouped(self) -> Self {
         Self { is_ungrouped: true, ..self }
+    }
+
+    /// A loop that became hot, with so many of its turns.
+    pub fn hot(self, turns: usize) -> Self {
+        Self { turns, ..self }
     }
 
     pub fn with_entries(self) -> Self {

@@ -143,7 +143,7 @@ pub fn of(entry: &Entry, names: &Names) -> Listing {
         write!(text, "\n    {}", host_text(&block, names, host, &labels)).expect("text");
     }
     let count = count(&block);
-    let (guest, out) = (block.guest.len(), block.out_of_line());
+    let (guest, out) = (block.guest.len() * entry.turns, block.out_of_line());
     write!(text, "\n-- {guest} guest, {count} host, {out} out of line").expect("text");
     Listing { text, guest, host: count }
 }
@@ -157,6 +157,7 @@ fn head(entry: &Entry, text: &mut String) {
     put(entry.bits == 32, "32-bit");
     put(entry.cpl == 3, "CPL 3");
     put(entry.is_counting, "counted");
+    put(entry.turns > 1, "hot");
     put(entry.is_ungrouped, "checked one by one");
 }
 

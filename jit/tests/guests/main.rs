@@ -8,6 +8,7 @@ mod interrupts;
 mod mappings;
 mod returns;
 mod statistics;
+mod superblocks;
 mod time;
 mod two_vcpus;
 mod x87_pointers;
@@ -110,14 +111,15 @@ fn summary(state: &State) -> (Vec<String>, String, u64, u8) {
 }
 
 /// The ways to translate: as usual, block by instruction, counting instructions, counting accesses
-/// with trashed registers.
-fn all_ways() -> [Options; 4] {
+/// with trashed registers, every loop as a superblock.
+fn all_ways() -> [Options; 5] {
     let plain = Options::default();
     [
         plain.clone(),
         Options { block_size: 1, ..plain.clone() },
         Options { counting: true, ..plain.clone() },
-        Options { trash_helpers: true, count_accesses: true, ..plain },
+        Options { trash_helpers: true, count_accesses: true, ..plain.clone() },
+        Options { superblock_after: 1, ..plain },
     ]
 }
 

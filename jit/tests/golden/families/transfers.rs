@@ -10,7 +10,7 @@ const BEFORE: u64 = CODE + 0x80;
 const BEHIND: u64 = CODE + 0x400;
 
 pub fn families() -> Vec<Family> {
-    vec![branch(), call(), system(), counted()]
+    vec![branch(), call(), superblock(), system(), counted()]
 }
 
 fn branch() -> Family {
@@ -49,6 +49,51 @@ fn branch() -> Family {
         .narrow(),
     ];
     Family::new("branch", "jumps", entries)
+}
+
+fn superblock() -> Family {
+    let entries = [
+        entry("a loop", |a| {
+            let mut top = a.create_label();
+            a.set_label(&mut top)?;
+            a.add(rax, rdx)?;
+            a.dec(ecx)?;
+            a.jne(top)
+        })
+        .hot(4),
+        entry("accesses of all turns", |a| {
+            let mut top = a.create_label();
+            a.set_label(&mut top)?;
+            a.add(rax, qword_ptr(rbx))?;
+            a.add(rbx, 8)?;
+            a.dec(ecx)?;
+            a.jne(top)
+        })
+        .hot(4),
+        entry("a way inside that is taken", |a| {
+            let (mut top, mut over) = (a.create_label(), a.create_label());
+            a.set_label(&mut top)?;
+            a.test(edx, edx)?;
+            a.jne(over)?;
+            a.nop()?;
+            a.set_label(&mut over)?;
+            a.dec(ecx)?;
+            a.jne(top)
+        })
+        .hot(2),
+        entry("a jump inside", |a| {
+            let (mut top, mut over) = (a.create_label(), a.create_label());
+            a.set_label(&mut top)?;
+            a.inc(rax)?;
+            a.jmp(over)?;
+            a.nop()?;
+            a.set_label(&mut over)?;
+            a.dec(ecx)?;
+            a.jne(top)
+        })
+        .hot(2),
+    ];
+    Family::new("superblock", "superblocks", entries)
 }
 
 fn call() -> Family {
