@@ -42,7 +42,7 @@ impl JitConfig {
     /// The longest blocks there are.
     pub(crate) const BLOCK_SIZE_MAX: usize = 64;
     /// How often a jump is taken until its target becomes a superblock, unless told.
-    const SUPERBLOCK_AFTER: u32 = 1000;
+    const SUPERBLOCK_AFTER: u32 = 4000;
     /// The least code that a CPU keeps, most, and without a word about it.
     pub(crate) const CPU_CACHE_MIN: u64 = 4 << 20;
     pub(crate) const CPU_CACHE_MAX: u64 = 1 << 30;

@@ -14,20 +14,17 @@
 
 use cpu::state::Activity;
 
-use crate::cache::ModeKey;
 use crate::context::counter_index;
 use crate::emit::CountedLinks;
 use crate::plan::{Action, Step};
-use crate::translate::{CodePage, Decoded, MAX_STEPS, Wish};
+use crate::translate::{CodePage, Decoded, MAX_STEPS, Scratch, Wish, is_same};
 use crate::vcpu::Inner;
 
 /// How often a jump is taken until its target becomes a superblock, unless told: making one costs
-/// as much as some thousand instructions.
-pub(crate) const AFTER: u32 = 1000;
+/// as much as ten thousand instructions.
+pub(crate) const AFTER: u32 = 4000;
 /// Turns of a loop in a superblock at most.
 const MAX_TURNS: usize = 8;
-/// Places of a path at most: a repeated string instruction has one for each time it is looked at.
-const MAX_PLACES: usize = 2 * MAX_STEPS;
 /// Bytes of a page.
 const PAGE: usize = 4096;
 
@@ -76,69 +73,91 @@ impl Inner {
         }
         let old = found.map(|(number, _)| number);
         let generation = self.cache.generation;
-        let mut path = self.record(rip, key);
+        let wish = Wish { rip, key, mode, is_ungrouped: false, is_superblock: true };
+        self.read_bytes(page.1, 0, PAGE);
+        self.follow_path(&wish, page.0);
         // Code is made for the mode that the state is in: the next time round may end in that.
         let is_same = self.cache.generation == generation && self.mode() == Some((key, mode));
         if !is_same || self.cpu.has_flushes() {
             return None;
         }
-        path.truncate(self.end_of_path(&path, page.0, mode));
-        let wish = Wish { rip, key, mode, is_ungrouped: false, is_superblock: true };
-        self.make_superblock(&wish, page, &path, old).or(old)
+        self.make_superblock(&wish, page, old).or(old)
     }
 
-    /// Interprets from `head` on, and tells which way was taken: the addresses of instructions, for
-    /// as long as they can be of one superblock.
-    fn record(&mut self, head: u64, key: ModeKey) -> Vec<u64> {
+    /// Interprets from RIP on, and makes the way that is taken the steps of the superblock: to the
+    /// last time that it comes back to its head, or as far as there can be one.
+    fn follow_path(&mut self, wish: &Wish, page: u32) {
         self.settle_x87();
-        let mut path = vec![head];
-        let mut turns = 0;
-        while path.len() < MAX_PLACES && turns < MAX_TURNS {
-            self.cpu.interpret(1);
+        self.scratch.steps.clear();
+        let (mut turns, mut whole_turns) = (0, 0);
+        while turns < MAX_TURNS {
+            let Some(count) = self.decode_to_jump(wish, self.cpu.state.rip) else { break };
+            self.cpu.interpret(count as u64);
             let rip = self.cpu.state.rip;
-            if !self.is_on_path(head, rip, key) {
+            if !self.is_on_path(wish) || !self.scratch.follow_last_to(rip) {
                 break;
             }
-            turns += usize::from(rip == head);
-            path.push(rip);
+            if rip == wish.rip {
+                turns += 1;
+                whole_turns = self.scratch.steps.len();
+            } else if self.is_superblock(rip, page, wish.mode) {
+                break;
+            }
         }
         self.mode_is_stale();
-        path
+        if whole_turns != 0 {
+            // What would be a part of another turn is left to the next time round.
+            self.scratch.steps.truncate(whole_turns);
+        }
+        if let Some(last) = self.scratch.steps.last_mut() {
+            last.unfollow();
+        }
     }
 
-    /// True if nothing but instructions of the head's page has been executed, so that `rip` goes on
-    /// with its path.
-    fn is_on_path(&self, head: u64, rip: u64, key: ModeKey) -> bool {
+    /// Decodes from `rip` to the next jump whose target may follow; how many instructions that is.
+    /// `None` if there is none, behind what else can be part of the block.
+    fn decode_to_jump(&mut self, wish: &Wish, rip: u64) -> Option<usize> {
+        let max = self.options.block_size.clamp(1, MAX_STEPS);
+        let (mut decoder, steps) = self.step_decoder(wish, PAGE);
+        let before = steps.len();
+        if !decoder.jump((rip & 0xfff) as usize, rip) {
+            return None;
+        }
+        while steps.len() < max {
+            let Decoded::Step { step, is_end } = decoder.next() else { break };
+            steps.push(step);
+            if step.is_jump() {
+                return Some(steps.len() - before);
+            }
+            if is_end {
+                break;
+            }
+        }
+        None
+    }
+
+    /// True if all that has happened since the head was executed are instructions of its page, by
+    /// RIP and by what a block depends on.
+    fn is_on_path(&self, wish: &Wish) -> bool {
         let cpu = &self.cpu;
-        let is_same_mode = cpu.mode.key == key.key && cpu.view() == key.view;
+        let is_same_mode = cpu.mode.key == wish.key.key && cpu.view() == wish.key.view;
         is_same_mode
-            && rip & !0xfff == head & !0xfff
+            && cpu.state.rip & !0xfff == wish.rip & !0xfff
             && cpu.state.activity == Activity::Active
             && cpu.is_unwatched()
             && cpu.is_flat()
             && !cpu.has_flushes()
     }
 
-    /// How much of `path` there is before the next superblock, which it goes on in.
-    fn end_of_path(&self, path: &[u64], page: u32, mode: u16) -> usize {
-        let is_head = |rip: u64| {
-            self.cache.find(rip, page, mode, false).is_some_and(|(_, block)| block.is_superblock)
-        };
-        let head = path.iter().position(|&rip| is_head(rip));
-        head.unwrap_or(path.len())
+    fn is_superblock(&self, rip: u64, page: u32, mode: u16) -> bool {
+        self.cache.find(rip, page, mode, false).is_some_and(|(_, block)| block.is_superblock)
     }
 
-    /// Makes the superblock along `path`, in place of block `old`. `None` if an ordinary block does
+    /// Makes the superblock of the steps, in place of block `old`. `None` if an ordinary block does
     /// as well.
-    fn make_superblock(
-        &mut self,
-        wish: &Wish,
-        page: CodePage,
-        path: &[u64],
-        old: Option<u32>,
-    ) -> Option<u32> {
-        self.read_bytes(page.1, 0, PAGE);
-        if !self.decode_path(wish, path) || !self.mark_path(page.1) {
+    fn make_superblock(&mut self, wish: &Wish, page: CodePage, old: Option<u32>) -> Option<u32> {
+        let is_worth_it = self.scratch.steps.iter().any(Step::is_followed);
+        if !is_worth_it || !self.mark_steps(page.1) {
             return None;
         }
         let guest_bytes = self.scratch.steps.iter().map(|step| step.iced.len()).sum();
@@ -150,49 +169,9 @@ impl Inner {
         made
     }
 
-    /// Decodes along `path`, whose page was read. False if it follows no jump.
-    fn decode_path(&mut self, wish: &Wish, path: &[u64]) -> bool {
-        let max = self.options.block_size.clamp(1, MAX_STEPS);
-        let (mut decoder, steps) = self.step_decoder(wish, PAGE);
-        steps.clear();
-        let mut whole_turns = 0;
-        for &rip in path {
-            if steps.last().is_some_and(|step| step.iced.ip() == rip && !step.is_jump()) {
-                // A repeated instruction that was not done yet.
-                continue;
-            }
-            if rip == wish.rip {
-                whole_turns = steps.len();
-            }
-            if let Some(last) = steps.last_mut() {
-                last.follow_to(rip);
-                if last.next() != rip {
-                    break;
-                }
-            }
-            if steps.len() == max || !decoder.jump((rip & 0xfff) as usize, rip) {
-                break;
-            }
-            let Decoded::Step { step, is_end } = decoder.next() else { break };
-            let is_open = !is_end || step.action == Action::Jump;
-            steps.push(step);
-            if !is_open {
-                break;
-            }
-        }
-        if whole_turns != 0 {
-            // What would be a part of another turn is left to the next time round.
-            steps.truncate(whole_turns);
-            if let Some(last) = steps.last_mut() {
-                last.unfollow();
-            }
-        }
-        steps.iter().any(|step| step.is_followed())
-    }
-
     /// Marks the bytes of all steps as code of the page at `ram_page`, and tells whether they still
     /// are what was decoded.
-    fn mark_path(&self, ram_page: u64) -> bool {
+    fn mark_steps(&self, ram_page: u64) -> bool {
         let ram = self.cpu.ram();
         let steps = &self.scratch.steps;
         for step in steps {
@@ -200,9 +179,17 @@ impl Inner {
         }
         steps.iter().all(|step| {
             let bytes = self.scratch.bytes.get(step.at..step.at + step.iced.len());
-            bytes.is_some_and(|bytes| {
-                crate::translate::is_same(ram, ram_page + step.at as u64, bytes)
-            })
+            bytes.is_some_and(|bytes| is_same(ram, ram_page + step.at as u64, bytes))
+        })
+    }
+}
+
+impl Scratch {
+    /// Makes the path go on at `rip` behind the last step. False if that cannot lead there.
+    fn follow_last_to(&mut self, rip: u64) -> bool {
+        self.steps.last_mut().is_some_and(|last| {
+            last.follow_to(rip);
+            last.next() == rip
         })
     }
 }

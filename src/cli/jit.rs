@@ -15,7 +15,7 @@ pub(super) struct JitArguments {
     #[arg(long, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=JitConfig::BLOCK_SIZE_MAX as i64))]
     jit_block_size: Option<u16>,
-    /// Times that a jump is taken until its target is a superblock, 0 for never [default: 1000]
+    /// Times that a jump is taken until its target is a superblock, 0 for never [default: 4000]
     #[arg(long, value_name = "N")]
     jit_superblock_after: Option<u32>,
     /// Overwrite what calls out of translated code may overwrite
