@@ -164,36 +164,35 @@ pub fn rcr<T: Word>(a: T, count: u32, carry: bool) -> Shifted<T> {
     (result, CF | OF, flag_if(carry, CF) | flag_if(overflow, OF))
 }
 
-/// SHLD: `a` shifted left, filled from the top of `fill`. For 16-bit operands a count above 16
-/// goes on through `a` again, as CPUs do where the manuals leave it undefined.
+/// SHLD: `a` shifted left, filled from the top of `fill`. A count above 16 for 16-bit operands,
+/// which the manuals leave undefined, goes on with `fill` once more, as Zen 3 does (Intel's
+/// processors are said to go on with `a`). CF and OF are what they are without `fill`.
 pub fn shld<T: Word>(a: T, fill: T, count: u32) -> Shifted<T> {
-    let width = T::BITS;
-    let high = u128::from(a.to_u64());
-    let low = u128::from(fill.to_u64());
-    let (result, carry) = if width == 16 {
-        let wide = high << 32 | low << 16 | high;
-        (wide << count >> 32, wide << count >> 48 & 1 != 0)
-    } else {
-        let wide = high << width | low;
-        (wide << count >> width, high >> (width - count) & 1 != 0)
-    };
-    let result = T::from_u64(result as u64);
-    let changed = (result.to_u64() ^ a.to_u64()) & T::SIGN != 0;
-    let status = flag_if(carry, CF) | flag_if(changed, OF) | sign_zero_parity(result);
+    let shifted = u128::from(a.to_u64()) << count;
+    let result = T::from_u64((shifted | twice(fill) >> (2 * T::BITS - count)) as u64);
+    let carry = shifted >> T::BITS & 1 != 0;
+    let overflow = (shifted ^ shifted << 1) >> T::BITS & 1 != 0;
+    let status = flag_if(carry, CF) | flag_if(overflow, OF) | sign_zero_parity(result);
     (result, crate::state::rflags::STATUS, status)
 }
 
-/// SHRD: `a` shifted right, filled from the bottom of `fill`; as [`shld`] for 16-bit operands.
+/// SHRD: `a` shifted right, filled from the bottom of `fill`; as [`shld`] for 16-bit operands, but
+/// that OF says whether the last step changed the sign.
 pub fn shrd<T: Word>(a: T, fill: T, count: u32) -> Shifted<T> {
-    let width = T::BITS;
-    let low = u128::from(a.to_u64());
-    let high = u128::from(fill.to_u64());
-    let wide = if width == 16 { low << 32 | high << 16 | low } else { high << width | low };
-    let result = T::from_u64((wide >> count) as u64);
-    let carry = wide >> (count - 1) & 1 != 0;
-    let changed = (result.to_u64() ^ a.to_u64()) & T::SIGN != 0;
-    let status = flag_if(carry, CF) | flag_if(changed, OF) | sign_zero_parity(result);
+    let low = a.to_u64();
+    let rotated = (twice(fill) >> (count % T::BITS)) as u64;
+    let result = T::from_u64(low >> count | rotated & !(T::MASK >> count));
+    let carry = low >> (count - 1) & 1 != 0;
+    let value = result.to_u64();
+    let overflow = (value ^ value << 1) & T::SIGN != 0;
+    let status = flag_if(carry, CF) | flag_if(overflow, OF) | sign_zero_parity(result);
     (result, crate::state::rflags::STATUS, status)
+}
+
+/// `fill` behind itself.
+fn twice<T: Word>(fill: T) -> u128 {
+    let fill = u128::from(fill.to_u64());
+    fill << T::BITS | fill
 }
 
 #[cfg(test)]
@@ -268,5 +267,14 @@ mod tests {
         check_shift(shld::<u32>(1, 0xf000_0000, 4), SHIFT, 0x1f, 0);
         check_shift(shrd::<u64>(1, 1, 1), SHIFT_BY_ONE, 1 << 63, CF | PF | SF | OF);
         check_shift(shrd::<u32>(0xf, 0xa, 4), SHIFT, 0xa000_0000, CF | PF | SF);
+    }
+
+    /// Measured on Zen 3.
+    #[test]
+    fn a_double_shift_of_words_by_more_than_16_fills_twice() {
+        check_shift(shld::<u16>(0xffff, 0x1234, 20), SHIFT_BY_ONE, 0x2341, PF);
+        check_shift(shld::<u16>(0xffff, 0x8001, 31), SHIFT_BY_ONE, 0xc000, PF | SF);
+        check_shift(shrd::<u16>(0xffff, 0x1234, 20), SHIFT_BY_ONE, 0x4123, OF);
+        check_shift(shrd::<u16>(0xffff, 0x8001, 31), SHIFT_BY_ONE, 0x0003, PF);
     }
 }

@@ -6,6 +6,7 @@
 pub mod forms;
 pub mod fuzz;
 pub mod random;
+pub mod shifts;
 pub mod special;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};

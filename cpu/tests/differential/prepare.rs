@@ -298,7 +298,7 @@ impl Preparation {
         }
     }
 
-    /// A 16-bit operand's count above 16 leaves result and flags undefined: it is not compared.
+    /// Counts on both sides of 16, above which a 16-bit operand is a case of its own.
     fn arrange_double_shift(&mut self) {
         if !self.addresses_with(RCX) && self.random.chance(50) {
             let count = self.random.below(20);

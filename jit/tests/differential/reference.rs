@@ -3,8 +3,9 @@
 use cpu::Cpu;
 use cpu::engine::{Vcpu, VmExit};
 use cpu::state::{State, rflags};
+use cpu::testing::shifts;
 use decoder::Class;
-use iced_x86::{Decoder, Instruction, Mnemonic as M, OpKind};
+use iced_x86::{Decoder, Instruction, Mnemonic as M};
 
 use crate::case::{Case, Ready};
 use crate::world::{HANDLERS, PAGE, World, offset_of};
@@ -23,7 +24,7 @@ pub enum Discard {
     Endless,
     /// An instruction reads flags that are undefined.
     UndefinedFlags,
-    /// The result of an instruction is undefined.
+    /// The result of an instruction is undefined, and the host's may be another than ours.
     UndefinedResult,
     /// It stores where no case does.
     Wild,
@@ -204,8 +205,7 @@ fn check(cpu: &Cpu, instruction: &Instruction, undefined: u64) -> Result<(), Dis
     if read & undefined != 0 {
         return Err(Discard::UndefinedFlags);
     }
-    let is_double_shift = matches!(instruction.mnemonic(), M::Shld | M::Shrd);
-    if is_double_shift && count(&cpu.state, instruction) > operand_bits(instruction) {
+    if shifts::is_open(instruction, &cpu.state.gpr) {
         return Err(Discard::UndefinedResult);
     }
     Ok(())
@@ -223,10 +223,10 @@ fn undefined_after(before: &State, instruction: &Instruction, undefined: u64) ->
         Class::String if is_repeated(instruction) && before.gpr[RCX] as u32 == 0 => {
             return undefined;
         }
-        Class::Shift => match count(before, instruction) {
+        Class::Shift => match shifts::count(instruction, &before.gpr) {
             0 => return undefined,
             1 => mask & !OF,
-            count if count >= operand_bits(instruction) => mask | CF,
+            count if count >= shifts::operand_bits(instruction) => mask | CF,
             _ => mask,
         },
         _ => mask,
@@ -236,24 +236,6 @@ fn undefined_after(before: &State, instruction: &Instruction, undefined: u64) ->
 
 fn is_repeated(instruction: &Instruction) -> bool {
     instruction.has_rep_prefix() || instruction.has_repne_prefix()
-}
-
-fn operand_bits(instruction: &Instruction) -> u64 {
-    let bytes = match instruction.op0_kind() {
-        OpKind::Register => instruction.op0_register().size(),
-        _ => instruction.memory_size().size(),
-    };
-    8 * bytes as u64
-}
-
-/// The count of a shift as the CPU masks it.
-fn count(state: &State, instruction: &Instruction) -> u64 {
-    let last = instruction.op_count().saturating_sub(1);
-    let count = match instruction.op_kind(last) {
-        OpKind::Immediate8 => u64::from(instruction.immediate8()),
-        _ => state.gpr[RCX],
-    };
-    count & if operand_bits(instruction) == 64 { 63 } else { 31 }
 }
 
 /// Where the frame of the exception that ended the run has its flags; `last` is the instruction
