@@ -45,6 +45,8 @@ pub(crate) struct Encoding<'a> {
     pub(crate) opcode_register: Number,
     /// Immediate bytes.
     pub(crate) immediate: &'a [u8],
+    /// What of an immediate of one byte means something.
+    immediate_mask: u8,
 }
 
 /// A cursor over the bytes; reading past the end gives zeroes, since iced has decoded them before.
@@ -86,6 +88,7 @@ impl<'a> Encoding<'a> {
             // Bits of registers that the mode does not have are ignored.
             (r, b) = (0, 0);
             encoding.vvvv &= 7;
+            encoding.immediate_mask = if form.has_is4 { 0x7f } else { 0xff };
         }
         encoding.opcode = match (cursor.next(), encoding.kind) {
             // An alias that 64-bit mode does not have.
@@ -118,6 +121,7 @@ impl<'a> Encoding<'a> {
             vvvv: 0,
             opcode_register: 0,
             immediate: &[],
+            immediate_mask: 0xff,
         }
     }
 
@@ -278,7 +282,7 @@ impl<'a> Encoding<'a> {
     fn emit_immediate(&self, asm: &mut Asm) {
         match *self.immediate {
             [] => {}
-            [byte] => asm.byte(byte),
+            [byte] => asm.byte(byte & self.immediate_mask),
             _ => asm.raw(self.immediate),
         }
     }

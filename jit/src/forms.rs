@@ -34,6 +34,8 @@ pub(crate) struct Form {
     pub(crate) encoding: EncodingKind,
     /// Some operand is in ModRM.
     pub(crate) has_modrm: bool,
+    /// Some operand is a register that the immediate's upper bits name.
+    pub(crate) has_is4: bool,
     /// The operand that may be memory by ModRM or an absolute address.
     memory: Option<u8>,
     /// Operands that are written, should they be general registers; one bit each.
@@ -47,6 +49,7 @@ static FORMS: LazyLock<Vec<Form>> = LazyLock::new(|| Code::values().map(Form::ne
 static NO_FORM: Form = Form {
     encoding: EncodingKind::D3NOW,
     has_modrm: false,
+    has_is4: false,
     memory: None,
     targets: 0,
     fields: [None; 3],
@@ -69,6 +72,7 @@ impl Form {
         Self {
             encoding: info.encoding(),
             has_modrm: kinds.iter().any(|kind| is_in_modrm(*kind)),
+            has_is4: kinds.iter().any(|kind| is_in_immediate(*kind)),
             memory: kinds.iter().position(|kind| may_be_memory(*kind)).map(|n| n as u8),
             targets: (0..kinds.len().min(8))
                 .filter(|&operand| may_write(code.mnemonic(), operand))
@@ -254,6 +258,10 @@ impl Fields {
 
 /// True for operands that ModRM encodes. Opcodes that go on in ModRM without such an operand (0F AE
 /// F0, x87 on registers) need no operand changed: their last byte is copied like an immediate.
+fn is_in_immediate(kind: K) -> bool {
+    matches!(kind, K::xmm_is4 | K::xmm_is5 | K::ymm_is4 | K::ymm_is5)
+}
+
 fn is_in_modrm(kind: K) -> bool {
     !matches!(
         kind,

@@ -56,6 +56,7 @@ pub fn case_of_form(
         return None;
     }
     generator.push(instruction);
+    generator.program.items[0].ignored = if mode.bits() == 32 && seed & 2 != 0 { 0xff } else { 0 };
     let is_near = matches!(instruction.op0_kind(), OpKind::NearBranch32 | OpKind::NearBranch64);
     if is_near {
         generator.program.items[0].aim = Some(Aim::Branch(2));
@@ -400,9 +401,11 @@ impl<'a> Generator<'a> {
                 self.define_flags();
             }
             let prefix = self.prefix(&instruction);
+            let has_ignored = !self.is_64() && self.random.chance(20);
+            let ignored = if has_ignored { self.random.bits() as u8 } else { 0 };
             self.push(instruction);
             if let Some(item) = self.program.items.last_mut() {
-                item.prefix = prefix;
+                (item.prefix, item.ignored) = (prefix, ignored);
             }
             return;
         }

@@ -10,6 +10,7 @@ mod case;
 mod compare;
 mod every_form;
 mod generate;
+mod ignored;
 mod pool;
 mod program;
 mod quirk;

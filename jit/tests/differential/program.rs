@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use cpu::testing::forms::encode;
 use iced_x86::{Decoder, Formatter, Instruction, NasmFormatter, OpKind, Register};
 
+use crate::ignored;
+
 /// What of an instruction depends on where another one is. Indices may be one past the last item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Aim {
@@ -49,6 +51,8 @@ pub struct Item {
     pub instruction: Instruction,
     /// Bytes put before it.
     pub prefix: Vec<u8>,
+    /// Bits that are flipped because they say nothing, as [`ignored::flip`] names them.
+    pub ignored: u8,
     /// What it says of another item.
     pub aim: Option<Aim>,
 }
@@ -56,7 +60,7 @@ pub struct Item {
 impl Item {
     /// An instruction that depends on no other.
     pub fn plain(instruction: Instruction) -> Self {
-        Self { instruction, prefix: Vec::new(), aim: None }
+        Self { instruction, prefix: Vec::new(), ignored: 0, aim: None }
     }
 
     /// An instruction that does.
@@ -131,11 +135,14 @@ impl Item {
             resolve(&mut instruction, aim, addresses)?;
         }
         let ip = ip + self.prefix.len() as u64;
-        let code = encode(&instruction, bits, ip).or_else(|| {
+        let mut code = encode(&instruction, bits, ip).or_else(|| {
             // Too far for a byte.
             instruction.as_near_branch();
             encode(&instruction, bits, ip)
         })?;
+        if self.ignored != 0 {
+            ignored::flip(&mut code, &instruction, self.ignored);
+        }
         let mut bytes = self.prefix.clone();
         bytes.extend_from_slice(&code);
         (bytes.len() <= 15).then_some(bytes)

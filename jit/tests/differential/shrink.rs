@@ -124,6 +124,7 @@ fn shrink_while(
     for item in 0..best.program.items.len() {
         let mut simpler = best.clone();
         simpler.program.items[item].prefix.clear();
+        simpler.program.items[item].ignored = 0;
         attempt(&mut best, simpler);
     }
     (best, found)

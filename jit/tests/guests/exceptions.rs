@@ -127,20 +127,24 @@ fn an_instruction_near_the_end_of_a_page_needs_no_second_one() {
     assert_eq!(state.gpr[RCX], 0);
 }
 
-/// VEX.vvvv[3] and VEX.B say nothing outside 64-bit mode: VSQRTSD XMM6, XMM3, XMM6.
+/// VEX.vvvv[3], VEX.B and the top bit of a register in an immediate say nothing outside 64-bit
+/// mode: VSQRTSD XMM6, XMM3, XMM6 and VBLENDVPD XMM6, XMM4, XMM3, XMM6.
 #[test]
 fn bits_of_registers_that_the_mode_lacks_are_ignored() {
     if !std::arch::is_x86_feature_detected!("avx") {
         return;
     }
-    for prefix in [[0xc4, 0xe1, 0x63], [0xc4, 0xe1, 0x23], [0xc4, 0xc1, 0x63], [0xc4, 0xc1, 0x23]] {
+    let roots = [[0xe1, 0x63], [0xe1, 0x23], [0xc1, 0x63], [0xc1, 0x23]]
+        .map(|[b, vvvv]| vec![0xc4, b, vvvv, 0x51, 0xf6, 0xf4]);
+    let blends = [0x60, 0xe0].map(|register| vec![0xc4, 0xe3, 0x59, 0x4b, 0xf3, register, 0xf4]);
+    for code in roots.into_iter().chain(blends) {
         let mut bench = Bench::protected32();
-        bench.put_code_at(CODE, &[&prefix[..], &[0x51, 0xf6, 0xf4]].concat());
+        bench.put_code_at(CODE, &code);
         bench.cpu.state.fpu.zmm[3][..16].fill(0x51);
-        bench.cpu.state.fpu.zmm[6][..16].fill(0x40);
+        bench.cpu.state.fpu.zmm[6][..16].fill(0xc0);
         let mut jit = translator(&bench, &Options::default());
         assert_eq!(jit.run(1000), bench.cpu.run(1000));
-        assert_eq!(jit.state().fpu.zmm[6], bench.cpu.state.fpu.zmm[6], "{prefix:x?}");
-        assert_eq!(jit.state().fpu.zmm[6][8..16], [0x51; 8], "{prefix:x?}");
+        assert_eq!(jit.state().fpu.zmm[6], bench.cpu.state.fpu.zmm[6], "{code:x?}");
+        assert_eq!(jit.state().fpu.zmm[6][8..16], [0x51; 8], "{code:x?}");
     }
 }
