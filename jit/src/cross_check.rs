@@ -28,6 +28,10 @@ pub(crate) struct KeptPage {
 
 /// The flags of MXCSR that say which exceptions there were.
 const EXCEPTION_FLAGS: u32 = 0x3f;
+/// FSW.TOP, which is 0 in MMX operation.
+const FSW_TOP: u16 = 7 << 11;
+/// The tags of MMX operation: no register is empty.
+const MMX_FTW: u8 = 0xff;
 /// Blocks of the interpreter that as many instructions as one translated block may take.
 const MOST_BLOCKS: u32 = 256;
 
@@ -81,9 +85,7 @@ impl Inner {
         // Counted already.
         self.cpu.add_retired(done.wrapping_neg());
         if exit == Exit::Signal {
-            // The host raised these for an instruction that is to be interpreted yet.
-            let raised = translated.fpu.mxcsr & !self.cpu.state.fpu.mxcsr & EXCEPTION_FLAGS;
-            translated.fpu.mxcsr &= !raised;
+            take_back_stopped(&mut translated.fpu, &self.cpu.state.fpu);
         }
         let mut differences = compare(&translated, &self.cpu.state, undefined);
         differences.extend(pointers.compare(&translated.fpu, &self.cpu.state.fpu));
@@ -134,6 +136,18 @@ impl Inner {
             let address = ram_page + at as u64;
             differences.push(format!("RAM {address:#x}: {b:#x}, interpreted {a:#x}"));
         }
+    }
+}
+
+/// Takes back what the host has done for an instruction that it stopped at, and that is to be
+/// interpreted yet: flags of exceptions, and the change to MMX operation, which a conversion to an
+/// MMX register makes before it raises #XM.
+fn take_back_stopped(translated: &mut FpuState, interpreted: &FpuState) {
+    let raised = translated.mxcsr & !interpreted.mxcsr & EXCEPTION_FLAGS;
+    translated.mxcsr &= !raised;
+    if translated.fsw & FSW_TOP == 0 && translated.ftw == MMX_FTW {
+        translated.fsw |= interpreted.fsw & FSW_TOP;
+        translated.ftw = interpreted.ftw;
     }
 }
 
