@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use cpu::Cpu;
 use cpu::engine::{Vcpu, VmExit};
-use cpu::testing::fuzz::generate::{self, Random};
-use cpu::testing::fuzz::{self, guest_code_on};
+use cpu::testing::fuzz::{self, generate, guest_code_on};
+use cpu::testing::random::Random;
 use jit::{JitCpu, Options};
 
 /// How long a guest without a budget runs before it is asked to stop.

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use cpu::testing::fuzz::generate::{self, Random};
+use cpu::testing::fuzz::generate;
+use cpu::testing::random::Random;
 use volvelle_fuzz::jit_code;
 
 /// An input that takes more processor time is a hang, or more time than even a host that is busy
@@ -115,7 +116,7 @@ fn drive(target: &Target, first: u64, time: Duration, folder: &Path) -> Result<(
     watch(Arc::clone(&progress), under_way.clone());
     let (started, mut reported, mut early_kib) = (Instant::now(), Instant::now(), None);
     for number in first.. {
-        let input = (target.generate)(&mut Random(number));
+        let input = (target.generate)(&mut Random::new(number));
         current.write_all_at(&input, 0)?;
         current.set_len(input.len() as u64)?;
         if std::panic::catch_unwind(|| (target.run)(&input)).is_err() {

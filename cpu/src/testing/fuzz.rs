@@ -19,6 +19,7 @@ use crate::engine::{Vcpu, VmExit};
 use crate::events::Events;
 use crate::mode::Mode;
 use crate::state::{Activity, State, cr0, efer, rflags};
+use crate::testing::random::Random;
 use crate::testing::{Bench, FakeLapic, FakePlatform};
 use input::Input;
 
@@ -84,13 +85,13 @@ const SMOKE_TIME: Duration = Duration::from_secs(10);
 /// slow the host is, and as many as come about in ten seconds. Panics with the first that fails.
 pub fn smoke<E: std::fmt::Debug>(
     inputs_min: u64,
-    generate: impl Fn(&mut generate::Random) -> Vec<u8>,
+    generate: impl Fn(&mut Random) -> Vec<u8>,
     run: impl Fn(&[u8]) -> Result<(), E> + std::panic::RefUnwindSafe,
 ) {
     let started = Instant::now();
     let mut seed = 0;
     while seed < inputs_min || started.elapsed() < SMOKE_TIME {
-        let input = generate(&mut generate::Random(seed));
+        let input = generate(&mut Random::new(seed));
         let outcome = std::panic::catch_unwind(|| run(&input));
         assert!(matches!(outcome, Ok(Ok(()))), "seed {seed}: {outcome:?}\n{input:02x?}");
         seed += 1;

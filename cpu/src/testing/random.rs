@@ -1,6 +1,7 @@
 //! Reproducible random values, with a taste for the ones at which arithmetic changes its mind.
 
-/// SplitMix64: every seed is as good as any other, so a seed names a state.
+/// SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators"): every seed
+/// is as good as any other, so a seed names a state.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
@@ -16,6 +17,11 @@ impl Random {
         let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ mixed >> 31
+    }
+
+    /// The next byte.
+    pub fn byte(&mut self) -> u8 {
+        self.bits() as u8
     }
 
     /// From 0 to `limit - 1`.

@@ -1,29 +1,6 @@
 //! Inputs made by chance alone, shaped so that chance reaches the depths of the opcode maps.
 
-/// SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators"): every seed
-/// gives another sequence, and the same one always.
-#[derive(Clone, Debug)]
-pub struct Random(pub u64);
-
-impl Random {
-    /// The next number.
-    pub fn qword(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    }
-
-    /// A number below `bound`, which is not 0.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.qword() % bound.max(1)
-    }
-
-    /// The next byte.
-    pub fn byte(&mut self) -> u8 {
-        self.qword() as u8
-    }
-}
+use crate::testing::random::Random;
 
 /// Bytes in front of the code: more than a start ever reads is only code that begins earlier.
 const HEADER_BYTES: usize = 480;
