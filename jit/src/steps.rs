@@ -39,7 +39,7 @@ impl Emitter<'_> {
             Action::Leave => self.leave(step),
             Action::PushFlags => self.push_flags(step),
             Action::PopFlags => self.pop_flags(step),
-            Action::SetInterruptFlag(is_set) => self.set_interrupt_flag(step, is_set),
+            Action::SetInterruptFlag(is_set) => self.set_interrupt_flag(is_set),
             Action::SetDirectionFlag(is_set) => {
                 let value = if is_set { rflags::DF as u32 } else { 0 };
                 self.asm.store32_imm(context!(direction_flag), value);
@@ -49,12 +49,12 @@ impl Emitter<'_> {
                 self.asm.store32_imm(context!(alignment_flag), value);
                 self.switch_stack(is_set);
             }
-            Action::String(operation) => self.string(step, operation),
+            Action::String(operation) => self.string(operation),
             Action::BitString => self.bit_string(step),
             Action::AbsoluteMov => self.absolute_mov(step),
             Action::TranslateByte => self.translate_byte(step),
             Action::SystemCall => self.system_call(step),
-            Action::SystemReturn => self.system_return(step),
+            Action::SystemReturn => self.system_return(),
             Action::SwapGs => self.swap_gs(),
             Action::ReadBase => self.read_base(step),
             Action::WriteBase => self.write_base(step),
@@ -62,8 +62,8 @@ impl Emitter<'_> {
             Action::ReadSelector => self.read_selector(step),
             Action::Serialize => self.asm.raw(&MFENCE),
             Action::ReadTime => self.read_time(step),
-            Action::ReadProtectionKeys => self.read_protection_keys(step),
-            Action::Handler => self.handler(step),
+            Action::ReadProtectionKeys => self.read_protection_keys(),
+            Action::Handler => self.handler(),
         }
     }
 
@@ -81,8 +81,7 @@ impl Emitter<'_> {
     }
 
     /// Has the interpreter's handler execute the step.
-    pub(crate) fn handler(&mut self, step: &Step) {
-        let _ = step;
+    pub(crate) fn handler(&mut self) {
         self.want_spilled();
         let number = self.around.first_handler + self.handlers.len() as u32;
         self.handlers.push(self.current);
@@ -101,11 +100,11 @@ impl Emitter<'_> {
     fn copy(&mut self, step: &Step) {
         let Some(encoding) = Encoding::parse(step.form, self.encoding(step), self.around.is_64)
         else {
-            return self.handler(step);
+            return self.handler();
         };
         let fields = Fields::of(step, &encoding);
         if fields.has_unencodable_byte() {
-            return self.handler(step);
+            return self.handler();
         }
         let memory = step.has_memory.then(|| {
             let is_write = writes_memory(step)
@@ -494,7 +493,7 @@ impl Emitter<'_> {
         let done = self.asm.jmp();
         self.asm.patch_here(other);
         self.asm.patch_here(pending);
-        self.handler(step);
+        self.handler();
         self.asm.patch_here(done);
         self.flags = Flags::Spilled;
     }
@@ -508,7 +507,7 @@ impl Emitter<'_> {
 
     /// STI with something in the mailbox is the handler's; with nothing there, its shadow does not
     /// show.
-    fn set_interrupt_flag(&mut self, step: &Step, is_set: bool) {
+    fn set_interrupt_flag(&mut self, is_set: bool) {
         if !is_set {
             return self.asm.store32_imm(context!(interrupt_flag), 0);
         }
@@ -521,7 +520,7 @@ impl Emitter<'_> {
         self.asm.store32_imm(context!(interrupt_flag), rflags::IF as u32);
         let done = self.asm.jmp();
         self.asm.patch_here(pending);
-        self.handler(step);
+        self.handler();
         self.asm.patch_here(done);
         self.flags = Flags::Spilled;
     }

@@ -121,7 +121,7 @@ pub(crate) fn is_absolute_mov(code: Code) -> bool {
 }
 
 impl Emitter<'_> {
-    pub(crate) fn string(&mut self, step: &Step, operation: StringOperation) {
+    pub(crate) fn string(&mut self, operation: StringOperation) {
         self.free_flags();
         self.delta_in_s0 = None;
         let mut others = Vec::new();
@@ -138,13 +138,12 @@ impl Emitter<'_> {
             others.extend(self.check_run(operation));
             self.string_run(operation);
         }
-        self.finish_string(step, operation, others, nothing);
+        self.finish_string(operation, others, nothing);
     }
 
     /// What is not the expected path: `others` to the handler, `nothing` past it.
     fn finish_string(
         &mut self,
-        step: &Step,
         operation: StringOperation,
         others: Vec<Patch>,
         nothing: Option<Patch>,
@@ -154,7 +153,7 @@ impl Emitter<'_> {
             self.asm.patch_here(other);
         }
         self.flags = Flags::Spilled;
-        self.handler(step);
+        self.handler();
         if let Some(nothing) = nothing {
             self.asm.patch_here(nothing);
         }

@@ -53,12 +53,12 @@ impl Emitter<'_> {
         self.asm.load(S0, context!(system_entry));
         self.change_privilege(View::Supervisor);
         self.asm.patch_here(slow);
-        self.finish_slowly(step);
+        self.finish_slowly();
     }
 
-    pub(crate) fn system_return(&mut self, step: &Step) {
+    pub(crate) fn system_return(&mut self) {
         if self.around.view != View::Supervisor {
-            return self.handler(step);
+            return self.handler();
         }
         self.begin_system_step();
         let no_calls = self.unless_system_calls();
@@ -86,7 +86,7 @@ impl Emitter<'_> {
         for slow in [no_calls, high, unusual, pending] {
             self.asm.patch_here(slow);
         }
-        self.finish_slowly(step);
+        self.finish_slowly();
     }
 
     fn begin_system_step(&mut self) {
@@ -109,9 +109,9 @@ impl Emitter<'_> {
         self.asm.jmp_rm(Rm::Mem(codes));
     }
 
-    fn finish_slowly(&mut self, step: &Step) {
+    fn finish_slowly(&mut self) {
         self.flags = Flags::Spilled;
-        self.handler(step);
+        self.handler();
     }
 
     /// All of RFLAGS, which are in the context, in `to`. Destroys S0.
@@ -191,7 +191,7 @@ impl Emitter<'_> {
         self.asm.store(Self::base_of(step), from);
         let done = self.asm.jmp();
         self.asm.patch_here(slow);
-        self.finish_slowly(step);
+        self.finish_slowly();
         self.asm.patch_here(done);
     }
 
@@ -210,7 +210,7 @@ impl Emitter<'_> {
         self.write(number, to);
     }
 
-    pub(crate) fn read_protection_keys(&mut self, step: &Step) {
+    pub(crate) fn read_protection_keys(&mut self) {
         self.begin_system_step();
         self.asm.alu_imm(false, Alu::Cmp, Rm::Reg(RCX), 0);
         let slow = self.asm.jcc(cc::NE);
@@ -218,7 +218,7 @@ impl Emitter<'_> {
         self.asm.alu32(Alu::Xor, RDX, Rm::Reg(RDX));
         let done = self.asm.jmp();
         self.asm.patch_here(slow);
-        self.finish_slowly(step);
+        self.finish_slowly();
         self.asm.patch_here(done);
     }
 
@@ -249,7 +249,7 @@ impl Emitter<'_> {
         }
         let done = self.asm.jmp();
         self.asm.patch_here(slow);
-        self.finish_slowly(step);
+        self.finish_slowly();
         self.asm.patch_here(done);
     }
 

@@ -370,7 +370,6 @@ impl Inner {
         arrival: &Arrival,
     ) -> Result<Option<(usize, usize)>, Exception> {
         let rip = self.cpu.state.rip;
-        let _ = mode;
         for (view, mode) in VIEWS.into_iter().zip(self.family) {
             if let Some(mode) = mode {
                 self.slots.prepare_jumps(view, mode);
