@@ -77,8 +77,9 @@ const SUPERVISOR_AC_ENTRIES: usize = 1024;
 const CHUNK: usize = 64;
 const _: () = assert!(USER_ENTRIES / CHUNK <= 128 && SUPERVISOR_ENTRIES / CHUNK <= 128);
 
-/// Entries of each jump cache.
-pub(crate) const JUMPS: usize = 2048;
+/// Entries of each jump cache. A miss costs a thousand times a hit, and Python's interpreter with
+/// SQLite and a kernel jumps to tens of thousands of places.
+pub(crate) const JUMPS: usize = 1 << 15;
 /// Pages of code that can be told apart; see [`Context::valid`].
 pub(crate) const CODE_PAGES: usize = 1 << 16;
 /// Code pages from this number on are global: they stay valid over loads of CR3.
@@ -87,16 +88,25 @@ pub(crate) const FIRST_GLOBAL_PAGE: usize = CODE_PAGES / 2;
 pub(crate) const COUNTERS: usize = 1024;
 /// Groups of accesses with a common check that a block can have at a time.
 pub(crate) const GROUPS: usize = 8;
-/// A rip that no jump cache looks up (it is not canonical).
-pub(crate) const NO_RIP: u64 = 1 << 63;
+/// Where a jump to a computed address finds its code.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct JumpEntry {
+    /// Guest RIP.
+    pub(crate) rip: u64,
+    /// Host address.
+    pub(crate) code: u64,
+}
 
-/// Where jumps to computed addresses find their code.
+/// log2 of the bytes of an entry, less what an index can be scaled by.
+pub(crate) const JUMP_UNITS: u32 = 1;
+const _: () = assert!(size_of::<JumpEntry>() == 8 << JUMP_UNITS);
+
+/// Where jumps to computed addresses find their code, by the hash of the guest's RIP. What is not
+/// used is zero, so that memory is only taken where it is.
 #[repr(C)]
 pub(crate) struct JumpCache {
-    /// Guest RIPs, by their hash.
-    pub(crate) rips: [u64; JUMPS],
-    /// Host addresses.
-    pub(crate) codes: [u64; JUMPS],
+    entries: [JumpEntry; JUMPS],
 }
 
 /// See the head of this file.
@@ -209,9 +219,9 @@ pub(crate) struct ViewOffsets {
     pub(crate) tlb: i32,
     /// Ones for the bits of `linear >> (12 - ENTRY_SHIFT)` that are the offset of an entry.
     pub(crate) tlb_mask: i32,
-    /// RIPs of the jump cache.
+    /// The first RIP of the jump cache.
     pub(crate) jump_rips: i32,
-    /// Codes of the jump cache.
+    /// The first code of the jump cache.
     pub(crate) jump_codes: i32,
 }
 
@@ -235,8 +245,8 @@ pub(crate) const fn view_offsets(view: View) -> ViewOffsets {
     ViewOffsets {
         tlb: tlb as i32,
         tlb_mask: ((entries - 1) << ENTRY_SHIFT) as i32,
-        jump_rips: (jumps + offset_of!(JumpCache, rips)) as i32,
-        jump_codes: (jumps + offset_of!(JumpCache, codes)) as i32,
+        jump_rips: (jumps + offset_of!(JumpEntry, rip)) as i32,
+        jump_codes: (jumps + offset_of!(JumpEntry, code)) as i32,
     }
 }
 
@@ -370,16 +380,36 @@ impl Context {
     }
 }
 
+const EMPTY_JUMP: JumpEntry = JumpEntry { rip: 0, code: 0 };
+/// What no jump looks for in the entry of RIP 0, which alone would be found in an empty one.
+const NO_JUMP: JumpEntry = JumpEntry { rip: 1, code: 0 };
+const _: () = assert!(jump_index(0) != jump_index(1));
+
 impl JumpCache {
+    /// The entry for `rip`.
+    pub(crate) fn entry(&self, rip: u64) -> JumpEntry {
+        self.entries[jump_index(rip)]
+    }
+
+    /// Lets jumps to `rip` find `code`.
+    pub(crate) fn set(&mut self, rip: u64, code: u64) {
+        self.entries[jump_index(rip)] = JumpEntry { rip, code };
+    }
+
     /// Forgets every jump.
     pub(crate) fn clear(&mut self) {
-        self.rips.fill(NO_RIP);
-        // A guest that jumps there looks into this slot alone, and must find something else.
-        self.rips[jump_index(NO_RIP)] = NO_RIP + 1;
+        self.entries.fill(EMPTY_JUMP);
+        self.entries[jump_index(0)] = NO_JUMP;
+    }
+
+    /// Forgets the jumps in the entries of `indices`.
+    pub(crate) fn clear_entries(&mut self, indices: impl Iterator<Item = usize>) {
+        for index in indices {
+            self.entries[index % JUMPS] = EMPTY_JUMP;
+        }
+        self.entries[jump_index(0)] = NO_JUMP;
     }
 }
-
-const _: () = assert!(jump_index(NO_RIP + 1) != jump_index(NO_RIP));
 
 /// The place of `view` in arrays by view.
 pub(crate) fn view_index(view: View) -> usize {

@@ -13,7 +13,7 @@ use std::mem::{offset_of, take};
 use cpu::mmu::View;
 
 use crate::asm::{Alu, Asm, Mem, Patch, Rm, cc};
-use crate::context::{Context, JUMP_HASH, JUMP_SHIFT, ViewOffsets, view_offsets};
+use crate::context::{Context, JUMP_HASH, JUMP_SHIFT, JUMP_UNITS, ViewOffsets, view_offsets};
 use crate::flags::SPILL_BYTES;
 use crate::flow::{Effect, Flags, Recipe};
 use crate::plan::{Action, Step};
@@ -631,10 +631,11 @@ impl<'a> Emitter<'a> {
     }
 }
 
-/// S1 becomes the jump cache's index of the address in S0.
+/// S1 becomes what eight times leads to the jump cache's entry of the address in S0.
 pub(crate) fn emit_jump_hash(asm: &mut Asm) {
     asm.imul32(S1, S0, JUMP_HASH);
-    asm.shr32(S1, JUMP_SHIFT as u8);
+    asm.shr32(S1, (JUMP_SHIFT - JUMP_UNITS) as u8);
+    asm.alu_imm(false, Alu::And, Rm::Reg(S1), -1 << JUMP_UNITS);
 }
 
 /// True if the instruction may fault for a reason that is not of memory: an unmasked exception.

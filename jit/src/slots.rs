@@ -10,11 +10,17 @@ use rustc_hash::FxHashSet;
 
 use crate::cache::Cache;
 use crate::code_memory::Contexts;
-use crate::context::{Context, FIRST_GLOBAL_PAGE, VIEWS, empty, entry_index, no_page, view_index};
+use crate::context::{
+    Context, FIRST_GLOBAL_PAGE, JUMPS, VIEWS, empty, entry_index, jump_index, no_page, view_index,
+};
 use crate::runtime::context_at;
 
 /// Slots of a vCPU.
 pub(crate) const SLOTS: usize = 8;
+
+/// Entries of a jump cache that are noted to be cleared one by one: beyond it all of them are.
+const MOST_NOTED_JUMPS: usize = JUMPS / 8;
+const _: () = assert!(JUMPS <= 1 << 16);
 
 /// Large pages that are remembered one by one.
 const MOST_LARGE_PAGES: usize = 1 << 16;
@@ -50,6 +56,9 @@ pub(crate) struct Slots {
     /// [`ONE_WRITER`], or [`MANY_WRITERS`], or 0.
     writers: Box<[u64]>,
     slots: [Slot; SLOTS],
+    /// By slot and view: the entries of its jump cache that are used, and one more than
+    /// [`MOST_NOTED_JUMPS`] if they are not all noted.
+    jumps: [[Vec<u16>; 3]; SLOTS],
     /// Large pages that some slot may have parts of.
     large: FxHashSet<u64>,
     /// There were too many of them.
@@ -75,6 +84,7 @@ impl Slots {
             contexts,
             writers,
             slots,
+            jumps: Default::default(),
             large: FxHashSet::default(),
             is_any_large: false,
             current: 0,
@@ -131,9 +141,7 @@ impl Slots {
         context.counters.fill(superblock_after);
         context.clear_tlbs();
         context.valid.fill(0);
-        for view in VIEWS {
-            context.jumps(view).clear();
-        }
+        self.clear_jumps(index);
         self.slots[index] = FREE;
     }
 
@@ -143,17 +151,43 @@ impl Slots {
         let known = &mut self.slots[current].jump_modes[view_index(view)];
         if *known != mode {
             *known = mode;
-            self.context(current).jumps(view).clear();
+            self.clear_jumps_of(current, view);
         }
+    }
+
+    /// Lets jumps of `view` to `rip` find `code`.
+    pub(crate) fn set_jump(&mut self, view: View, rip: u64, code: u64) {
+        self.current_context().jumps(view).set(rip, code);
+        let noted = &mut self.jumps[self.current][view_index(view)];
+        if noted.len() <= MOST_NOTED_JUMPS {
+            noted.push(jump_index(rip) as u16);
+        }
+    }
+
+    fn clear_jumps(&mut self, index: usize) {
+        for view in VIEWS {
+            self.clear_jumps_of(index, view);
+        }
+    }
+
+    /// Forgets the jumps of a view, at a cost by how many there are.
+    fn clear_jumps_of(&mut self, index: usize, view: View) {
+        let mut noted = std::mem::take(&mut self.jumps[index][view_index(view)]);
+        let jumps = self.context(index).jumps(view);
+        if noted.len() > MOST_NOTED_JUMPS {
+            jumps.clear();
+        } else {
+            jumps.clear_entries(noted.iter().map(|&index| usize::from(index)));
+        }
+        noted.clear();
+        self.jumps[index][view_index(view)] = noted;
     }
 
     /// Forgets all jumps and valid code pages of all slots: the cache was cleared.
     pub(crate) fn forget_code(&mut self) {
         for index in 0..SLOTS {
             self.context(index).valid.fill(0);
-            for view in VIEWS {
-                self.context(index).jumps(view).clear();
-            }
+            self.clear_jumps(index);
             self.slots[index].jump_modes = [NO_MODE; 3];
         }
     }

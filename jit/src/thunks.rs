@@ -15,7 +15,7 @@ use cpu::fpu::FpuState;
 use cpu::mmu::View;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
 
-use crate::context::{Context, JUMP_HASH, JUMP_SHIFT, view_offsets};
+use crate::context::{Context, JUMP_HASH, JUMP_SHIFT, JUMP_UNITS, view_offsets};
 use crate::exit::Exit;
 
 type Ops = VecAssembler<X64Relocation>;
@@ -331,7 +331,8 @@ fn emit_mispredicted(ops: &mut Ops, view: View, indirect: dynasmrt::DynamicLabel
         ; gs cmp DWORD [at!(poll)], 0
         ; jne =>indirect
         ; imul r15d, r14d, JUMP_HASH as i32
-        ; shr r15d, JUMP_SHIFT as i8
+        ; shr r15d, (JUMP_SHIFT - JUMP_UNITS) as i8
+        ; and r15d, -1 << JUMP_UNITS
         ; gs cmp r14, [r15 * 8 + offsets.jump_rips]
         ; jne =>indirect
         ; gs jmp QWORD [r15 * 8 + offsets.jump_codes]

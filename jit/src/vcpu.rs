@@ -377,10 +377,9 @@ impl Inner {
         }
         let is_plain = !arrival.must_look && !arrival.is_ungrouped && arrival.link.is_none();
         if is_plain && !self.options.counting {
-            let jumps = self.slots.current_context().jumps(key.view);
-            let index = crate::context::jump_index(rip);
-            if jumps.rips[index] == rip {
-                return Ok(Some((jumps.codes[index] as usize - self.cache.code.base(), 0)));
+            let known = self.slots.current_context().jumps(key.view).entry(rip);
+            if known.rip == rip {
+                return Ok(Some((known.code as usize - self.cache.code.base(), 0)));
             }
         }
         let Some(number) = self.find_block(rip, key, mode, arrival.is_ungrouped)? else {
@@ -398,10 +397,7 @@ impl Inner {
             }
         } else if !arrival.is_ungrouped && !self.options.cross_check {
             let code = (self.cache.code.base() + guarded) as u64;
-            let index = crate::context::jump_index(rip);
-            let jumps = self.slots.current_context().jumps(key.view);
-            jumps.rips[index] = rip;
-            jumps.codes[index] = code;
+            self.slots.set_jump(key.view, rip, code);
         }
         Ok(Some((guarded, steps)))
     }

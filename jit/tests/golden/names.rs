@@ -85,8 +85,8 @@ fn stores_second_scratch(host: &Instruction) -> bool {
 
 /// Bytes of a table that fills what is not named before it.
 const TABLE: u64 = 1 << 17;
-/// Bytes of half a jump cache.
-const JUMPS: u64 = 8 * 2048;
+/// Bytes of a word of a jump cache's entry.
+const JUMPS: u64 = 8;
 
 /// Finds the names.
 pub fn find() -> Names {
