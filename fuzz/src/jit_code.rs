@@ -62,6 +62,7 @@ fn options(choice: u8) -> Options {
         // Full after a few blocks, so that everything is dropped now and then.
         cache_bytes: if choice & 0x30 == 0 { 16 << 10 } else { 1 << 20 },
         cross_check: choice & 0x41 == 0x40,
+        superblock_after: if choice & 0x80 == 0 { default.superblock_after } else { 1 },
         ..default
     }
 }

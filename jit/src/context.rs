@@ -68,13 +68,13 @@ pub(crate) const ENTRY_SHIFT: u32 = 5;
 const _: () = assert!(size_of::<TlbEntry>() == 1 << ENTRY_SHIFT);
 
 /// Entries of the TLB of CPL 3.
-const USER_ENTRIES: usize = 8192;
+const USER_ENTRIES: usize = 16384;
 /// Entries of the TLB of the supervisor.
-const SUPERVISOR_ENTRIES: usize = 4096;
+const SUPERVISOR_ENTRIES: usize = 8192;
 /// Entries of the TLB of the supervisor with EFLAGS.AC.
 const SUPERVISOR_AC_ENTRIES: usize = 1024;
 /// Entries that are dropped together.
-const CHUNK: usize = 64;
+const CHUNK: usize = 128;
 const _: () = assert!(USER_ENTRIES / CHUNK <= 128 && SUPERVISOR_ENTRIES / CHUNK <= 128);
 
 /// Entries of each jump cache. A miss costs a thousand times a hit, and Python's interpreter with
