@@ -5,7 +5,7 @@ use cpu::mmu::View;
 use iced_x86::{Code, Decoder, DecoderError, Instruction};
 
 use crate::cache::{ModeKey, NewBlock};
-use crate::emit::{Emitted, Emitter, Surroundings};
+use crate::emit::{Emitted, Emitter, Entry, Link, Surroundings};
 use crate::grouping::Grouper;
 use crate::plan::{self, Action, Step, Target};
 use crate::vcpu::Inner;
@@ -422,6 +422,7 @@ impl Inner {
             let insn = self.cpu.prepare_instruction(step.iced, bytes);
             self.handlers.add(insn, (steps.len() - usize::from(number)) as u64);
         }
+        let first_link = around.first_link;
         let added = self.cache.add(&NewBlock {
             rip,
             mode,
@@ -433,7 +434,10 @@ impl Inner {
             guest_bytes,
         });
         match added {
-            Some(number) => self.remember_x87_steps(number, key.view),
+            Some(number) => {
+                self.remember_x87_steps(number, key.view);
+                self.make_known_links(wish, pages, first_link);
+            }
             None => self.clear_cache(),
         }
         if let (Some(map), Some(block)) =
@@ -443,6 +447,33 @@ impl Inner {
             map.add(self.cache.code.base() + range.start, range.len(), rip);
         }
         added
+    }
+
+    /// Makes those links of the newest block, from number `first` on, whose targets are known
+    /// already: each spares the code to be left once.
+    fn make_known_links(&mut self, wish: &Wish, pages: &[u32], first: u32) {
+        if self.options.cross_check {
+            return;
+        }
+        for number in first..self.cache.next_link() {
+            let Some(link) = self.cache.link(number) else { return };
+            if link.at != 0
+                && !link.is_hot
+                && let Some(target) = self.known_target(wish, pages, &link)
+            {
+                self.cache.make_link(number, target);
+            }
+        }
+    }
+
+    /// The block that `link`, of a block of `pages`, leads to.
+    fn known_target(&mut self, wish: &Wish, pages: &[u32], link: &Link) -> Option<u32> {
+        let page = match link.entry {
+            Entry::Guarded => self.valid_page(link.target, wish.key.view)?.0,
+            Entry::Live | Entry::Spilled => *pages.first()?,
+        };
+        let found = self.cache.find(link.target, page, wish.mode, link.is_ungrouped);
+        found.map(|(number, _)| number)
     }
 }
 
