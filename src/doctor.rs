@@ -78,9 +78,10 @@ fn isa_level(level: u8) -> String {
 
 /// What `--accel auto` takes, and why nothing better.
 fn engine(host: &Host) -> &'static str {
-    match host.translator {
-        Ok(()) => "jit, which --accel auto takes: the translator works",
-        Err(_) => "interp, which --accel auto takes: the translator cannot run",
+    match (&host.kvm, &host.translator) {
+        (Kvm::Works, _) => "kvm, which --accel auto takes: the probe guest passed",
+        (_, Ok(())) => "jit, which --accel auto takes: the translator works",
+        (_, Err(_)) => "interp, which --accel auto takes: the translator cannot run",
     }
 }
 

@@ -1,6 +1,7 @@
 //! What of KVM's can fail.
 
 use std::io;
+use std::time::Duration;
 
 /// Why KVM cannot make a virtual machine with a CPU.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,50 @@ pub enum KvmError {
     /// The kernel's KVM is too old, or restricted.
     #[error("KVM on this host lacks {0}")]
     Lacks(&'static str),
+}
+
+/// Why guests should not run on this host's KVM though it makes virtual machines.
+#[derive(Debug, thiserror::Error)]
+pub enum Weakness {
+    /// It cannot even begin.
+    #[error(transparent)]
+    Engine(#[from] KvmError),
+    /// The probe guest does not get further.
+    #[error("the probe guest fails at {part} (exit {exit})")]
+    Part {
+        /// What it was about to do.
+        part: &'static str,
+        /// KVM_EXIT_*.
+        exit: u32,
+    },
+    /// It does, with wrong results.
+    #[error("the probe guest computes wrong results, at last in {part}")]
+    Wrong {
+        /// What it did last.
+        part: &'static str,
+    },
+    /// It takes too long.
+    #[error("the probe guest is not done in {} ms, but at {part}", limit.as_millis())]
+    Late {
+        /// What it was doing.
+        part: &'static str,
+        /// What it may take.
+        limit: Duration,
+    },
+    /// Its code is executed, but not by the processor.
+    #[error(
+        "a loop takes {} µs in the probe guest and {} µs outside", guest.as_micros(),
+        native.as_micros()
+    )]
+    Slow {
+        /// What the loop takes on KVM.
+        guest: Duration,
+        /// What it takes here.
+        native: Duration,
+    },
+    /// Nobody can watch the probe guest.
+    #[error("no thread can be started for the probe guest")]
+    NoThread(#[source] io::Error),
 }
 
 impl KvmError {

@@ -15,6 +15,7 @@ mod exits;
 mod interrupt;
 mod kick;
 mod msrs;
+mod probe;
 mod registers;
 mod run_page;
 mod slots;
@@ -25,7 +26,8 @@ mod vcpu;
 mod vm;
 mod xsave;
 
-pub use error::{KvmError, Obstacle};
+pub use error::{KvmError, Obstacle, Weakness};
+pub use probe::probe;
 pub use statistics::Statistics;
 pub use vcpu::KvmCpu;
-pub use vm::{KvmVm, probe, tsc_hz};
+pub use vm::{KvmVm, tsc_hz};

@@ -43,11 +43,6 @@ pub struct KvmVm {
     space: OnceLock<Arc<PhysicalSpace>>,
 }
 
-/// Whether KVM makes a virtual machine with a CPU: whether it is there says less.
-pub fn probe() -> Result<(), Obstacle> {
-    first_vcpu().map(drop)
-}
-
 /// The frequency at which the time-stamp counter of guests runs. Only a CPU knows it, and CPUs are
 /// made after everything that depends on it.
 pub fn tsc_hz() -> Result<u64, KvmError> {
@@ -57,15 +52,18 @@ pub fn tsc_hz() -> Result<u64, KvmError> {
 
 /// The first CPU of a virtual machine of its own.
 fn first_vcpu() -> Result<VcpuFd, Obstacle> {
-    let vm = create_vm(&open()?)?;
-    vm.create_vcpu(0).map_err(|error| Obstacle::NoVcpu(system(error)))
+    create_vcpu(&create_vm(&open()?)?, 0)
 }
 
-fn create_vm(kvm: &Kvm) -> Result<VmFd, Obstacle> {
+pub(crate) fn create_vcpu(vm: &VmFd, index: u32) -> Result<VcpuFd, Obstacle> {
+    vm.create_vcpu(u64::from(index)).map_err(|error| Obstacle::NoVcpu(system(error)))
+}
+
+pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Obstacle> {
     kvm.create_vm().map_err(|error| Obstacle::NoVm(system(error)))
 }
 
-fn open() -> Result<Kvm, Obstacle> {
+pub(crate) fn open() -> Result<Kvm, Obstacle> {
     let kvm = Kvm::new().map_err(|error| Obstacle::Closed(system(error)))?;
     match kvm.get_api_version() {
         API_VERSION => Ok(kvm),
@@ -118,8 +116,7 @@ impl KvmVm {
     ) -> Result<VcpuFd, KvmError> {
         // All CPUs of a machine have the same space.
         self.space.get_or_init(|| Arc::clone(space));
-        let vcpu = self.fd.create_vcpu(u64::from(index));
-        Ok(vcpu.map_err(|error| Obstacle::NoVcpu(system(error)))?)
+        Ok(create_vcpu(&self.fd, index)?)
     }
 
     /// What this host's KVM can tell guests that they have.

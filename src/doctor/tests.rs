@@ -45,7 +45,8 @@ fn a_cloud_host_gets_the_translator_and_is_told_why() {
          Translator      works\n\
          Engine          jit, which --accel auto takes: the translator works\n\
          \n\
-         - This host has no virtualization to give; Volvelle runs without it.\n"
+         - This host has no virtualization to give; Volvelle runs without it. Where it is a guest, \
+         its own host could: enable nested virtualization there.\n"
     );
 }
 
@@ -57,6 +58,16 @@ fn a_host_where_the_translator_cannot_run_is_told_what_it_lacks() {
 }
 
 #[test]
+fn a_host_with_kvm_is_told_whether_guests_run_on_it() {
+    let strong = report(&Host { kvm: Kvm::Works, ..cloud() });
+    assert!(strong.contains("\n/dev/kvm        works: the probe guest passed\n"), "{strong}");
+    assert!(strong.contains("\nEngine          kvm, which --accel auto takes"), "{strong}");
+    let weak = report(&Host { kvm: Kvm::Weak("it fails at SYSCALL".into()), ..cloud() });
+    assert!(weak.contains("makes a VM and a vCPU, but it fails at SYSCALL\n"), "{weak}");
+    assert!(weak.contains("\nEngine          jit, which --accel auto takes"), "{weak}");
+}
+
+#[test]
 fn what_is_missing_has_its_remedy() {
     #[rustfmt::skip]
     let rows: &[(Host, Option<&str>)] = &[
@@ -64,6 +75,8 @@ fn what_is_missing_has_its_remedy() {
         (Host { kvm: Kvm::Closed(Errno::ACCESS), ..cloud() },       Some("usermod")),
         (Host { kvm: Kvm::NoVm(Errno::OPNOTSUPP), ..cloud() },      Some("does not work")),
         (Host { kvm: Kvm::NoVcpu(Errno::INVAL), ..cloud() },        Some("does not work")),
+        (Host { kvm: Kvm::NoVm(Errno::BUSY), ..cloud() },           Some("another hypervisor")),
+        (Host { kvm: Kvm::Weak("it fails".into()), ..cloud() },     Some("without vmx or svm")),
         (Host { virtualization: Some("vmx"), ..cloud() },           Some("kvm_intel")),
     ];
     for (host, remedy) in rows {

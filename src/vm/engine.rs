@@ -9,7 +9,8 @@ use cpu::{Cpu, Environment};
 use jit::{JitCpu, PerfMap};
 use kvm::{KvmCpu, KvmVm};
 
-use crate::config::{Accel, Config, Scheduler, TimeBase};
+use crate::config::{Accel, Config, JitConfig, Scheduler, TimeBase};
+use crate::doctor;
 
 /// A CPU with what executes its instructions.
 pub(crate) enum Engine {
@@ -67,19 +68,44 @@ enum Kind {
     Kvm,
 }
 
-/// The engine for `accel` on a host where the translator can run, or cannot and why.
-fn choose(accel: Accel, translator: Result<(), String>) -> Result<Kind> {
+/// The engine for `accel` on a host where KVM and the translator can run, or cannot and why.
+/// KVM is asked only if the answer counts, for that takes time.
+fn choose(
+    accel: Accel,
+    kvm: impl FnOnce() -> Result<(), String>,
+    translator: Result<(), String>,
+) -> Result<Kind> {
     match (accel, translator) {
         (Accel::Interp, _) => Ok(Kind::Interp),
-        (Accel::Auto | Accel::Jit, Ok(())) => Ok(Kind::Jit),
-        (Accel::Auto, Err(reason)) => {
-            log::info!("the interpreter runs the guest, for the translator cannot: {reason}");
-            Ok(Kind::Interp)
-        }
+        (Accel::Jit, Ok(())) => Ok(Kind::Jit),
         (Accel::Jit, Err(reason)) => {
             bail!("the translator cannot run on this host ({reason}); take the engine interp")
         }
         (Accel::Kvm, _) => Ok(Kind::Kvm),
+        (Accel::Auto, translator) => {
+            let Err(reason) = kvm() else {
+                log::info!("KVM runs the guest");
+                return Ok(Kind::Kvm);
+            };
+            log::info!("KVM does not run the guest: {reason}");
+            let Err(reason) = translator else { return Ok(Kind::Jit) };
+            log::info!("the interpreter runs the guest, for the translator cannot: {reason}");
+            Ok(Kind::Interp)
+        }
+    }
+}
+
+/// Whether KVM can run the machine of `config` on this host, and as well as it should.
+fn kvm_serves(config: &Config) -> Result<(), String> {
+    if is_counting(config) {
+        return Err("it counts no instructions".into());
+    }
+    if config.jit != JitConfig::default() {
+        return Err("there are options for the translator".into());
+    }
+    match doctor::Kvm::probe() {
+        doctor::Kvm::Works => Ok(()),
+        lack => Err(format!("/dev/kvm {lack}")),
     }
 }
 
@@ -96,7 +122,7 @@ pub(crate) enum Engines {
 impl Engines {
     /// What `config` asks for.
     pub(crate) fn new(config: &Config) -> Result<Self> {
-        match choose(config.accel, jit::supported())? {
+        match choose(config.accel, || kvm_serves(config), jit::supported())? {
             Kind::Interp => Ok(Self::Interp),
             Kind::Jit => Ok(Self::Jit(jit_options(config)?)),
             Kind::Kvm => kvm().context(
@@ -173,16 +199,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn auto_takes_the_translator_where_it_can_run() {
-        let kind = |accel, translator: Result<(), &str>| {
-            choose(accel, translator.map_err(str::to_owned)).map_err(|error| error.to_string())
+    fn auto_takes_the_best_that_can_run() {
+        let here = Ok(());
+        let kind = |accel, kvm: Result<(), &str>, translator: Result<(), &str>| {
+            let [kvm, translator] = [kvm, translator].map(|it| it.map_err(str::to_owned));
+            choose(accel, || kvm, translator).map_err(|error| error.to_string())
         };
-        assert_eq!(kind(Accel::Auto, Ok(())), Ok(Kind::Jit));
-        assert_eq!(kind(Accel::Auto, Err("no SSE2")), Ok(Kind::Interp));
-        assert_eq!(kind(Accel::Jit, Ok(())), Ok(Kind::Jit));
-        assert!(kind(Accel::Jit, Err("no SSE2")).unwrap_err().contains("no SSE2"));
-        assert_eq!(kind(Accel::Interp, Ok(())), Ok(Kind::Interp));
-        assert_eq!(kind(Accel::Kvm, Ok(())), Ok(Kind::Kvm));
+        assert_eq!(kind(Accel::Auto, here, here), Ok(Kind::Kvm));
+        assert_eq!(kind(Accel::Auto, here, Err("no SSE2")), Ok(Kind::Kvm));
+        assert_eq!(kind(Accel::Auto, Err("slow"), here), Ok(Kind::Jit));
+        assert_eq!(kind(Accel::Auto, Err("slow"), Err("no SSE2")), Ok(Kind::Interp));
+        assert_eq!(kind(Accel::Jit, here, here), Ok(Kind::Jit));
+        assert!(kind(Accel::Jit, here, Err("no SSE2")).unwrap_err().contains("no SSE2"));
+        assert_eq!(kind(Accel::Interp, here, here), Ok(Kind::Interp));
+        assert_eq!(kind(Accel::Kvm, Err("slow"), here), Ok(Kind::Kvm));
+    }
+
+    #[test]
+    fn auto_leaves_to_the_translator_what_kvm_cannot_do() {
+        let counted =
+            Config { time: TimeBase::Counted { ns_per_instruction: 1 }, ..Config::default() };
+        let checked = JitConfig { cross_check: true, ..JitConfig::default() };
+        let checked = Config { jit: checked, ..Config::default() };
+        for (config, word) in [(counted, "counts"), (checked, "translator")] {
+            let reason = kvm_serves(&config).unwrap_err();
+            assert!(reason.contains(word), "{reason}");
+        }
     }
 
     #[test]

@@ -128,6 +128,10 @@ fn load(console: &mut Console) -> Result<()> {
     console.expect(PROMPT)?;
     console.shell("for m in irqbypass kvm kvm-amd; do insmod /kvm/$m.ko || exit 1; done")?;
     console.shell("test -c /dev/kvm")?;
+    console.shell("/kvm/volvelle doctor >&2")?;
+    // The processor has virtualization, and the probe guest shows that it is good.
+    console
+        .shell("/kvm/volvelle run --accel auto --log info 2>&1 | grep -q 'KVM runs the guest'")?;
     Ok(())
 }
 
