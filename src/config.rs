@@ -4,6 +4,7 @@
 //! ([`BackendConfig`]). Nothing here opens a file or asks the host; [`crate::vm`] does.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 /// Which engine executes guest code.
@@ -17,6 +18,40 @@ pub(crate) enum Accel {
     Jit,
     /// The interpreter.
     Interp,
+}
+
+/// An engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EngineKind {
+    /// The interpreter.
+    Interp,
+    /// The translator.
+    Jit,
+    /// The host's KVM.
+    Kvm,
+}
+
+impl fmt::Display for EngineKind {
+    /// As the command line names it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Interp => "interp",
+            Self::Jit => "jit",
+            Self::Kvm => "kvm",
+        })
+    }
+}
+
+/// When the engine is changed by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SwitchPlan {
+    /// Never.
+    Never,
+    /// At these guest times in nanoseconds, in their order.
+    At(Vec<(u64, EngineKind)>),
+    /// Each time when so many nanoseconds have passed: to the next engine of the machine's, and
+    /// behind the last to the first.
+    Every(u64),
 }
 
 /// How the translator works, where it is the engine.
@@ -174,6 +209,10 @@ pub(crate) struct Config {
     pub(crate) name: Option<String>,
     /// The engine.
     pub(crate) accel: Accel,
+    /// The engines that the machine may be moved to while it runs, beside the one it starts on.
+    pub(crate) switch_engines: Vec<EngineKind>,
+    /// When it is.
+    pub(crate) switch_plan: SwitchPlan,
     /// How the translator works.
     pub(crate) jit: JitConfig,
     /// The number of CPUs.
@@ -210,6 +249,8 @@ impl Default for Config {
         Self {
             name: None,
             accel: Accel::Auto,
+            switch_engines: Vec::new(),
+            switch_plan: SwitchPlan::Never,
             jit: JitConfig::default(),
             cpus: 1,
             memory_bytes: 512 << 20,

@@ -9,12 +9,16 @@ pub trait Doorbell: Send + Sync {
     fn ring(&self);
 }
 
+/// Engines that have a doorbell: the translator and KVM.
+const DOORBELLS: usize = 2;
+
 /// What waits for a CPU. Set from any thread; the CPU polls one word between blocks.
 #[derive(Default)]
 pub struct Events {
     pending: AtomicU32,
     sipi_vector: AtomicU8,
-    doorbell: OnceLock<Arc<dyn Doorbell>>,
+    /// Of each engine that has one, whether or not it runs the CPU now.
+    doorbells: [OnceLock<Arc<dyn Doorbell>>; DOORBELLS],
 }
 
 impl Events {
@@ -40,15 +44,16 @@ impl Events {
     }
 
     fn ring(&self) {
-        if let Some(doorbell) = self.doorbell.get() {
-            doorbell.ring();
-        }
+        self.doorbells.iter().filter_map(OnceLock::get).for_each(|doorbell| doorbell.ring());
     }
 
-    /// Has `doorbell` rung at every post. The first one stays.
-    pub fn set_doorbell(&self, doorbell: Arc<dyn Doorbell>) {
-        // An engine is made once for its CPU; a second one would be of the same machine.
-        let _ = self.doorbell.set(doorbell);
+    /// Has `doorbell` rung at every post. The first ones stay.
+    pub fn add_doorbell(&self, doorbell: Arc<dyn Doorbell>) {
+        // An engine is made once for its CPU, and there are no more of them that have a doorbell.
+        let free = self.doorbells.iter().find(|place| place.get().is_none());
+        if let Some(place) = free {
+            let _ = place.set(doorbell);
+        }
     }
 
     /// Where the word of [`Events::peek`] is, for code that looks at it without a call.

@@ -19,6 +19,7 @@ pub mod events;
 pub mod exception;
 pub mod flags;
 pub mod fpu;
+mod handover;
 mod host_engine;
 pub mod interp;
 pub mod mmu;
@@ -39,4 +40,5 @@ mod cpu;
 mod reset;
 
 pub use cpu::{Cpu, Environment};
+pub use handover::Handover;
 pub use translator::{CodePage, DataPage, FastSystemCalls};

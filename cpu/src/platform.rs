@@ -24,6 +24,12 @@ pub trait Platform: Send + Sync {
     fn linear_time(&self) -> Option<LinearTime> {
         None
     }
+    /// What to add to the host's time-stamp counter for the machine's, on machines whose CPUs may
+    /// be executed by the host's virtualization, which knows no other way; else the machine's is
+    /// made of guest time. It stays so as long as the machine.
+    fn host_tsc_base(&self) -> Option<u64> {
+        None
+    }
     /// Wall time in nanoseconds since 1970 UTC at guest time 0.
     fn epoch_unix_ns(&self) -> i64;
     /// The next random number, for RDRAND and RDSEED.

@@ -177,3 +177,17 @@ fn leaves_out_of_range_answer_as_each_vendor_does() {
     };
     assert_eq!((syscall(&intel, false), syscall(&intel, true), syscall(&amd, false)), (0, 1, 1));
 }
+
+#[test]
+fn a_policy_for_several_engines_has_what_all_of_them_give() {
+    let has_no_deadline = |leaf, subleaf, _, bit| (leaf, subleaf, bit) != (1, 0, 24);
+    let limited = policy("max").unwrap().limited(has_no_deadline).unwrap();
+    assert!(!limited.has(Feature::TscDeadline));
+    assert!(limited.has(Feature::Apic));
+    // What needs something that is gone goes too, and what was asked for is missed by name.
+    let has_no_xsave = |leaf, _, register, bit| (leaf, register, bit) != (1, 2, 26);
+    let limited = policy("x86-64-v3").unwrap().limited(has_no_xsave).unwrap();
+    assert!(!limited.has_instructions(I::Avx));
+    let error = policy("x86-64-v3,+avx").unwrap().limited(has_no_xsave).unwrap_err();
+    assert_eq!(error, CpuModelError::NotOnEngine("avx"));
+}

@@ -31,9 +31,15 @@ const STARTUP_OTHERS: u32 = 0b11 << 18 | 1 << 14 | 0b110 << 8 | (ROM_SEGMENT as 
 /// Rounds of a PAUSE loop between INIT and SIPI, and between the two SIPIs.
 const STARTUP_DELAY: u32 = 20_000;
 
-/// The other processors' way from the SIPI to 64-bit mode.
+/// The other processors' way from the SIPI to 64-bit mode, and what they do there.
 pub fn second_cpu_stages() -> Result<[Assembled; 3], IcedError> {
-    Ok([second_cpu_real()?, second_cpu_protected()?, second_cpu_long()?])
+    let [real, protected] = second_cpu_entry()?;
+    Ok([real, protected, second_cpu_long()?])
+}
+
+/// The other processors' way from the SIPI to a stage at [`SECOND_CPU_LONG`].
+pub fn second_cpu_entry() -> Result<[Assembled; 2], IcedError> {
+    Ok([second_cpu_real()?, second_cpu_protected()?])
 }
 
 fn second_cpu_real() -> Result<Assembled, IcedError> {
@@ -114,8 +120,9 @@ pub fn step(s: &mut Stage) -> Emit {
     })
 }
 
-/// The second SIPI is the protocol's; a processor that the first one started ignores it.
-fn start_others(s: &mut Stage) -> Emit {
+/// Starts all others; the local APIC's base is in R12. The second SIPI is the protocol's; a
+/// processor that the first one started ignores it.
+pub fn start_others(s: &mut Stage) -> Emit {
     for command in [INIT_OTHERS, STARTUP_OTHERS, STARTUP_OTHERS] {
         write(s, register::ICR_LOW, command)?;
         delay(s)?;
@@ -133,7 +140,7 @@ fn delay(s: &mut Stage) -> Emit {
 }
 
 /// Stores the number of processors that fw_cfg tells; 1 where there is no fw_cfg.
-fn read_cpu_count(s: &mut Stage) -> Emit {
+pub fn read_cpu_count(s: &mut Stage) -> Emit {
     let mut known = s.create_label();
     s.mov(dword_ptr(CPU_COUNT), 1)?;
     select(s, FW_CFG_SIGNATURE)?;

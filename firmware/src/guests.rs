@@ -15,7 +15,9 @@ pub const ECHO: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/echo.rom"));
 const INTEGER_LOOP_64: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/integer_loop_64.rom"));
 const INTEGER_LOOP_16: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/integer_loop_16.rom"));
 
-/// ROM offset of the number of iterations (u64, little-endian).
+const CLOCKS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/clocks.rom"));
+
+/// ROM offset of the number of iterations, or of the time (u64, little-endian).
 const PARAMETER: usize = 0xCFF8;
 
 /// Width of the integer loop.
@@ -44,9 +46,12 @@ pub fn integer_loop(width: LoopWidth, iterations: u32) -> Vec<u8> {
         LoopWidth::Bits16 => INTEGER_LOOP_16,
         LoopWidth::Bits64 => INTEGER_LOOP_64,
     };
+    with_parameter(image, u64::from(iterations.max(1)))
+}
+
+fn with_parameter(image: &[u8], parameter: u64) -> Vec<u8> {
     let mut image = image.to_vec();
-    let parameter = u64::from(iterations.max(1)).to_le_bytes();
-    for (byte, value) in image.iter_mut().skip(PARAMETER).zip(parameter) {
+    for (byte, value) in image.iter_mut().skip(PARAMETER).zip(parameter.to_le_bytes()) {
         *byte = value;
     }
     image
@@ -79,4 +84,105 @@ pub fn integer_loop_outcome(width: LoopWidth, iterations: u32) -> LoopOutcome {
         }
     }
     LoopOutcome { checksum: si, instructions }
+}
+
+/// A guest that computes and looks at its clocks (time stamp, kvmclock, HPET) on all processors for
+/// `milliseconds` of the HPET's time. It prints a line for each, which [`ClocksReport`] reads, and
+/// ends as the integer loop does. It needs KVM's clock.
+pub fn clocks(milliseconds: u32) -> Vec<u8> {
+    const TICKS_A_MILLISECOND: u64 = 100_000;
+    with_parameter(CLOCKS, u64::from(milliseconds) * TICKS_A_MILLISECOND)
+}
+
+/// What one processor of [`clocks`] has computed and seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClocksReport {
+    /// How often it went round.
+    pub iterations: u64,
+    /// What it computed with general registers and memory.
+    pub checksum: u64,
+    /// What it computed with a vector register.
+    pub vector: u64,
+    /// What it counted on the x87 stack.
+    pub x87: u64,
+    /// How often a clock showed less than before, on this processor or on another.
+    pub backwards: u64,
+    /// What passed on the time stamp, in ticks.
+    pub tsc: u64,
+    /// What passed on kvmclock, in nanoseconds.
+    pub kvmclock: u64,
+    /// What passed on the HPET, in ticks of 10 ns.
+    pub hpet: u64,
+    /// Ticks of the time stamp a second.
+    pub hz: u64,
+}
+
+impl ClocksReport {
+    /// The reports in what the guest has printed, in the order of its processors.
+    pub fn read(console: &str) -> Vec<Self> {
+        console
+            .lines()
+            .filter_map(|line| line.trim_end().strip_prefix("cpu "))
+            .map(Self::of)
+            .collect()
+    }
+
+    fn of(line: &str) -> Self {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let value = |name: &str| {
+            let at = words.iter().position(|word| *word == name)?;
+            u64::from_str_radix(words.get(at + 1)?, 16).ok()
+        };
+        let value = |name| value(name).unwrap_or_default();
+        Self {
+            iterations: value("iterations"),
+            checksum: value("checksum"),
+            vector: value("vector"),
+            x87: value("x87"),
+            backwards: value("backwards"),
+            tsc: value("tsc"),
+            kvmclock: value("kvmclock"),
+            hpet: value("hpet"),
+            hz: value("hz"),
+        }
+    }
+
+    /// What is wrong: a result that is not that of so many iterations, a clock that went back, or
+    /// clocks that are apart by more than `tolerance_ns`.
+    pub fn check(&self, tolerance_ns: u64) -> Result<(), String> {
+        let expected = Self::computed(self.iterations);
+        let results = |report: &Self| (report.checksum, report.vector, report.x87);
+        if self.iterations == 0 || results(self) != results(&expected) {
+            return Err(format!("wrong results: {self:x?} instead of {expected:x?}"));
+        }
+        if self.backwards != 0 {
+            return Err(format!("a clock went back {} times", self.backwards));
+        }
+        let hpet_ns = self.hpet * 10;
+        let scaled = u128::from(self.tsc) * 1_000_000_000 / u128::from(self.hz.max(1));
+        let tsc_ns = u64::try_from(scaled).unwrap_or(u64::MAX);
+        let apart = tsc_ns.abs_diff(hpet_ns).max(self.kvmclock.abs_diff(hpet_ns));
+        if apart > tolerance_ns {
+            let kvmclock_ns = self.kvmclock;
+            return Err(format!("clocks differ: {tsc_ns} {kvmclock_ns} {hpet_ns} ns passed"));
+        }
+        Ok(())
+    }
+
+    /// The same computation in Rust.
+    fn computed(iterations: u64) -> Self {
+        const FACTOR: u64 = 0x5851_F42D_4C95_7F2D;
+        const BETWEEN_LOOKS: u64 = 64;
+        let (mut checksum, mut vector) = (1_u64, 0_u64);
+        let mut table = [0_u64; 256];
+        for round in 1..=iterations {
+            checksum = (checksum.rotate_left(5) ^ round).wrapping_mul(FACTOR);
+            if let Some(element) = table.get_mut((checksum >> 56) as usize) {
+                checksum = checksum.wrapping_add(*element);
+                *element = checksum;
+            }
+            vector = vector.wrapping_add(checksum);
+        }
+        Self { iterations, checksum, vector, x87: iterations / BETWEEN_LOOKS, ..Self::default() }
+    }
 }

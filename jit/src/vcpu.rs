@@ -13,7 +13,7 @@ use cpu::events::Events;
 use cpu::exception::Exception;
 use cpu::mmu::View;
 use cpu::state::{State, cr4, seg};
-use cpu::{Cpu, Environment};
+use cpu::{Cpu, Environment, Handover};
 use memory::CodeWatcher;
 
 use crate::cache::{Cache, ModeKey, Place};
@@ -105,7 +105,7 @@ impl JitCpu {
         }
         stacks.set_sentinel((code.base() + thunks.sentinel) as u64);
         let remote = Arc::new(Remote::new(Arc::clone(&contexts), stacks.trap()));
-        environment.events.set_doorbell(Arc::clone(&remote) as _);
+        environment.events.add_doorbell(Arc::clone(&remote) as _);
         let watcher = Arc::downgrade(&(Arc::clone(&remote) as Arc<dyn CodeWatcher>));
         environment.space.ram().flags().add_watcher(watcher);
         let ram_pages = environment.space.ram().flags().page_count();
@@ -148,6 +148,12 @@ impl JitCpu {
     pub fn cpu_mut(&mut self) -> &mut Cpu {
         self.inner.mode = None;
         &mut self.inner.cpu
+    }
+
+    /// Goes on as the CPU that was handed over. Other engines write to code without a word.
+    pub fn take_over(&mut self, handover: Handover) {
+        self.inner.cpu.take_over(handover);
+        self.inner.clear_cache();
     }
 
     /// Translated code.

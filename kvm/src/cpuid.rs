@@ -75,6 +75,15 @@ pub(crate) fn entries(
     CpuId::from_entries(&entries).map_err(|_| KvmError::Lacks("room for the leaves of CPUID"))
 }
 
+/// True if bit `bit` of `register` may be given, which is 0 for EAX to 3 for EDX.
+pub(crate) fn is_given(
+    (leaf, subleaf, register, bit): (u32, u32, usize, u8),
+    supported: &[kvm_cpuid_entry2],
+    has_msr_exits: bool,
+) -> bool {
+    mask(leaf, subleaf, supported, has_msr_exits)[register & 3] >> (bit & 31) & 1 != 0
+}
+
 /// The bits of an answer that may be given.
 fn mask(leaf: u32, subleaf: u32, supported: &[kvm_cpuid_entry2], has_msr_exits: bool) -> [u32; 4] {
     let Some((.., is_bits)) = FEATURES.iter().find(|row| (row.0, row.1) == (leaf, subleaf)) else {

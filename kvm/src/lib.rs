@@ -9,10 +9,10 @@
 //!
 //! Source: Linux, Documentation/virt/kvm/api.rst.
 
+mod calls;
 mod cpuid;
 mod error;
 mod exits;
-mod interrupt;
 mod kick;
 mod msrs;
 mod probe;
@@ -30,4 +30,4 @@ pub use error::{KvmError, Obstacle, Weakness};
 pub use probe::probe;
 pub use statistics::Statistics;
 pub use vcpu::KvmCpu;
-pub use vm::{KvmVm, tsc_hz};
+pub use vm::{Clocks, KvmVm, tsc_hz};

@@ -5,7 +5,7 @@ use cpu::state::State;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
-use crate::KvmError;
+use crate::{Clocks, KvmError};
 
 /// IA32_TIME_STAMP_COUNTER, which goes on by itself.
 const TSC: u32 = 0x10;
@@ -18,24 +18,26 @@ const MTRRS: [std::ops::RangeInclusive<u32>; 5] =
 /// The MSRs of one CPU that both KVM and the state have.
 pub(crate) struct Shared {
     numbers: Vec<u32>,
+    clocks: Clocks,
     /// The time-stamp counter was set, and is KVM's since.
     has_tsc: bool,
 }
 
 impl Shared {
     /// Those of the MSRs that KVM keeps.
-    pub(crate) fn of(state: &mut State, kept: &[u32]) -> Self {
+    pub(crate) fn of(state: &mut State, kept: &[u32], clocks: Clocks) -> Self {
         let all = kept.iter().copied().chain(MTRRS.into_iter().flatten());
-        let mut numbers: Vec<u32> =
-            all.filter(|&number| !is_kvms(number) && cell(state, number).is_some()).collect();
+        let mut is_shared =
+            |number| !is_kvms(number) && !clocks.own(number) && cell(state, number).is_some();
+        let mut numbers: Vec<u32> = all.filter(|&number| is_shared(number)).collect();
         numbers.sort_unstable();
         numbers.dedup();
-        Self { numbers, has_tsc: false }
+        Self { numbers, clocks, has_tsc: clocks == Clocks::Machine }
     }
 
     /// True if KVM keeps MSR `number`.
     pub(crate) fn contains(&self, number: u32) -> bool {
-        is_kvms(number) || self.numbers.binary_search(&number).is_ok()
+        !self.clocks.own(number) && is_kvms(number) || self.numbers.binary_search(&number).is_ok()
     }
 
     /// Takes them over.

@@ -40,6 +40,14 @@ impl Slots {
         self.generation = Some(generation);
     }
 
+    /// Takes all slots away, until the next [`Slots::update`].
+    pub(crate) fn clear(&mut self, fd: &VmFd, space: &PhysicalSpace) {
+        for number in 0..self.ranges.len() {
+            self.set(fd, space, number, None);
+        }
+        self.generation = None;
+    }
+
     fn set(&mut self, fd: &VmFd, space: &PhysicalSpace, number: usize, range: Option<BackedRange>) {
         if self.ranges.len() <= number {
             self.ranges.resize(number + 1, None);

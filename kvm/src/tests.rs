@@ -11,7 +11,7 @@ use cpu::testing::{Bench, CODE, DATA};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use crate::{KvmCpu, KvmVm};
+use crate::{Clocks, KvmCpu, KvmVm};
 
 /// The model of the CPUs: what every KVM can give.
 const MODEL: &str = "x86-64-v2";
@@ -19,7 +19,7 @@ const CASES: u64 = 200;
 
 /// A machine with the bench's memory and CPU on KVM; `None` where there is none.
 fn on_kvm(bench: &Bench) -> Option<KvmCpu> {
-    let vm = match KvmVm::new() {
+    let vm = match KvmVm::new(Clocks::Kernel) {
         Ok(vm) => vm,
         Err(error) => {
             // Past the harness, which shows what a test prints only if it fails.

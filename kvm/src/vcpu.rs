@@ -13,7 +13,7 @@ use cpu::engine::{Vcpu, VmExit};
 use cpu::events::Events;
 use cpu::exception::Exception;
 use cpu::state::{Activity, State};
-use cpu::{Cpu, Environment};
+use cpu::{Cpu, Environment, Handover};
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
     KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN,
@@ -28,7 +28,7 @@ use crate::registers::{self, Undelivered};
 use crate::run_page::RunPage;
 use crate::statistics::Statistics;
 use crate::xsave::Layout;
-use crate::{KvmError, KvmVm, cpuid, exits, interrupt};
+use crate::{Clocks, KvmError, KvmVm, calls, cpuid, exits};
 
 /// What is to be looked at whatever state the guest is in.
 const WAKE_ALWAYS: u32 = Events::INIT | Events::SIPI | Events::NMI | Events::KICK | Events::EXIT;
@@ -68,12 +68,12 @@ impl KvmCpu {
         let entries = cpuid::entries(&env.cpuid, env.index, vm.supported(), vm.has_msr_exits())?;
         fd.set_cpuid2(&entries).map_err(KvmError::of("KVM_SET_CPUID2"))?;
         let kick = Arc::new(Kick::default());
-        env.events.set_doorbell(Arc::clone(&kick) as _);
+        env.events.add_doorbell(Arc::clone(&kick) as _);
         let mut cpu = Box::new(Cpu::new(env));
         Ok(Self {
             page: RunPage::of(&mut fd),
             layout: Layout::of_host(),
-            msrs: Shared::of(&mut cpu.state, vm.msrs()),
+            msrs: Shared::of(&mut cpu.state, vm.msrs(), vm.clocks()),
             cpu,
             fd,
             vm: Arc::clone(vm),
@@ -96,6 +96,14 @@ impl KvmCpu {
         &mut self.cpu
     }
 
+    /// Goes on as the CPU that was handed over.
+    pub fn take_over(&mut self, handover: Handover) {
+        self.vm.forget_memory();
+        self.memory_generation = None;
+        (self.is_inside, self.is_unfinished, self.is_halted) = (false, false, false);
+        self.cpu.take_over(handover);
+    }
+
     /// What was counted so far.
     pub fn statistics(&self) -> Statistics {
         self.statistics
@@ -113,6 +121,11 @@ impl KvmCpu {
             self.fetch()?;
             if let Some(exit) = self.cpu.at_boundary() {
                 return Ok(Some(exit));
+            }
+            if self.cpu.pending_dr6 != 0 {
+                // KVM has no place for a trap that waits behind a MOV SS.
+                self.cpu.interpret(1);
+                return Ok(None);
             }
             self.put()?;
         }
@@ -167,7 +180,7 @@ impl KvmCpu {
             statistics.interrupts += 1;
             // KVM has room for one until it has entered the guest.
             page.forget_interruptibility();
-            if !interrupt::inject(fd, vector) {
+            if !calls::inject(fd, vector) {
                 log::error!(target: "kvm::exit", "vector {vector:#x} is lost");
             }
         }
@@ -216,8 +229,10 @@ impl KvmCpu {
     /// Does what the guest left for.
     fn serve(&mut self) -> Result<(), KvmError> {
         match self.page.reason() {
-            KVM_EXIT_IO | KVM_EXIT_MMIO | KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR => {
+            KVM_EXIT_IO | KVM_EXIT_MMIO | KVM_EXIT_X86_RDMSR => self.serve_access(),
+            KVM_EXIT_X86_WRMSR => {
                 self.serve_access();
+                self.put_tsc()?;
             }
             KVM_EXIT_IRQ_WINDOW_OPEN | KVM_EXIT_INTR | KVM_EXIT_SET_TPR => {
                 self.statistics.windows += 1;
@@ -265,6 +280,17 @@ impl KvmCpu {
                     !msrs.contains(msr.number) && cpu.write_msr(msr.number, *msr.value).is_ok();
                 *msr.error = u8::from(!is_written);
             }
+        }
+    }
+
+    /// Has the guest's time-stamp counter show what the machine says, where that makes it.
+    fn put_tsc(&self) -> Result<(), KvmError> {
+        let platform = &self.cpu.env.platform;
+        match platform.host_tsc_base().filter(|_| self.vm.clocks() == Clocks::Machine) {
+            Some(base) => {
+                calls::set_tsc_offset(&self.fd, base.wrapping_add(self.cpu.state.msrs.tsc_offset))
+            }
+            None => Ok(()),
         }
     }
 
@@ -367,6 +393,7 @@ impl KvmCpu {
         self.layout.put(&self.fd, &self.cpu.state)?;
         let now = self.cpu.tsc();
         self.msrs.put(&self.fd, &mut self.cpu.state, now)?;
+        self.put_tsc()?;
         registers::put_events(&self.fd, &self.cpu.state)?;
         self.is_inside = true;
         // What the page says of the guest is of before.
@@ -379,6 +406,10 @@ impl Vcpu for KvmCpu {
     /// Runs until something needs the owner. KVM counts no instructions: there is no budget.
     fn run(&mut self, _: u64) -> VmExit {
         self.kick.begin(self.page.immediate_exit());
+        let is_steal_ours = self.vm.clocks() == Clocks::Machine;
+        if is_steal_ours {
+            self.cpu.start_guest();
+        }
         let exit = loop {
             match self.round() {
                 Ok(None) => {}
@@ -391,6 +422,9 @@ impl Vcpu for KvmCpu {
                 }
             }
         };
+        if is_steal_ours {
+            self.cpu.stop_guest();
+        }
         self.kick.end();
         exit
     }

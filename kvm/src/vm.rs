@@ -3,12 +3,14 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_enable_cap};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{
+    Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd,
+};
 use memory::PhysicalSpace;
 
 use crate::error::system;
 use crate::slots::Slots;
-use crate::{KvmError, Obstacle};
+use crate::{KvmError, Obstacle, cpuid};
 
 /// The version of the interface.
 const API_VERSION: i32 = 12;
@@ -16,8 +18,13 @@ const API_VERSION: i32 = 12;
 /// mode: four pages that no chip and no memory of a PC has.
 const IDENTITY_MAP: u64 = 0xfeff_c000;
 const TASK_STATE: usize = 0xfeff_d000;
-/// KVM_CAP_X86_USER_SPACE_MSR: exits for MSRs that KVM does not know, or whose values it refuses.
-const MSR_EXITS: u64 = 1 << 0 | 1 << 1;
+/// KVM_CAP_X86_USER_SPACE_MSR: exits for MSRs that KVM does not know, whose values it refuses, or
+/// that it is told to leave alone.
+const MSR_EXITS: u64 = 1 << 0 | 1 << 1 | 1 << 2;
+/// The MSRs of clocks, by ranges: IA32_TIME_STAMP_COUNTER and the old numbers of KVM's clock,
+/// IA32_TSC_ADJUST, KVM's own.
+const CLOCK_MSRS: [std::ops::RangeInclusive<u32>; 3] =
+    [0x10..=0x12, 0x3b..=0x3b, 0x4b56_4d00..=0x4b56_4d07];
 /// KVM_CAP_EXIT_ON_EMULATION_FAILURE.
 const EXIT_ON_EMULATION_FAILURE: u32 = 204;
 /// What the engine cannot do without.
@@ -30,6 +37,24 @@ const NEEDED: [(Cap, &str); 6] = [
     (Cap::Xcrs, "KVM_CAP_XCRS"),
 ];
 
+/// Who makes the guest's clocks: time-stamp counter, kvmclock, steal time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clocks {
+    /// The kernel.
+    Kernel,
+    /// The machine, for all engines that its CPUs may be moved to:
+    /// [`cpu::platform::Platform::host_tsc_base`] says what the time-stamp counter shows, and the
+    /// CPU beside each of KVM's does the rest.
+    Machine,
+}
+
+impl Clocks {
+    /// True if MSR `number` never reaches KVM.
+    pub(crate) fn own(self, number: u32) -> bool {
+        self == Self::Machine && CLOCK_MSRS.iter().any(|range| range.contains(&number))
+    }
+}
+
 /// One virtual machine, for all CPUs of one board.
 pub struct KvmVm {
     fd: VmFd,
@@ -39,6 +64,7 @@ pub struct KvmVm {
     msrs: Vec<u32>,
     /// MSRs that it does not know come to us.
     has_msr_exits: bool,
+    clocks: Clocks,
     slots: Mutex<Slots>,
     space: OnceLock<Arc<PhysicalSpace>>,
 }
@@ -71,9 +97,24 @@ pub(crate) fn open() -> Result<Kvm, Obstacle> {
     }
 }
 
+/// Has the MSRs of clocks come to us.
+fn take_clocks(fd: &VmFd, has_msr_exits: bool) -> Result<(), KvmError> {
+    if !has_msr_exits {
+        return Err(KvmError::Lacks("KVM_CAP_X86_USER_SPACE_MSR"));
+    }
+    let ranges = CLOCK_MSRS.map(|range| MsrFilterRange {
+        flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+        base: *range.start(),
+        msr_count: range.count() as u32,
+        bitmap: &[0],
+    });
+    fd.set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges)
+        .map_err(KvmError::of("KVM_X86_SET_MSR_FILTER"))
+}
+
 impl KvmVm {
     /// A machine without memory and CPUs.
-    pub fn new() -> Result<Arc<Self>, KvmError> {
+    pub fn new(clocks: Clocks) -> Result<Arc<Self>, KvmError> {
         let kvm = open()?;
         if let Some((_, name)) = NEEDED.into_iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
             return Err(KvmError::Lacks(name));
@@ -89,6 +130,9 @@ impl KvmVm {
         let mut exits = kvm_enable_cap { cap: Cap::X86UserSpaceMsr as u32, ..Default::default() };
         exits.args[0] = MSR_EXITS;
         let has_msr_exits = fd.enable_cap(&exits).is_ok();
+        if clocks == Clocks::Machine {
+            take_clocks(&fd, has_msr_exits)?;
+        }
         // Else an instruction that KVM does not know is #UD; an old kernel has no choice.
         let failures = kvm_enable_cap {
             cap: EXIT_ON_EMULATION_FAILURE,
@@ -103,6 +147,7 @@ impl KvmVm {
             supported: supported.as_slice().to_vec(),
             msrs: msrs.as_slice().to_vec(),
             has_msr_exits,
+            clocks,
             slots: Mutex::default(),
             space: OnceLock::new(),
         }))
@@ -132,6 +177,24 @@ impl KvmVm {
     /// True if the MSRs that it does not know come to us.
     pub(crate) fn has_msr_exits(&self) -> bool {
         self.has_msr_exits
+    }
+
+    /// Who makes the guest's clocks.
+    pub(crate) fn clocks(&self) -> Clocks {
+        self.clocks
+    }
+
+    /// True if guests can have the feature that CPUID shows in this bit.
+    pub fn gives(&self, leaf: u32, subleaf: u32, register: usize, bit: u8) -> bool {
+        cpuid::is_given((leaf, subleaf, register, bit), &self.supported, self.has_msr_exits)
+    }
+
+    /// Has the kernel forget all memory, and with it whatever it knows of the guest's page tables,
+    /// which somebody else has changed.
+    pub(crate) fn forget_memory(&self) {
+        let Some(space) = self.space.get() else { return };
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.clear(&self.fd, space);
     }
 
     /// Tells the kernel what memory the guest has now, if that has changed.

@@ -9,8 +9,8 @@ use clap::{Args, ValueEnum};
 use super::jit::JitArguments;
 use super::{Action, Launch, values};
 use crate::config::{
-    Accel, Backend, BackendConfig, Boot, Config, DeviceConfig, Form, ModuleFile, Scheduler,
-    TimeBase,
+    Accel, Backend, BackendConfig, Boot, Config, DeviceConfig, EngineKind, Form, ModuleFile,
+    Scheduler, SwitchPlan, TimeBase,
 };
 use crate::exit::{self, Dialect};
 use crate::logging::{self, LogConfig};
@@ -74,6 +74,18 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "ENGINE", default_value = "auto", help_heading = "Run")]
     #[arg(value_parser = values::accel)]
     accel: Accel,
+    /// Engines that the machine may be moved to, beside that of --accel
+    #[arg(long, value_name = "ENGINES", value_delimiter = ',', help_heading = "Run")]
+    #[arg(value_parser = values::engine)]
+    switch_engines: Vec<EngineKind>,
+    /// Move it to an engine at a time, such as jit@10s; and more with each use
+    #[arg(long, value_name = "ENGINE@TIME", help_heading = "Run")]
+    #[arg(value_parser = values::engine_at)]
+    switch_to: Vec<(u64, EngineKind)>,
+    /// Move it to the next of its engines each time, such as 50ms
+    #[arg(long, value_name = "TIME", help_heading = "Run", conflicts_with = "switch_to")]
+    #[arg(value_parser = values::time)]
+    switch_every: Option<u64>,
     /// Processors on host threads of their own, or in turn on one
     #[arg(long, value_enum, value_name = "HOW", help_heading = "Run")]
     sched: Option<Sched>,
@@ -139,10 +151,15 @@ impl RunArguments {
     fn into_config(self) -> Result<Config, String> {
         let scheduler = self.scheduler()?;
         let (devices, backends) = self.devices()?;
-        let jit = self.jit.config(self.accel, self.cpus)?;
+        let (switch_engines, switch_plan) = self.switching()?;
+        let has_jit = switch_engines.contains(&EngineKind::Jit);
+        let translates = if has_jit { Accel::Jit } else { self.accel };
+        let jit = self.jit.config(translates, self.cpus)?;
         let boot = boot(self.kernel, self.initrd, self.append, self.bios)?;
         Ok(Config {
             accel: self.accel,
+            switch_engines,
+            switch_plan,
             jit,
             cpus: self.cpus,
             memory_bytes: self.memory,
@@ -163,10 +180,35 @@ impl RunArguments {
         })
     }
 
+    /// The engines to move to, and when.
+    fn switching(&self) -> Result<(Vec<EngineKind>, SwitchPlan), String> {
+        let mut changes = self.switch_to.clone();
+        changes.sort_by_key(|&(ns, _)| ns);
+        let named = changes.iter().map(|&(_, engine)| engine);
+        let engines = self.switch_engines.iter().copied().chain(named).collect::<Vec<_>>();
+        let plan = match self.switch_every {
+            Some(_) if engines.is_empty() => {
+                return Err("--switch-every: name the engines, as with --switch-engines jit".into());
+            }
+            Some(ns) => SwitchPlan::Every(ns),
+            None if changes.is_empty() => SwitchPlan::Never,
+            None => SwitchPlan::At(changes),
+        };
+        Ok((engines, plan))
+    }
+
+    /// True if KVM is the engine, or may be later.
+    fn has_kvm(&self) -> bool {
+        let is_named = |engine: &EngineKind| *engine == EngineKind::Kvm;
+        self.accel == Accel::Kvm
+            || self.switch_engines.iter().any(is_named)
+            || self.switch_to.iter().any(|(_, engine)| is_named(engine))
+    }
+
     /// Counted time is a function of one order of instructions, and so of one thread.
     fn scheduler(&self) -> Result<Scheduler, String> {
         let is_counted = matches!(self.clock, TimeBase::Counted { .. });
-        if self.accel == Accel::Kvm && (is_counted || self.sched == Some(Sched::Serial)) {
+        if self.has_kvm() && (is_counted || self.sched == Some(Sched::Serial)) {
             let option = if is_counted { "--clock icount" } else { "--sched serial" };
             return Err(format!("{option}: --accel kvm counts no instructions; take --accel jit"));
         }
@@ -346,6 +388,31 @@ mod tests {
             levels.collect::<Vec<_>>(),
             [(None, LevelFilter::Warn), (Some("cpu::mmu"), LevelFilter::Trace),]
         );
+    }
+
+    #[test]
+    fn a_change_of_engine_names_its_engine() {
+        let config = config(&["--switch-to", "kvm@2s", "--switch-to=jit@500ms"]);
+        assert_eq!(config.switch_engines, [EngineKind::Jit, EngineKind::Kvm]);
+        let changes = [(500_000_000, EngineKind::Jit), (2_000_000_000, EngineKind::Kvm)];
+        assert_eq!(config.switch_plan, SwitchPlan::At(changes.into()));
+        let config = self::config(&["--switch-engines", "interp,jit", "--switch-every", "50ms"]);
+        assert_eq!(config.switch_engines, [EngineKind::Interp, EngineKind::Jit]);
+        assert_eq!(config.switch_plan, SwitchPlan::Every(50_000_000));
+        let words = ["--accel", "interp", "--switch-engines", "jit", "--jit-block-size", "1"];
+        assert_eq!(self::config(&words).jit.block_size, 1);
+        for (words, part) in [
+            (&["run", "--switch-every", "50ms"][..], "--switch-engines jit"),
+            (&["run", "--switch-to", "kvm@1s", "--clock", "icount"], "--clock icount"),
+            (&["run", "--switch-to", "auto@1s"], "kvm, jit or interp"),
+            (&["run", "--switch-to", "jit"], "jit@10s"),
+            (&["run", "--switch-to", "jit@1"], "unit"),
+            (&["run", "--switch-engines", "tcg"], "kvm, jit or interp"),
+            (&["run", "--switch-engines", "jit", "--switch-every", "0ms"], "10us"),
+        ] {
+            let message = super::super::tests::parse_words(words).unwrap_err().message;
+            assert!(message.contains(part), "{message}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use machine::layout::{MEMORY_MAX, MEMORY_MIN};
 
-use crate::config::{Accel, Backend, ModuleFile, TimeBase};
+use crate::config::{Accel, Backend, EngineKind, ModuleFile, TimeBase};
 
 /// Guest RAM is made of pages.
 const PAGE_BYTES: u64 = 4096;
@@ -15,6 +15,10 @@ const PAGE_BYTES: u64 = 4096;
 const COUNTED_NS: u64 = 10;
 /// A millisecond an instruction: slower than any clock a guest could believe in.
 const COUNTED_NS_MAX: u64 = 1_000_000;
+
+/// The least and the most of a time that is waited for.
+const TIME_MIN_NS: u64 = 10_000;
+const TIME_MAX_NS: u64 = 1_000_000_000_000_000;
 
 const BACKENDS: &str = "stdio, none, file:PATH, unix:PATH or tcp:HOST:PORT";
 
@@ -71,6 +75,34 @@ pub(super) fn accel(text: &str) -> Result<Accel, String> {
         "interp" => Ok(Accel::Interp),
         _ => Err("take auto, kvm, jit or interp".into()),
     }
+}
+
+/// An engine by name.
+pub(super) fn engine(text: &str) -> Result<EngineKind, String> {
+    let all = [EngineKind::Kvm, EngineKind::Jit, EngineKind::Interp];
+    let found = all.into_iter().find(|engine| engine.to_string() == text);
+    found.ok_or_else(|| "take kvm, jit or interp".into())
+}
+
+/// `--switch-to ENGINE@TIME`.
+pub(super) fn engine_at(text: &str) -> Result<(u64, EngineKind), String> {
+    let (name, when) = text.split_once('@').ok_or("give an engine and a time, such as jit@10s")?;
+    Ok((time(when)?, engine(name)?))
+}
+
+/// A guest time in nanoseconds, from its start or between two of the same thing.
+pub(super) fn time(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let unit_ns = match unit {
+        "s" => 1_000_000_000,
+        "ms" => 1_000_000,
+        "us" => 1000,
+        _ => return Err("give a whole number with its unit: s, ms or us".into()),
+    };
+    let ns = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_ns));
+    ns.filter(|ns| (TIME_MIN_NS..=TIME_MAX_NS).contains(ns))
+        .ok_or_else(|| "give a time from 10us to 1000000s".into())
 }
 
 /// `--cpu MODEL[,+feat,-feat]`. Whether the model exists, and here, is known when it is made.

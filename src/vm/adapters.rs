@@ -37,6 +37,8 @@ pub(crate) struct Slice {
 pub(crate) struct MachinePlatform {
     pub(crate) clock: Arc<Clock>,
     pub(crate) slice: Arc<Slice>,
+    /// See [`Platform::host_tsc_base`].
+    pub(crate) host_tsc_base: Option<u64>,
     pub(crate) entropy: Entropy,
     pub(crate) mailboxes: Arc<Mailboxes>,
     pub(crate) coprocessor: Arc<CoprocessorError>,
@@ -60,6 +62,10 @@ impl Platform for MachinePlatform {
         }
         let Scale { start_ticks, multiplier, start_ns } = self.clock.scale()?;
         Some(LinearTime { start_ticks, multiplier, start_ns })
+    }
+
+    fn host_tsc_base(&self) -> Option<u64> {
+        self.host_tsc_base
     }
 
     fn epoch_unix_ns(&self) -> i64 {

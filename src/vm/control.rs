@@ -6,6 +6,7 @@ use cpu::events::Events;
 use machine::signals::{PowerEvent, PowerSink};
 
 use super::mailboxes::Mailboxes;
+use crate::config::EngineKind;
 
 /// Why the machine's owner has to act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub(crate) enum Request {
     TripleFault,
     /// The user or a signal asked the machine to end.
     Quit(Quit),
+    /// The machine is to go on on this engine.
+    Switch(EngineKind),
 }
 
 /// Why the user's side ends the machine.
@@ -38,6 +41,9 @@ struct Shared {
     request: Option<Request>,
     /// What woke the machine before its suspension was acted on.
     wake: Option<Request>,
+    /// The engine that was asked for last, if it was not acted on yet. Nothing else is dropped for
+    /// it.
+    switch: Option<EngineKind>,
     /// vCPU threads leave their CPU and wait.
     is_stopping: bool,
     /// vCPU threads end.
@@ -50,7 +56,7 @@ impl Shared {
     fn take(&mut self) -> Option<Request> {
         let request = self.request.take();
         self.request = self.wake.take();
-        request
+        request.or_else(|| self.switch.take().map(Request::Switch))
     }
 }
 
@@ -83,10 +89,16 @@ impl Control {
         self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Asks the owner to move the machine to the engine `to`.
+    pub(crate) fn switch_engine(&self, to: EngineKind) {
+        self.request(Request::Switch(to));
+    }
+
     /// Asks the owner to act; every CPU leaves the guest as soon as it can.
     pub(crate) fn request(&self, request: Request) {
         let mut shared = self.lock();
         match (shared.request, request) {
+            (_, Request::Switch(to)) => shared.switch = Some(to),
             // What the user wants goes before what the guest wants.
             (None, _) | (_, Request::Quit(_)) => shared.request = Some(request),
             (Some(SUSPEND), WAKE) => shared.wake = Some(WAKE),
@@ -125,9 +137,11 @@ impl Control {
         }
     }
 
-    /// Lets the parked vCPU threads go on.
+    /// Lets the parked vCPU threads go on, unless something was asked for since they were parked.
     pub(crate) fn resume(&self) {
-        self.lock().is_stopping = false;
+        let mut shared = self.lock();
+        shared.is_stopping = shared.request.is_some() || shared.switch.is_some();
+        drop(shared);
         self.changed.notify_all();
     }
 
@@ -201,6 +215,30 @@ mod tests {
         control.request(Request::Power(PowerEvent::PowerOff));
         assert_eq!(control.take_request(), Some(Request::Quit(Quit::Signal(15))));
         assert_eq!(control.take_request(), None);
+    }
+
+    #[test]
+    fn a_change_of_engine_drops_nothing_and_is_not_dropped() {
+        let control = Control::new(Mailboxes::new(1));
+        control.request(Request::Switch(EngineKind::Jit));
+        control.request(Request::Power(PowerEvent::Reset));
+        control.request(Request::Switch(EngineKind::Interp));
+        assert_eq!(control.take_request(), Some(Request::Power(PowerEvent::Reset)));
+        assert_eq!(control.take_request(), Some(Request::Switch(EngineKind::Interp)));
+        assert_eq!(control.take_request(), None);
+    }
+
+    #[test]
+    fn what_is_asked_for_while_the_owner_acts_is_acted_on() {
+        let control = Control::new(Mailboxes::new(0));
+        control.request(Request::Power(PowerEvent::Reset));
+        assert_eq!(control.wait_for_request(0), Request::Power(PowerEvent::Reset));
+        control.request(Request::Quit(Quit::User));
+        control.resume();
+        assert!(control.lock().is_stopping);
+        assert_eq!(control.wait_for_request(0), Request::Quit(Quit::User));
+        control.resume();
+        assert!(!control.lock().is_stopping);
     }
 
     #[test]

@@ -4,16 +4,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use cpu::cpuid::CpuidPolicy;
 use cpu::engine::Vcpu;
-use cpu::{Cpu, Environment};
+use cpu::{Cpu, Environment, Handover};
 use jit::{JitCpu, PerfMap};
-use kvm::{KvmCpu, KvmVm};
+use kvm::{Clocks, KvmCpu, KvmError, KvmVm};
 
-use crate::config::{Accel, Config, JitConfig, Scheduler, TimeBase};
+use crate::config::{Accel, Config, EngineKind, JitConfig, Scheduler, TimeBase};
 use crate::doctor;
 
-/// A CPU with what executes its instructions.
-pub(crate) enum Engine {
+/// A CPU with what executes its instructions, and what else may.
+pub(crate) struct Engine {
+    runner: Runner,
+    /// The other engines of the machine, each with a CPU that is nothing at the moment.
+    others: Vec<Runner>,
+}
+
+/// A CPU on one engine.
+enum Runner {
     /// The interpreter.
     Interp(Box<Cpu>),
     /// The translator.
@@ -22,50 +30,89 @@ pub(crate) enum Engine {
     Kvm(Box<KvmCpu>),
 }
 
+impl Runner {
+    fn kind(&self) -> EngineKind {
+        match self {
+            Self::Interp(_) => EngineKind::Interp,
+            Self::Jit(_) => EngineKind::Jit,
+            Self::Kvm(_) => EngineKind::Kvm,
+        }
+    }
+
+    fn take_over(&mut self, handover: Handover) {
+        match self {
+            Self::Interp(cpu) => cpu.take_over(handover),
+            Self::Jit(cpu) => cpu.take_over(handover),
+            Self::Kvm(cpu) => cpu.take_over(handover),
+        }
+    }
+
+    /// What `--stats` says of it.
+    fn figures(&self) -> String {
+        match self {
+            Self::Interp(_) => String::new(),
+            Self::Jit(cpu) => cpu.statistics().to_string(),
+            Self::Kvm(cpu) => cpu.statistics().to_string(),
+        }
+    }
+}
+
 impl Engine {
     /// The engine as the owner of a vCPU's thread sees it.
     pub(crate) fn vcpu(&self) -> &dyn Vcpu {
-        match self {
-            Self::Interp(cpu) => &**cpu,
-            Self::Jit(cpu) => &**cpu,
-            Self::Kvm(cpu) => &**cpu,
+        match &self.runner {
+            Runner::Interp(cpu) => &**cpu,
+            Runner::Jit(cpu) => &**cpu,
+            Runner::Kvm(cpu) => &**cpu,
         }
     }
 
     /// The same, to run it.
     pub(crate) fn vcpu_mut(&mut self) -> &mut dyn Vcpu {
-        match self {
-            Self::Interp(cpu) => &mut **cpu,
-            Self::Jit(cpu) => &mut **cpu,
-            Self::Kvm(cpu) => &mut **cpu,
+        match &mut self.runner {
+            Runner::Interp(cpu) => &mut **cpu,
+            Runner::Jit(cpu) => &mut **cpu,
+            Runner::Kvm(cpu) => &mut **cpu,
         }
     }
 
     /// The CPU.
     pub(crate) fn cpu(&self) -> &Cpu {
-        match self {
-            Self::Interp(cpu) => cpu,
-            Self::Jit(cpu) => cpu.cpu(),
-            Self::Kvm(cpu) => cpu.cpu(),
+        match &self.runner {
+            Runner::Interp(cpu) => cpu,
+            Runner::Jit(cpu) => cpu.cpu(),
+            Runner::Kvm(cpu) => cpu.cpu(),
         }
     }
 
     /// The CPU, whatever of which may be changed while it does not run.
     pub(crate) fn cpu_mut(&mut self) -> &mut Cpu {
-        match self {
-            Self::Interp(cpu) => cpu,
-            Self::Jit(cpu) => cpu.cpu_mut(),
-            Self::Kvm(cpu) => cpu.cpu_mut(),
+        match &mut self.runner {
+            Runner::Interp(cpu) => cpu,
+            Runner::Jit(cpu) => cpu.cpu_mut(),
+            Runner::Kvm(cpu) => cpu.cpu_mut(),
         }
     }
-}
 
-/// Which engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Interp,
-    Jit,
-    Kvm,
+    /// Which engine it is now.
+    pub(crate) fn kind(&self) -> EngineKind {
+        self.runner.kind()
+    }
+
+    /// Moves the CPU, which does not run and was left at a request, to the engine `to`. One that
+    /// was not prepared leaves it where it is.
+    pub(crate) fn switch(&mut self, to: EngineKind) {
+        let Some(index) = self.others.iter().position(|other| other.kind() == to) else { return };
+        let handover = self.cpu_mut().hand_over();
+        std::mem::swap(&mut self.runner, &mut self.others[index]);
+        self.runner.take_over(handover);
+    }
+
+    /// What `--stats` says of the engines.
+    pub(crate) fn figures(&self) -> String {
+        let all = std::iter::once(&self.runner).chain(&self.others).map(Runner::figures);
+        all.filter(|figures| !figures.is_empty()).collect::<Vec<_>>().join("\n")
+    }
 }
 
 /// The engine for `accel` on a host where KVM and the translator can run, or cannot and why.
@@ -74,23 +121,23 @@ fn choose(
     accel: Accel,
     kvm: impl FnOnce() -> Result<(), String>,
     translator: Result<(), String>,
-) -> Result<Kind> {
+) -> Result<EngineKind> {
     match (accel, translator) {
-        (Accel::Interp, _) => Ok(Kind::Interp),
-        (Accel::Jit, Ok(())) => Ok(Kind::Jit),
+        (Accel::Interp, _) => Ok(EngineKind::Interp),
+        (Accel::Jit, Ok(())) => Ok(EngineKind::Jit),
         (Accel::Jit, Err(reason)) => {
             bail!("the translator cannot run on this host ({reason}); take the engine interp")
         }
-        (Accel::Kvm, _) => Ok(Kind::Kvm),
+        (Accel::Kvm, _) => Ok(EngineKind::Kvm),
         (Accel::Auto, translator) => {
             let Err(reason) = kvm() else {
                 log::info!("KVM runs the guest");
-                return Ok(Kind::Kvm);
+                return Ok(EngineKind::Kvm);
             };
             log::info!("KVM does not run the guest: {reason}");
-            let Err(reason) = translator else { return Ok(Kind::Jit) };
+            let Err(reason) = translator else { return Ok(EngineKind::Jit) };
             log::info!("the interpreter runs the guest, for the translator cannot: {reason}");
-            Ok(Kind::Interp)
+            Ok(EngineKind::Interp)
         }
     }
 }
@@ -109,63 +156,111 @@ fn kvm_serves(config: &Config) -> Result<(), String> {
     }
 }
 
-/// Makes the engines of a machine, all of one kind.
-pub(crate) enum Engines {
-    /// Interpreters.
-    Interp,
-    /// Translators that work like this.
-    Jit(jit::Options),
-    /// CPUs of a machine of KVM's, with the frequency of their time-stamp counters.
-    Kvm(Arc<KvmVm>, u64),
+/// Makes the engines of a machine: on which it starts, and those that it may be moved to.
+pub(crate) struct Engines {
+    /// Each once, the first one first.
+    kinds: Vec<EngineKind>,
+    jit: Option<jit::Options>,
+    kvm: Option<KvmMachine>,
+}
+
+/// A machine of KVM's.
+struct KvmMachine {
+    vm: Arc<KvmVm>,
+    /// The rate of its CPUs' time-stamp counters.
+    tsc_hz: u64,
 }
 
 impl Engines {
     /// What `config` asks for.
     pub(crate) fn new(config: &Config) -> Result<Self> {
-        match choose(config.accel, || kvm_serves(config), jit::supported())? {
-            Kind::Interp => Ok(Self::Interp),
-            Kind::Jit => Ok(Self::Jit(jit_options(config)?)),
-            Kind::Kvm => kvm().context(
-                "--accel kvm: KVM cannot be used here (`volvelle doctor` \
-                says more); take --accel jit",
-            ),
+        let first = choose(config.accel, || kvm_serves(config), jit::supported())?;
+        let kinds = kinds(first, &config.switch_engines);
+        let has = |kind| kinds.contains(&kind);
+        let clocks = if kinds.len() == 1 { Clocks::Kernel } else { Clocks::Machine };
+        if has(EngineKind::Jit) && first != EngineKind::Jit {
+            choose(Accel::Jit, || Ok(()), jit::supported()).context("--switch-engines jit")?;
         }
+        Ok(Self {
+            jit: has(EngineKind::Jit).then(|| jit_options(config)).transpose()?,
+            kvm: has(EngineKind::Kvm).then(|| kvm(first, clocks)).transpose()?,
+            kinds,
+        })
+    }
+
+    /// The engines, the one first on which the machine starts.
+    pub(crate) fn kinds(&self) -> &[EngineKind] {
+        &self.kinds
     }
 
     /// One CPU's engine.
-    pub(crate) fn make(&self, environment: Environment) -> Result<Engine> {
-        match self {
-            Self::Interp => Ok(Engine::Interp(Box::new(Cpu::new(environment)))),
-            Self::Jit(options) => JitCpu::new(environment, options)
-                .map(|cpu| Engine::Jit(Box::new(cpu)))
+    pub(crate) fn make(&self, environment: &Environment) -> Result<Engine> {
+        let runners = self.kinds.iter().map(|&kind| self.runner(kind, environment.clone()));
+        let mut runners = runners.collect::<Result<Vec<_>>>()?.into_iter();
+        let runner = runners.next().context("a machine without an engine")?;
+        Ok(Engine { runner, others: runners.collect() })
+    }
+
+    fn runner(&self, kind: EngineKind, environment: Environment) -> Result<Runner> {
+        match (kind, &self.jit, &self.kvm) {
+            (EngineKind::Jit, Some(options), _) => JitCpu::new(environment, options)
+                .map(|cpu| Runner::Jit(Box::new(cpu)))
                 .context("cannot make the translator"),
-            Self::Kvm(vm, _) => KvmCpu::new(vm, environment)
-                .map(|cpu| Engine::Kvm(Box::new(cpu)))
-                .context("--accel kvm: cannot make a CPU"),
+            (EngineKind::Kvm, _, Some(kvm)) => KvmCpu::new(&kvm.vm, environment)
+                .map(|cpu| Runner::Kvm(Box::new(cpu)))
+                .context("the engine kvm: cannot make a CPU"),
+            _ => Ok(Runner::Interp(Box::new(Cpu::new(environment)))),
         }
     }
 
-    /// The frequency of the guest's time-stamp counter, if the engine has one of its own.
+    /// The frequency of the guest's time-stamp counter, if an engine has one of its own.
     pub(crate) fn tsc_hz(&self) -> Option<u64> {
-        match self {
-            Self::Interp | Self::Jit(_) => None,
-            Self::Kvm(_, tsc_hz) => Some(*tsc_hz),
-        }
+        self.kvm.as_ref().map(|kvm| kvm.tsc_hz)
+    }
+
+    /// True if the machine's time-stamp counter has to be the host's with something added.
+    pub(crate) fn has_host_tsc(&self) -> bool {
+        self.kvm.is_some() && self.kinds.len() > 1
+    }
+
+    /// The policy that all engines can keep. On KVM alone, its CPUs leave out what it lacks.
+    pub(crate) fn limit(&self, policy: CpuidPolicy) -> Result<CpuidPolicy> {
+        let Some(kvm) = self.kvm.as_ref().filter(|_| self.kinds.len() > 1) else {
+            return Ok(policy);
+        };
+        Ok(policy
+            .limited(|leaf, subleaf, register, bit| kvm.vm.gives(leaf, subleaf, register, bit))?)
     }
 
     /// True if the engines know how many instructions they retired. The translator counts only
     /// for those who need it, for it costs time.
     pub(crate) fn has_counts(&self) -> bool {
-        match self {
-            Self::Interp => true,
-            Self::Jit(options) => options.counting,
-            Self::Kvm(..) => false,
-        }
+        self.kvm.is_none() && self.jit.as_ref().is_none_or(|options| options.counting)
     }
 }
 
-fn kvm() -> Result<Engines> {
-    Ok(Engines::Kvm(KvmVm::new()?, kvm::tsc_hz()?))
+/// `first` and those of `others` that are not there yet.
+fn kinds(first: EngineKind, others: &[EngineKind]) -> Vec<EngineKind> {
+    others.iter().fold(vec![first], |mut kinds, kind| {
+        if !kinds.contains(kind) {
+            kinds.push(*kind);
+        }
+        kinds
+    })
+}
+
+fn kvm(first: EngineKind, clocks: Clocks) -> Result<KvmMachine> {
+    let make = || -> Result<_, KvmError> {
+        Ok(KvmMachine { vm: KvmVm::new(clocks)?, tsc_hz: kvm::tsc_hz()? })
+    };
+    let (option, remedy) = if first == EngineKind::Kvm {
+        ("--accel kvm", "take --accel jit")
+    } else {
+        ("--switch-engines kvm", "leave it out")
+    };
+    make().with_context(|| {
+        format!("{option}: KVM cannot be used here (`volvelle doctor` says more); {remedy}")
+    })
 }
 
 fn jit_options(config: &Config) -> Result<jit::Options> {
@@ -205,14 +300,21 @@ mod tests {
             let [kvm, translator] = [kvm, translator].map(|it| it.map_err(str::to_owned));
             choose(accel, || kvm, translator).map_err(|error| error.to_string())
         };
-        assert_eq!(kind(Accel::Auto, here, here), Ok(Kind::Kvm));
-        assert_eq!(kind(Accel::Auto, here, Err("no SSE2")), Ok(Kind::Kvm));
-        assert_eq!(kind(Accel::Auto, Err("slow"), here), Ok(Kind::Jit));
-        assert_eq!(kind(Accel::Auto, Err("slow"), Err("no SSE2")), Ok(Kind::Interp));
-        assert_eq!(kind(Accel::Jit, here, here), Ok(Kind::Jit));
+        assert_eq!(kind(Accel::Auto, here, here), Ok(EngineKind::Kvm));
+        assert_eq!(kind(Accel::Auto, here, Err("no SSE2")), Ok(EngineKind::Kvm));
+        assert_eq!(kind(Accel::Auto, Err("slow"), here), Ok(EngineKind::Jit));
+        assert_eq!(kind(Accel::Auto, Err("slow"), Err("no SSE2")), Ok(EngineKind::Interp));
+        assert_eq!(kind(Accel::Jit, here, here), Ok(EngineKind::Jit));
         assert!(kind(Accel::Jit, here, Err("no SSE2")).unwrap_err().contains("no SSE2"));
-        assert_eq!(kind(Accel::Interp, here, here), Ok(Kind::Interp));
-        assert_eq!(kind(Accel::Kvm, Err("slow"), here), Ok(Kind::Kvm));
+        assert_eq!(kind(Accel::Interp, here, here), Ok(EngineKind::Interp));
+        assert_eq!(kind(Accel::Kvm, Err("slow"), here), Ok(EngineKind::Kvm));
+    }
+
+    #[test]
+    fn a_machine_has_each_of_its_engines_once() {
+        use EngineKind::{Interp, Jit, Kvm};
+        assert_eq!(kinds(Jit, &[]), [Jit]);
+        assert_eq!(kinds(Kvm, &[Jit, Kvm, Interp, Jit]), [Kvm, Jit, Interp]);
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod mailboxes;
 mod serial_scheduler;
 mod signals;
 mod statistics;
+mod switching;
 mod threads;
 mod timer_thread;
 
@@ -23,17 +24,17 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use cpu::Environment;
 use cpu::cpuid::{CpuidMachine, CpuidPolicy, Feature};
-use machine::clock::Clock;
+use machine::clock::{Clock, ns_to_ticks};
 use machine::layout;
 use machine::loader::BootState;
 use machine::pc::{Pc, PcConfig, Surroundings};
 use machine::signals::PowerEvent;
 use machine::timers::Timers;
 
-use crate::config::{Config, Form, Scheduler, TimeBase};
+use crate::config::{Config, EngineKind, Form, Scheduler, TimeBase};
 use adapters::{ChipLapic, MachinePlatform, Slice};
 use backends::Backends;
 use control::{Control, Request};
@@ -42,6 +43,8 @@ use entropy::Entropy;
 use guest_files::GuestFiles;
 use mailboxes::Mailboxes;
 use serial_scheduler::SerialScheduler;
+use statistics::Changes;
+use switching::{Switcher, Timetable};
 use threads::{SharedCpu, lock};
 use timer_thread::TimerThread;
 
@@ -87,6 +90,7 @@ pub(crate) struct Vm {
     pc: Pc,
     engines: Engines,
     cpus: Vec<SharedCpu>,
+    changes: Changes,
 }
 
 impl Vm {
@@ -103,7 +107,7 @@ impl Vm {
         });
         let timers = Timers::new(Arc::clone(&clock));
         let tsc_hz = engines.tsc_hz().unwrap_or(TSC_HZ);
-        let policy = Arc::new(cpu_policy(config, tsc_hz)?);
+        let policy = Arc::new(cpu_policy(config, &engines, tsc_hz)?);
         let backends = Backends::open(config, &control)?;
         let around = Surroundings {
             timers: Arc::clone(&timers),
@@ -119,6 +123,7 @@ impl Vm {
         let platform = Arc::new(MachinePlatform {
             clock: Arc::clone(&clock),
             slice: Arc::clone(&slice),
+            host_tsc_base: engines.has_host_tsc().then(|| host_tsc_base(&clock, tsc_hz)),
             entropy: if clock.is_counted() { Entropy::seeded(COUNTED_SEED) } else { Entropy::Host },
             mailboxes: Arc::clone(&mailboxes),
             coprocessor: Arc::clone(pc.coprocessor()),
@@ -137,7 +142,7 @@ impl Vm {
                     cpuid: Arc::clone(&policy),
                     all_events: Arc::clone(mailboxes.all()),
                 };
-                Ok(Arc::new(Mutex::new(engines.make(environment)?)))
+                Ok(Arc::new(Mutex::new(engines.make(&environment)?)))
             })
             .collect::<Result<_>>()?;
         let vm = Self {
@@ -152,6 +157,7 @@ impl Vm {
             pc,
             engines,
             cpus,
+            changes: Changes::default(),
         };
         vm.load()?;
         Ok(vm)
@@ -184,15 +190,23 @@ impl Vm {
     pub(crate) fn run(self) -> Result<Outcome> {
         let started = Instant::now();
         signals::watch(&self.control)?;
+        let plan = self.config.switch_plan.clone();
+        let _timetable = Timetable::start(plan, self.switcher(), &self.timers);
         let outcome = match self.config.scheduler {
             Scheduler::Parallel => self.run_parallel(),
             Scheduler::Serial => self.run_serial(),
         }?;
         self.backends.flush();
         if self.config.stats {
+            self.changes.print();
             statistics::print(&self.cpus, self.engines.has_counts(), started.elapsed());
         }
         Ok(outcome)
+    }
+
+    /// Who can move the machine to another engine.
+    pub(crate) fn switcher(&self) -> Switcher {
+        Switcher::new(&self.control, self.engines.kinds())
     }
 
     fn run_parallel(&self) -> Result<Outcome> {
@@ -255,6 +269,10 @@ impl Vm {
             }
             Request::Power(PowerEvent::Suspend) => return self.suspend(),
             Request::Power(PowerEvent::Wake) => return Ok(None),
+            Request::Switch(to) => {
+                self.switch(to);
+                return Ok(None);
+            }
         };
         Ok(Some(outcome))
     }
@@ -288,6 +306,7 @@ impl Vm {
             match self.next_request() {
                 Request::Power(PowerEvent::Wake) => break,
                 request @ Request::Quit(_) => return self.act(request),
+                Request::Switch(to) => self.switch(to),
                 _ => {}
             }
         }
@@ -297,6 +316,19 @@ impl Vm {
             None => self.reset()?,
         }
         Ok(None)
+    }
+
+    /// Moves all CPUs to the engine `to`.
+    fn switch(&self, to: EngineKind) {
+        if self.first_cpu().is_some_and(|engine| engine.kind() == to) {
+            return;
+        }
+        let started = Instant::now();
+        for cpu in &self.cpus {
+            lock(cpu).switch(to);
+        }
+        log::info!("the guest goes on on the engine {to}");
+        self.changes.note(started.elapsed());
     }
 
     fn reset(&self) -> Result<()> {
@@ -313,10 +345,17 @@ impl Vm {
     }
 }
 
-fn cpu_policy(config: &Config, tsc_hz: u64) -> Result<CpuidPolicy> {
+fn cpu_policy(config: &Config, engines: &Engines, tsc_hz: u64) -> Result<CpuidPolicy> {
     let machine = CpuidMachine { cpus: config.cpus, tsc_hz, apic_hz: LAPIC_TIMER_HZ };
     CpuidPolicy::new(&config.cpu_model, machine)
+        .map_err(Error::new)
+        .and_then(|policy| engines.limit(policy))
         .with_context(|| format!("--cpu {}", config.cpu_model))
+}
+
+/// What to add to the host's time-stamp counter so that the guest's was 0 at guest time 0.
+fn host_tsc_base(clock: &Clock, tsc_hz: u64) -> u64 {
+    ns_to_ticks(clock.now_ns(), tsc_hz).wrapping_sub(cpu::native::ticks::now())
 }
 
 fn board(

@@ -1,11 +1,36 @@
 //! Figures about a run, printed at its end.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::engine::Engine;
 use super::threads::{SharedCpu, lock};
+
+/// Changes of engine.
+#[derive(Default)]
+pub(super) struct Changes {
+    count: AtomicU64,
+    longest_ns: AtomicU64,
+}
+
+impl Changes {
+    /// One was done, and this is how long it took with all CPUs stopped.
+    pub(super) fn note(&self, taken: Duration) {
+        let taken_ns = u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.longest_ns.fetch_max(taken_ns, Ordering::Relaxed);
+    }
+
+    /// Says how many there were, if there were any.
+    pub(super) fn print(&self) {
+        let count = self.count.load(Ordering::Relaxed);
+        if count != 0 {
+            let longest_us = self.longest_ns.load(Ordering::Relaxed) / 1000;
+            eprintln!("{count} changes of engine, {longest_us} us the longest");
+        }
+    }
+}
 
 /// Prints what each CPU did, to standard error. The rate is by processor time of the whole
 /// process, so that a busy host and a sleeping guest do not count. Where the engine does not count
@@ -19,12 +44,7 @@ pub(super) fn print(cpus: &[SharedCpu], has_counts: bool, elapsed: Duration) {
             total += retired;
             eprintln!("cpu{index}: {retired} instructions, trace {trace:#018x}");
         }
-        let figures = match &*engine {
-            Engine::Interp(_) => String::new(),
-            Engine::Jit(cpu) => cpu.statistics().to_string(),
-            Engine::Kvm(cpu) => cpu.statistics().to_string(),
-        };
-        for line in figures.lines() {
+        for line in engine.figures().lines() {
             eprintln!("cpu{index}: {line}");
         }
     }

@@ -15,7 +15,7 @@ mod leaf;
 mod model;
 mod spec;
 
-use decoder::{Feature as Instruction, FeatureSet, Vendor};
+use decoder::{Feature as Instruction, FeatureSet, Register, Vendor};
 
 pub use feature::{Feature, SystemFeatures};
 pub use leaf::CpuView;
@@ -61,6 +61,8 @@ impl Identity {
 pub struct CpuidPolicy {
     features: FeatureSet,
     system: SystemFeatures,
+    /// Those that were asked for by name.
+    asked: (FeatureSet, SystemFeatures),
     identity: Identity,
     physical_bits: u32,
     machine: CpuidMachine,
@@ -69,8 +71,32 @@ pub struct CpuidPolicy {
 impl CpuidPolicy {
     /// The policy that `spec` (`MODEL[,+feature][,-feature]...`) asks for.
     pub fn new(spec: &str, machine: CpuidMachine) -> Result<Self, CpuModelError> {
-        let spec::Selection { features, system, identity, physical_bits } = spec::parse(spec)?;
-        Ok(Self { features, system, identity, physical_bits, machine })
+        let spec::Selection { features, system, asked, identity, physical_bits } =
+            spec::parse(spec)?;
+        Ok(Self { features, system, asked, identity, physical_bits, machine })
+    }
+
+    /// The policy without the features that an engine cannot give: `gives` says of leaf, subleaf,
+    /// register (0 for EAX to 3 for EDX) and bit whether it can. A feature that was asked for by
+    /// name is not left out in silence.
+    pub fn limited(
+        mut self,
+        gives: impl Fn(u32, u32, usize, u8) -> bool,
+    ) -> Result<Self, CpuModelError> {
+        let lacks = |(leaf, subleaf, register, bit): (u32, u32, Register, u8)| {
+            !gives(leaf, subleaf, register as usize, bit)
+        };
+        let lacking = self.features.iter().filter(|feature| lacks(feature.cpuid()));
+        self.features = lacking.fold(self.features, FeatureSet::without);
+        let lacking = self.system.iter().filter(|feature| lacks(feature.cpuid()));
+        self.system = lacking.fold(self.system, SystemFeatures::without);
+        (self.features, self.system) = model::consistent(self.features, self.system);
+        let (instructions, system) = self.asked;
+        let lacking = instructions.iter().find(|&feature| !self.has_instructions(feature));
+        let lacking = lacking
+            .map(Instruction::name)
+            .or_else(|| system.iter().find(|&feature| !self.has(feature)).map(Feature::name));
+        lacking.map_or(Ok(self), |name| Err(CpuModelError::NotOnEngine(name)))
     }
 
     /// The models, each with a line on what it is.

@@ -22,6 +22,9 @@ pub enum CpuModelError {
     /// Executed by the host's own instruction, which it has not.
     #[error("CPU feature '{0}' needs a host that has it")]
     NotOnHost(String),
+    /// Asked for by name, and one of the engines of the machine has not got it.
+    #[error("CPU feature '{0}' cannot be had on every engine of this machine")]
+    NotOnEngine(&'static str),
     /// A property with a value that is none of its.
     #[error("CPU property '{name}' cannot be '{value}'; it takes {expected}")]
     BadValue {
@@ -42,6 +45,8 @@ fn model_names() -> String {
 pub(super) struct Selection {
     pub(super) features: FeatureSet,
     pub(super) system: SystemFeatures,
+    /// Those that were asked for by name.
+    pub(super) asked: (FeatureSet, SystemFeatures),
     pub(super) identity: Identity,
     pub(super) physical_bits: u32,
 }
@@ -125,7 +130,13 @@ pub(super) fn parse(spec: &str) -> Result<Selection, CpuModelError> {
         return Err(CpuModelError::NotOnHost(lacking.name().to_owned()));
     }
     let identity = Identity::of(vendor);
-    let mut selection = Selection { features, system, identity, physical_bits: PHYSICAL_BITS };
+    let mut selection = Selection {
+        features,
+        system,
+        asked: Default::default(),
+        identity,
+        physical_bits: PHYSICAL_BITS,
+    };
     for property in properties {
         selection.apply(property, possible)?;
     }
@@ -178,14 +189,24 @@ impl Selection {
         match look_up(name)? {
             Named::Never if on => return Err(CpuModelError::NotImplemented(name.to_owned())),
             Named::Never => {}
-            Named::Instructions(feature) if !on => self.features = self.features.without(feature),
+            Named::Instructions(feature) if !on => {
+                self.features = self.features.without(feature);
+                self.asked.0 = self.asked.0.without(feature);
+            }
             Named::Instructions(feature) if !possible.contains(feature) => {
                 return Err(CpuModelError::NotOnHost(name.to_owned()));
             }
-            Named::Instructions(feature) => self.features = self.features.with(feature),
-            Named::System(set) if on => self.system = self.system.union(set),
+            Named::Instructions(feature) => {
+                self.features = self.features.with(feature);
+                self.asked.0 = self.asked.0.with(feature);
+            }
+            Named::System(set) if on => {
+                self.system = self.system.union(set);
+                self.asked.1 = self.asked.1.union(set);
+            }
             Named::System(set) => {
                 self.system = set.iter().fold(self.system, SystemFeatures::without);
+                self.asked.1 = set.iter().fold(self.asked.1, SystemFeatures::without);
             }
         }
         Ok(())

@@ -6,6 +6,7 @@ use crate::Cpu;
 use crate::exception::Exec;
 use crate::interp::dispatch::Table;
 use crate::interp::insn::Insn;
+use crate::native::ticks;
 use crate::platform::LinearTime;
 use crate::state::gpr::{RAX, RCX, RDX};
 use crate::timing::ns_to_ticks;
@@ -19,6 +20,10 @@ impl Cpu {
     /// The time-stamp counter as a function of the host's, if it is one now.
     pub fn linear_tsc(&self) -> Option<LinearTime> {
         const NS_HZ: u64 = 1_000_000_000;
+        if let Some(base) = self.env.platform.host_tsc_base() {
+            let start_ns = base.wrapping_add(self.state.msrs.tsc_offset);
+            return Some(LinearTime { start_ticks: 0, multiplier: 1 << 32, start_ns });
+        }
         let time = self.env.platform.linear_time()?;
         let start_ns = time.start_ns.wrapping_add(self.state.msrs.tsc_offset);
         (self.env.cpuid.tsc_hz() == NS_HZ).then_some(LinearTime { start_ns, ..time })
@@ -26,6 +31,9 @@ impl Cpu {
 
     /// The machine's time stamp, before this CPU's offset.
     pub(crate) fn machine_tsc(&self) -> u64 {
+        if let Some(base) = self.env.platform.host_tsc_base() {
+            return ticks::now().wrapping_add(base);
+        }
         let now_ns = self.env.platform.now_ns(self.retired);
         ns_to_ticks(now_ns, self.env.cpuid.tsc_hz())
     }

@@ -15,11 +15,11 @@ pub fn host_ticks() -> Option<fn() -> u64> {
     let is_invariant =
         __cpuid(0x8000_0000).eax >= POWER_LEAF && __cpuid(POWER_LEAF).edx & INVARIANT != 0;
     let is_trusted = || fs::read_to_string(CLOCK_SOURCE).is_ok_and(|name| name.trim() == "tsc");
-    (is_invariant && is_trusted()).then_some(read as fn() -> u64)
+    (is_invariant && is_trusted()).then_some(now as fn() -> u64)
 }
 
 /// The counter, not before all that comes before in the program.
-fn read() -> u64 {
+pub fn now() -> u64 {
     // SAFETY: 1. both instructions are part of x86-64; 2. they touch no memory; 3. Linux leaves
     // CR4.TSD clear unless the process asked for it by prctl(PR_SET_TSC), which nothing here does.
     unsafe {

@@ -1,5 +1,6 @@
 //! Small guests for benches and whole-machine tests: one way into 64-bit mode, many bodies.
 
+mod clocks;
 mod echo;
 mod idle;
 mod integer_loop;
@@ -11,11 +12,12 @@ use iced_x86::code_asm::*;
 use crate::rom::image::Image;
 use crate::rom::layout::{
     GDT, GDT_TEMPLATE, GDTR, IDTR64, LONG_MODE, PROTECTED_MODE, REAL_MODE, RESET_VECTOR, ROM_BASE,
-    SCRATCH, STACK_TOP, selector,
+    SCRATCH, SECOND_CPU_LONG, STACK_TOP, selector,
 };
 use crate::rom::power_off::debug_exit;
 use crate::rom::print::set_up_com1;
 use crate::rom::real_mode::{CR0_PE, clear_mailbox, copy_table, reset_vector};
+use crate::rom::smp::second_cpu_entry;
 use crate::rom::stage::{Assembled, Emit, Stage, Width};
 use crate::rom::{paging, tables, trap};
 
@@ -27,14 +29,22 @@ struct Guest {
     name: &'static str,
     real: Body,
     long: Body,
+    /// What the other processors do in 64-bit mode, if it starts them.
+    other: Option<Body>,
 }
 
-const GUESTS: [Guest; 5] = [
-    Guest { name: "integer_loop_64", real: nothing, long: integer_loop::run_64 },
-    Guest { name: "integer_loop_16", real: integer_loop::run_16, long: integer_loop::report },
-    Guest { name: "idle", real: nothing, long: idle::run },
-    Guest { name: "triple_fault", real: nothing, long: triple_fault },
-    Guest { name: "echo", real: nothing, long: echo::run },
+const GUESTS: [Guest; 6] = [
+    Guest { name: "integer_loop_64", real: nothing, long: integer_loop::run_64, other: None },
+    Guest {
+        name: "integer_loop_16",
+        real: integer_loop::run_16,
+        long: integer_loop::report,
+        other: None,
+    },
+    Guest { name: "idle", real: nothing, long: idle::run, other: None },
+    Guest { name: "triple_fault", real: nothing, long: triple_fault, other: None },
+    Guest { name: "echo", real: nothing, long: echo::run, other: None },
+    Guest { name: "clocks", real: nothing, long: clocks::run, other: Some(clocks::run_other) },
 ];
 
 /// A guest's name and image.
@@ -52,6 +62,14 @@ fn image(guest: &Guest) -> Result<Vec<u8>, Box<dyn Error>> {
     tables::place_idt64(&mut image, &long)?;
     for stage in [real_stage(guest.real)?, protected_stage()?, long] {
         image.place(stage.offset, &stage.code)?;
+    }
+    if let Some(body) = guest.other {
+        let mut stage = Stage::new(Width::Bits64, SECOND_CPU_LONG)?;
+        body(&mut stage)?;
+        let [real, protected] = second_cpu_entry()?;
+        for stage in [real, protected, stage.finish()?] {
+            image.place(stage.offset, &stage.code)?;
+        }
     }
     image.place(RESET_VECTOR, &reset_vector()?)?;
     Ok(image.into_bytes())

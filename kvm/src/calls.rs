@@ -1,0 +1,45 @@
+//! Calls of KVM's that kvm-ioctls does not have.
+// UNSAFETY: ioctls on descriptors of KVM's.
+#![expect(unsafe_code, reason = "unsafe island 4: ioctls")]
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_interrupt};
+use kvm_ioctls::VcpuFd;
+
+use crate::KvmError;
+
+/// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`.
+const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
+/// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)`.
+const KVM_SET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee1;
+
+/// Has the guest take interrupt `vector` when it is entered. True if it will.
+pub(crate) fn inject(fd: &VcpuFd, vector: u8) -> bool {
+    let interrupt = kvm_interrupt { irq: u32::from(vector) };
+    // SAFETY: 1. the descriptor is a CPU's; 2. the kernel reads the structure that the call is
+    // defined for, and keeps no pointer.
+    unsafe { libc::ioctl(fd.as_raw_fd(), KVM_INTERRUPT, &raw const interrupt) == 0 }
+}
+
+/// Has the guest's time-stamp counter be the host's and `offset`. Writing the MSR would have KVM
+/// guess which of several CPUs' writes are meant to be the same.
+pub(crate) fn set_tsc_offset(fd: &VcpuFd, offset: u64) -> Result<(), KvmError> {
+    let attribute = kvm_device_attr {
+        flags: 0,
+        group: KVM_VCPU_TSC_CTRL,
+        attr: u64::from(KVM_VCPU_TSC_OFFSET),
+        // The kernel gets it as a number, and takes it for an address.
+        addr: (&raw const offset).expose_provenance() as u64,
+    };
+    // SAFETY: 1. the descriptor is a CPU's; 2. the kernel reads the structure that the call is
+    // defined for, and the eight bytes at `addr`, which outlive the call; it keeps no pointer.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), KVM_SET_DEVICE_ATTR, &raw const attribute) } {
+        0 => Ok(()),
+        _ => Err(KvmError::Call {
+            call: "KVM_SET_DEVICE_ATTR of KVM_VCPU_TSC_OFFSET",
+            source: io::Error::last_os_error(),
+        }),
+    }
+}
