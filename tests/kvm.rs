@@ -4,16 +4,20 @@
 
 use std::fs;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Command, Output};
+
+use firmware::guests::{ClocksReport, clocks};
 
 /// Steps that even a KVM without hardware under it gets through.
 const STEPS_EVERYWHERE: usize = 20;
 
+fn volvelle(words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_volvelle")).args(words).output().unwrap()
+}
+
 fn run(accel: &str, cpus: &str) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_volvelle"))
-        .args(["run", "--accel", accel, "--cpus", cpus, "--no-reboot"])
-        .output()
-        .unwrap()
+    volvelle(&["run", "--accel", accel, "--cpus", cpus, "--no-reboot"])
 }
 
 /// The names of the steps that passed.
@@ -58,5 +62,58 @@ fn the_built_in_guest_does_on_kvm_what_it_does_elsewhere() {
         } else {
             assert_eq!(output.status.code(), Some(0));
         }
+    }
+}
+
+/// The probe decides alike for `auto` and for `doctor`; the guest gets through on what it takes.
+#[test]
+fn auto_takes_kvm_where_the_probe_guest_passes_and_says_why_not() {
+    let output = volvelle(&["run", "--accel", "auto", "--no-reboot", "--log", "info"]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let is_taken = errors.contains("KVM runs the guest");
+    assert_ne!(is_taken, errors.contains("KVM does not run the guest: /dev/kvm "), "{errors}");
+    let report = volvelle(&["doctor"]);
+    let report = String::from_utf8_lossy(&report.stdout);
+    let row = if is_taken { "Engine          kvm" } else { "but the probe guest" };
+    assert!(report.contains(row) || report.contains("cannot be opened"), "{report}");
+}
+
+/// Between KVM and the translator, or one line that says why this host's KVM cannot be one of
+/// several engines.
+#[test]
+fn the_engine_is_changed_between_kvm_and_the_translator() {
+    let rom = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("clocks-kvm.rom");
+    fs::write(&rom, clocks(3000)).unwrap();
+    for cpus in [1, 2] {
+        let (count, rom) = (cpus.to_string(), rom.to_str().unwrap());
+        let output = volvelle(&[
+            "run",
+            "--accel",
+            "kvm",
+            "--switch-engines",
+            "jit",
+            "--switch-every",
+            "20ms",
+            "--no-reboot",
+            "--debug-exit",
+            "--stats",
+            "--cpus",
+            &count,
+            "--bios",
+            rom,
+        ]);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let reports = ClocksReport::read(&String::from_utf8_lossy(&output.stdout));
+        if reports.is_empty() {
+            assert_eq!((output.status.code(), errors.lines().count()), (Some(1), 1), "{errors}");
+            assert!(errors.contains("--accel kvm") || errors.contains("--switch-engines"));
+            return say(&format!("skipped: {errors}"));
+        }
+        assert_eq!(reports.len(), cpus, "{output:?}");
+        for report in reports {
+            assert_eq!(report.check(2_000_000), Ok(()), "{report:?}");
+        }
+        assert!(errors.contains("changes of engine"), "{errors}");
     }
 }

@@ -14,6 +14,8 @@ use crate::KvmError;
 const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
 /// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)`.
 const KVM_SET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee1;
+/// `_IOW(KVMIO, 0xe2, struct kvm_device_attr)`.
+const KVM_GET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee2;
 
 /// Has the guest take interrupt `vector` when it is entered. True if it will.
 pub(crate) fn inject(fd: &VcpuFd, vector: u8) -> bool {
@@ -25,21 +27,34 @@ pub(crate) fn inject(fd: &VcpuFd, vector: u8) -> bool {
 
 /// Has the guest's time-stamp counter be the host's and `offset`. Writing the MSR would have KVM
 /// guess which of several CPUs' writes are meant to be the same.
-pub(crate) fn set_tsc_offset(fd: &VcpuFd, offset: u64) -> Result<(), KvmError> {
+pub(crate) fn set_tsc_offset(fd: &VcpuFd, mut offset: u64) -> Result<(), KvmError> {
+    tsc_offset(fd, KVM_SET_DEVICE_ATTR, &mut offset)
+        .map_err(|source| KvmError::Call { call: "KVM_SET_DEVICE_ATTR", source })
+}
+
+/// True if that has an effect: there are hosts whose KVM says so, and does nothing.
+pub(crate) fn has_tsc_offset(fd: &VcpuFd) -> bool {
+    const SOME: u64 = 1 << 40;
+    let mut found = 0;
+    set_tsc_offset(fd, SOME).is_ok()
+        && tsc_offset(fd, KVM_GET_DEVICE_ATTR, &mut found).is_ok()
+        && found == SOME
+}
+
+/// Reads or writes KVM_VCPU_TSC_OFFSET from or to `offset`.
+fn tsc_offset(fd: &VcpuFd, call: libc::c_ulong, offset: &mut u64) -> io::Result<()> {
     let attribute = kvm_device_attr {
         flags: 0,
         group: KVM_VCPU_TSC_CTRL,
         attr: u64::from(KVM_VCPU_TSC_OFFSET),
         // The kernel gets it as a number, and takes it for an address.
-        addr: (&raw const offset).expose_provenance() as u64,
+        addr: (&raw mut *offset).expose_provenance() as u64,
     };
-    // SAFETY: 1. the descriptor is a CPU's; 2. the kernel reads the structure that the call is
-    // defined for, and the eight bytes at `addr`, which outlive the call; it keeps no pointer.
-    match unsafe { libc::ioctl(fd.as_raw_fd(), KVM_SET_DEVICE_ATTR, &raw const attribute) } {
+    // SAFETY: 1. the descriptor is a CPU's; 2. the kernel reads the structure that both calls are
+    // defined for, and reads or writes the eight bytes at `addr`, which are borrowed for writing as
+    // long as the call takes; it keeps no pointer.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), call, &raw const attribute) } {
         0 => Ok(()),
-        _ => Err(KvmError::Call {
-            call: "KVM_SET_DEVICE_ATTR of KVM_VCPU_TSC_OFFSET",
-            source: io::Error::last_os_error(),
-        }),
+        _ => Err(io::Error::last_os_error()),
     }
 }

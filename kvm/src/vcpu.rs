@@ -67,6 +67,9 @@ impl KvmCpu {
         let mut fd = vm.create_vcpu(env.index, &env.space)?;
         let entries = cpuid::entries(&env.cpuid, env.index, vm.supported(), vm.has_msr_exits())?;
         fd.set_cpuid2(&entries).map_err(KvmError::of("KVM_SET_CPUID2"))?;
+        if vm.clocks() == Clocks::Machine && !calls::has_tsc_offset(&fd) {
+            return Err(KvmError::Lacks("a time-stamp counter that follows the machine's"));
+        }
         let kick = Arc::new(Kick::default());
         env.events.add_doorbell(Arc::clone(&kick) as _);
         let mut cpu = Box::new(Cpu::new(env));

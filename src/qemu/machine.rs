@@ -109,10 +109,12 @@ fn translator(draft: &mut Draft, keys: &mut KeyValues) -> Result<(), Stop> {
     Ok(())
 }
 
-/// The first name that can be had, of `kvm:tcg` and its like. KVM is taken where nothing else is
-/// named: whether it can run this guest is not known here.
+/// The first name that can be had, of `kvm:tcg` and its like. Whether KVM can is found out when the
+/// machine is made.
 fn set_accel(draft: &mut Draft, names: &str) -> Result<(), Stop> {
+    let has_tcg = names.split(':').any(|name| name == "tcg");
     let accel = names.split(':').find_map(|name| match name {
+        "kvm" if has_tcg => Some(Accel::Auto),
         "kvm" if name == names => Some(Accel::Kvm),
         "tcg" => Some(Accel::Jit),
         "auto" => Some(Accel::Auto),

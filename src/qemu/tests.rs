@@ -99,7 +99,7 @@ fn boards_and_engines_go_by_their_names() {
     let rows = [
         ("",                                         Form::Pc,  Accel::Auto,   Scheduler::Parallel),
         ("-machine q35,accel=tcg",                   Form::Q35, Accel::Jit,    Scheduler::Parallel),
-        ("-M pc-q35-9.2,accel=kvm:tcg",              Form::Q35, Accel::Jit,    Scheduler::Parallel),
+        ("-M pc-q35-9.2,accel=kvm:tcg",              Form::Q35, Accel::Auto,   Scheduler::Parallel),
         ("-M type=pc-i440fx-10.0",                   Form::Pc,  Accel::Auto,   Scheduler::Parallel),
         ("-accel tcg",                               Form::Pc,  Accel::Jit,    Scheduler::Parallel),
         ("-accel kvm",                               Form::Pc,  Accel::Kvm,    Scheduler::Parallel),

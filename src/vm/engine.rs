@@ -208,7 +208,11 @@ impl Engines {
                 .context("cannot make the translator"),
             (EngineKind::Kvm, _, Some(kvm)) => KvmCpu::new(&kvm.vm, environment)
                 .map(|cpu| Runner::Kvm(Box::new(cpu)))
-                .context("the engine kvm: cannot make a CPU"),
+                .context(if self.kinds.len() > 1 {
+                    "--switch-engines, --switch-to: KVM cannot be one of several engines here"
+                } else {
+                    "--accel kvm: cannot make a CPU"
+                }),
             _ => Ok(Runner::Interp(Box::new(Cpu::new(environment)))),
         }
     }

@@ -41,8 +41,8 @@ const FACTOR: u64 = 0x5851_F42D_4C95_7F2D;
 const BETWEEN_LOOKS: u32 = 64;
 /// What a look that nothing came between takes at most, on the time stamp, and how often a better
 /// one is tried for.
-const AT_ONCE_TICKS: i32 = 500_000;
-const TRIES: u32 = 10_000;
+const AT_ONCE_TICKS: i32 = 900_000;
+const TRIES: u32 = 3_000;
 const HPET: u32 = 0xFED0_0000;
 const HPET_CONFIGURATION: u32 = HPET + 0x10;
 const HPET_COUNTER: u32 = HPET + 0xF0;
