@@ -134,6 +134,8 @@ pub(crate) struct Context {
     pub(crate) exit_link: u32,
     /// RSP of the Rust code that entered.
     pub(crate) host_rsp: u64,
+    /// Returns that may yet be mispredicted before the stack of predictions is given up.
+    pub(crate) patience: u32,
     /// RSP of translated code while a helper runs.
     pub(crate) code_rsp: u64,
     /// The bottom of the stack of return predictions.

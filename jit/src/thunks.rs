@@ -101,6 +101,9 @@ const GPR: i32 = offset_of!(Context, gpr) as i32;
 const MXCSR: i32 = offset_of!(FpuState, mxcsr) as i32;
 const OPMASK: i32 = offset_of!(FpuState, opmask) as i32;
 
+/// Returns to elsewhere than the host's stack says until it is given up: it may be another task's.
+const PATIENCE: i32 = 16;
+
 /// Emits all thunks, to be put at position 0.
 pub(crate) fn emit(unit: VectorUnit, helpers: Helpers) -> (Vec<u8>, Thunks) {
     let mut ops = Ops::new(0);
@@ -128,7 +131,12 @@ pub(crate) fn emit(unit: VectorUnit, helpers: Helpers) -> (Vec<u8>, Thunks) {
     emit_call(&mut ops, unit, helpers.handler);
     let supervisor = ops.new_dynamic_label();
     thunks.sentinel = ops.offset().0;
-    dynasm!(ops ; .arch x64 ; gs cmp DWORD [at!(cpl)], 3 ; jne =>supervisor);
+    // An empty stack is one that nothing is lost with: it begins anew.
+    dynasm!(ops ; .arch x64
+        ; gs mov DWORD [at!(patience)], 0
+        ; gs cmp DWORD [at!(cpl)], 3
+        ; jne =>supervisor
+    );
     thunks.mispredicted[0] = ops.offset().0;
     emit_mispredicted(&mut ops, View::User, indirect);
     // A return may come from code with another EFLAGS.AC than its call's: the flag itself decides.
@@ -318,15 +326,23 @@ fn emit_call(ops: &mut Ops, unit: VectorUnit, helper: usize) {
     dynasm!(ops ; .arch x64 ; ret);
 }
 
-/// The guest's return address, in S0, is not that of the call which the host's stack remembers: the
-/// stack is given up, and the address looked up as any computed one.
+/// The guest's return address, in S0, is not that of the call which the host's stack remembers, and
+/// is looked up as any computed one. Most such calls are retpolines, whose callers' callers will be
+/// returned to: only behind [`PATIENCE`] of them the stack is given up.
 fn emit_mispredicted(ops: &mut Ops, view: View, indirect: dynasmrt::DynamicLabel) {
     let offsets = view_offsets(view);
+    let keep = ops.new_dynamic_label();
+    dynasm!(ops ; .arch x64
+        ; gs sub DWORD [at!(patience)], 1
+        ; jns =>keep
+        ; gs mov DWORD [at!(patience)], PATIENCE
+    );
     match view {
         View::SupervisorAc => dynasm!(ops ; .arch x64 ; gs mov rsp, [at!(ac_stack_bottom)]),
         _ => dynasm!(ops ; .arch x64 ; gs mov rsp, [at!(stack_bottom)]),
     }
     dynasm!(ops ; .arch x64
+        ; =>keep
         ; gs mov [at!(exit_link)], r15d
         ; gs cmp DWORD [at!(poll)], 0
         ; jne =>indirect
