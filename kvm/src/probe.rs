@@ -2,7 +2,7 @@
 //!
 //! Problem: /dev/kvm says little. Some hosts have it without virtualization in the processor: what
 //! answers there emulates kernel code slowly, and not all of it. Strategy: a small guest does in
-//! long mode what every kernel and its programs do ([`program`]), each part under its name, and a
+//! long mode what every kernel and its programs do ([`Program`]), each part under its name, and a
 //! loop at last whose time is compared with that of the same loop here. KVM is good if the guest
 //! gets through in [`LIMIT`], by this thread's processor time, so that a busy host does not count.
 //!
@@ -345,7 +345,7 @@ impl Program {
     }
 }
 
-/// MOV RBX, [disp32] with a SIB byte.
+/// Bytes of the MOV that faults: its address has a SIB byte and 32 bits.
 const FAULTING_BYTES: i32 = 8;
 
 /// -7 through 2; a wrong result ends in HLT.

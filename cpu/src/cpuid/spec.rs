@@ -23,7 +23,7 @@ pub enum CpuModelError {
     #[error("CPU feature '{0}' needs a host that has it")]
     NotOnHost(String),
     /// Asked for by name, and one of the engines of the machine has not got it.
-    #[error("CPU feature '{0}' cannot be had on every engine of this machine")]
+    #[error("CPU feature '{0}' is not on every engine of this machine; leave it or the engine out")]
     NotOnEngine(&'static str),
     /// A property with a value that is none of its.
     #[error("CPU property '{name}' cannot be '{value}'; it takes {expected}")]
