@@ -178,6 +178,24 @@ pub(crate) enum Backend {
     Tcp(String),
 }
 
+/// Where a debugger connects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    /// A listening Unix socket.
+    Unix(PathBuf),
+    /// A listening TCP socket, `HOST:PORT`.
+    Tcp(String),
+}
+
+/// The server of gdb's remote protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GdbConfig {
+    /// Where it listens.
+    pub(crate) endpoint: Endpoint,
+    /// The machine waits for a debugger before its first instruction.
+    pub(crate) is_paused: bool,
+}
+
 /// A back-end with the name devices refer to it by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BackendConfig {
@@ -241,6 +259,8 @@ pub(crate) struct Config {
     pub(crate) time: TimeBase,
     /// Print figures about the run at its end.
     pub(crate) stats: bool,
+    /// The server of gdb's remote protocol, if there is one.
+    pub(crate) gdb: Option<GdbConfig>,
 }
 
 impl Default for Config {
@@ -265,6 +285,7 @@ impl Default for Config {
             scheduler: Scheduler::Parallel,
             time: TimeBase::Host,
             stats: false,
+            gdb: None,
         }
     }
 }

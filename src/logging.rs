@@ -17,6 +17,7 @@ pub(crate) const TARGETS: &[(&str, &str)] = &[
     ("cpu::mmu",    "page faults, and what the page walk found"),
     ("cpu::msr",    "accesses to model-specific registers that do not exist"),
     ("dev",         "every chip; dev::rtc and its like for one"),
+    ("gdb",         "the server of gdb: clients that come, go and are dropped"),
     ("guest_error", "mistakes of the guest's software"),
     ("jit",         "the translator: code made, thrown away, and what it cannot translate"),
     ("kvm",         "the engine KVM: all of the following"),

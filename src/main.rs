@@ -8,10 +8,13 @@ mod bench;
 mod chardev;
 mod cli;
 mod config;
+mod debug;
 mod doctor;
 mod exit;
+mod gdb;
 mod logging;
 mod qemu;
+mod sockets;
 mod vm;
 
 use std::ffi::OsString;

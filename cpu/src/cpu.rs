@@ -6,6 +6,7 @@ use decoder::BlockScanner;
 use memory::{PhysicalSpace, PortSpace, Ram};
 
 use crate::cpuid::CpuidPolicy;
+use crate::debugger::Debugger;
 use crate::events::Events;
 use crate::exception::{Exception, Exec};
 use crate::flags::Word;
@@ -77,6 +78,8 @@ pub struct Cpu {
     pub(crate) suppress_step: bool,
     /// DR6 bits of debug conditions that the current instruction met; a trap is taken behind it.
     pub pending_dr6: u64,
+    /// What a debugger outside of the guest wants.
+    pub(crate) debugger: Debugger,
     /// SIMD and x87 on the host's units.
     pub(crate) native: crate::native::Native,
     /// Paravirtual features' state.

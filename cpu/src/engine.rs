@@ -23,8 +23,10 @@ pub enum VmExit {
     /// The budget is used up: exactly that many instructions were retired. Fewer were if the guest
     /// does nothing but raise exceptions whose handlers raise exceptions.
     Budget,
-    /// A debug event for the owner.
+    /// The CPU stopped for a debugger ([`crate::debugger`]), and does so until it is resumed.
     Debug,
+    /// The debugger holds the CPU while others run: sleep until [`Events::EXIT`].
+    Held,
     /// The engine cannot go on, and has said why in the log.
     Failed,
 }

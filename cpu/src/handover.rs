@@ -4,6 +4,7 @@
 //! only one of them runs at a time. What is in the mailbox stays there.
 
 use crate::Cpu;
+use crate::debugger::Debugger;
 use crate::pv::Paravirtual;
 use crate::state::State;
 
@@ -12,6 +13,7 @@ pub struct Handover {
     state: State,
     pending_dr6: u64,
     paravirtual: Paravirtual,
+    debugger: Debugger,
     retired: u64,
     trace_digest: u64,
 }
@@ -23,6 +25,7 @@ impl Cpu {
             state: self.state.clone(),
             pending_dr6: self.pending_dr6,
             paravirtual: std::mem::take(&mut self.pv),
+            debugger: std::mem::take(&mut self.debugger),
             retired: self.retired,
             trace_digest: self.trace_digest,
         }
@@ -31,9 +34,11 @@ impl Cpu {
     /// Goes on as the CPU that was handed over. Whatever was derived of an older state is dropped:
     /// the other engine may have changed memory and mappings without a word.
     pub fn take_over(&mut self, handover: Handover) {
-        let Handover { state, pending_dr6, paravirtual, retired, trace_digest } = handover;
+        let Handover { state, pending_dr6, paravirtual, debugger, retired, trace_digest } =
+            handover;
         self.state = state;
         self.pv = paravirtual;
+        self.debugger = debugger;
         self.retired = retired;
         self.trace_digest = trace_digest;
         self.physical_space_changed();
@@ -44,9 +49,21 @@ impl Cpu {
 
 #[cfg(test)]
 mod tests {
-    use crate::engine::Vcpu;
+    use crate::engine::{Vcpu, VmExit};
     use crate::state::gpr;
     use crate::testing::{Bench, CODE};
+
+    #[test]
+    fn a_breakpoint_goes_with_the_cpu() {
+        let mut bench = Bench::long64();
+        bench.put_code_at(CODE, &[0x90, 0x90, 0x90]);
+        let mut other = bench.second_cpu();
+        assert!(bench.cpu.add_breakpoint(CODE + 2));
+        other.take_over(bench.cpu.hand_over());
+        assert_eq!(other.run(10), VmExit::Debug);
+        assert_eq!(other.state.rip, CODE + 2);
+        assert!(bench.cpu.debugger().breakpoints().is_empty());
+    }
 
     /// MOV EAX, 1 / INC EAX / ADD EAX, EAX, one at a time on the one CPU and the other.
     #[test]

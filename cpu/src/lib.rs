@@ -13,7 +13,9 @@
 
 pub mod cpuid;
 pub mod debug;
+pub mod debugger;
 pub mod descriptor;
+pub mod edit;
 pub mod engine;
 pub mod events;
 pub mod exception;

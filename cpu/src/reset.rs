@@ -8,6 +8,7 @@ use decoder::BlockScanner;
 
 use crate::cpu::{Cpu, Environment};
 use crate::cpuid::Feature;
+use crate::debugger::Debugger;
 use crate::fpu::FpuState;
 use crate::interp::block::BlockCache;
 use crate::mmu::{Flush, Mmu, MmuLimits};
@@ -87,6 +88,7 @@ impl Cpu {
             device_written: false,
             suppress_step: false,
             pending_dr6: 0,
+            debugger: Debugger::default(),
             native: crate::native::Native::new(),
             pv: crate::pv::Paravirtual::new(),
             state,

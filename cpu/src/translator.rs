@@ -119,12 +119,12 @@ impl Cpu {
     }
 
     /// Translates one page for data, setting accessed and dirty bits as the access asks. `None` if
-    /// the page is no RAM (or read-only memory and the access a write): each access must then go by
-    /// the interpreter.
+    /// the page is no RAM (or read-only memory and the access a write) or is watched: each access
+    /// must then go by the interpreter.
     pub fn data_page(&mut self, linear: u64, access: Access) -> Exec<Option<DataPage>> {
         let translation = self.translate(linear, access, self.mmu.view())?;
         let physical = translation.physical.page();
-        if physical.0 == self.mmu.lapic_page {
+        if physical.0 == self.mmu.lapic_page || self.is_watched_page(linear) {
             return Ok(None);
         }
         let ram_page = match self.ram_page(physical.0) {
@@ -180,7 +180,7 @@ impl Cpu {
     }
 
     /// True if instruction boundaries need no look but at the mailbox: no single step, no
-    /// breakpoints, no alignment checks, no shadow.
+    /// breakpoints of the guest's, no alignment checks, no shadow.
     pub fn is_unwatched(&self) -> bool {
         let breakpoints = self.mmu.breakpoints();
         let is_checked = self.state.cpl == 3
@@ -192,6 +192,7 @@ impl Cpu {
             && !breakpoints.has_data
             && self.pending_dr6 == 0
             && !is_checked
+            && !self.is_single_stepped()
     }
 
     /// True if code runs in 64-bit mode, or in 32-bit segments that begin at 0 and end at 4 GiB

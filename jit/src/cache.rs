@@ -509,6 +509,15 @@ impl Cache {
         self.kill(number);
     }
 
+    /// Kills every block of the RAM pages that linear page `linear` is known to be mapped to.
+    pub(crate) fn kill_linear_page(&mut self, linear: u64) {
+        let ram_page = |&page: &u32| self.page_of(page).map(|page| page.ram_page);
+        let ram_pages: Vec<u64> = self.pages_at(linear).iter().filter_map(ram_page).collect();
+        for page in ram_pages {
+            self.kill_page(page);
+        }
+    }
+
     fn kill(&mut self, number: u32) {
         let Some(block) = self.blocks.get_mut(number as usize) else { return };
         if std::mem::replace(&mut block.is_dead, true) {

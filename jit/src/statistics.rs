@@ -50,6 +50,11 @@ impl Statistics {
         self.slow.mismatches
     }
 
+    /// Accesses that took the slow path.
+    pub fn tlb_misses(&self) -> u64 {
+        self.slow.tlb_misses
+    }
+
     /// True if the vCPU's count of retired instructions is exact.
     pub fn is_counting(&self) -> bool {
         self.is_counting

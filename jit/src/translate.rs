@@ -161,6 +161,9 @@ impl StepDecoder<'_> {
         if !self.decoder.can_decode() {
             return Decoded::Cut;
         }
+        if self.cpu.has_breakpoint(self.decoder.ip()) {
+            return Decoded::Outside;
+        }
         let at = self.decoder.position();
         let iced = self.decoder.decode();
         if iced.is_invalid() {

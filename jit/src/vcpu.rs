@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use cpu::debugger::ChangedCode;
 use cpu::engine::{Vcpu, VmExit};
 use cpu::events::Events;
 use cpu::exception::Exception;
@@ -225,6 +226,7 @@ impl Inner {
         let mut barren = 0u32;
         let mut arrival = Arrival::default();
         self.mode = None;
+        self.forget_changed_code();
         self.cpu.start_guest();
         let exit = loop {
             self.remote.quiet_if_ringing();
@@ -311,6 +313,17 @@ impl Inner {
             self.cache.kill_page(page << 12);
         }
         false
+    }
+
+    /// Makes code anew in which breakpoints came or went: a block never has an instruction with
+    /// one, so the interpreter gets there, which stops.
+    fn forget_changed_code(&mut self) {
+        match self.cpu.take_changed_code() {
+            ChangedCode::All => self.clear_cache(),
+            ChangedCode::Pages(pages) => {
+                pages.into_iter().for_each(|linear| self.cache.kill_linear_page(linear));
+            }
+        }
     }
 
     /// Drops everything translated.

@@ -11,6 +11,7 @@
 
 mod calls;
 mod cpuid;
+mod debugging;
 mod error;
 mod exits;
 mod kick;
@@ -26,6 +27,7 @@ mod vcpu;
 mod vm;
 mod xsave;
 
+pub use debugging::check_debug_points;
 pub use error::{KvmError, Obstacle, Weakness};
 pub use probe::probe;
 pub use statistics::Statistics;

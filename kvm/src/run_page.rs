@@ -136,6 +136,13 @@ impl RunPage {
         MsrExit { number: msr.index, value: &mut msr.data, error: &mut msr.error }
     }
 
+    /// What KVM_EXIT_DEBUG is about: DR6.
+    pub(crate) fn debug_status(&self) -> u64 {
+        // SAFETY: the exit is KVM_EXIT_DEBUG, of which this is the member, and every bit pattern a
+        // value of it.
+        unsafe { self.page().__bindgen_anon_1.debug.arch.dr6 }
+    }
+
     /// Why KVM_EXIT_INTERNAL_ERROR or _FAIL_ENTRY: KVM's number.
     pub(crate) fn failure(&self) -> u64 {
         // SAFETY: both members begin with a number, and every bit pattern is one.

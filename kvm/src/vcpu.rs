@@ -15,8 +15,8 @@ use cpu::exception::Exception;
 use cpu::state::{Activity, State};
 use cpu::{Cpu, Environment, Handover};
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
-    KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR,
+    KVM_EXIT_IO, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN,
     KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR,
 };
 use kvm_ioctls::VcpuFd;
@@ -28,7 +28,7 @@ use crate::registers::{self, Undelivered};
 use crate::run_page::RunPage;
 use crate::statistics::Statistics;
 use crate::xsave::Layout;
-use crate::{Clocks, KvmError, KvmVm, calls, cpuid, exits};
+use crate::{Clocks, KvmError, KvmVm, calls, cpuid, debugging, exits};
 
 /// What is to be looked at whatever state the guest is in.
 const WAKE_ALWAYS: u32 = Events::INIT | Events::SIPI | Events::NMI | Events::KICK | Events::EXIT;
@@ -58,6 +58,8 @@ pub struct KvmCpu {
     is_halted: bool,
     /// The generation of the space at which the kernel was last told of memory.
     memory_generation: Option<u64>,
+    /// KVM stops the guest for a debugger.
+    has_debug_points: bool,
     statistics: Statistics,
 }
 
@@ -85,6 +87,7 @@ impl KvmCpu {
             is_unfinished: false,
             is_halted: false,
             memory_generation: None,
+            has_debug_points: false,
             statistics: Statistics::default(),
         })
     }
@@ -125,12 +128,13 @@ impl KvmCpu {
             if let Some(exit) = self.cpu.at_boundary() {
                 return Ok(Some(exit));
             }
-            if self.cpu.pending_dr6 != 0 {
+            if self.cpu.pending_dr6 != 0 || self.cpu.is_single_stepped() {
                 // KVM has no place for a trap that waits behind a MOV SS.
                 self.cpu.interpret(1);
                 return Ok(None);
             }
             self.put()?;
+            debugging::put(&self.fd, &self.cpu, &mut self.has_debug_points)?;
         }
         if self.is_halted && !self.wakes() {
             let interrupt = if self.page.takes_interrupts() { Events::INTERRUPT } else { 0 };
@@ -249,6 +253,11 @@ impl KvmCpu {
                 log::debug!(target: "kvm::exit", "CPU {}: triple fault", self.cpu.env.index);
                 self.report_registers();
                 self.cpu.state.activity = Activity::Shutdown;
+            }
+            KVM_EXIT_DEBUG => {
+                let dr6 = self.page.debug_status();
+                self.fetch()?;
+                debugging::note(&mut self.cpu, dr6);
             }
             reason => self.interpret(reason)?,
         }

@@ -100,6 +100,11 @@ impl Clock {
         self.stopped.store(true, Ordering::Release);
     }
 
+    /// True while guest time is stopped.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
     /// Lets guest time go on from where it stopped.
     pub fn resume(&self) {
         if let Source::Host(host) = &self.source

@@ -9,8 +9,8 @@ use clap::{Args, ValueEnum};
 use super::jit::JitArguments;
 use super::{Action, Launch, values};
 use crate::config::{
-    Accel, Backend, BackendConfig, Boot, Config, DeviceConfig, EngineKind, Form, ModuleFile,
-    Scheduler, SwitchPlan, TimeBase,
+    Accel, Backend, BackendConfig, Boot, Config, DeviceConfig, Endpoint, EngineKind, Form,
+    GdbConfig, ModuleFile, Scheduler, SwitchPlan, TimeBase,
 };
 use crate::exit::{self, Dialect};
 use crate::logging::{self, LogConfig};
@@ -106,6 +106,13 @@ pub(super) struct RunArguments {
     /// Log to a file instead of standard error
     #[arg(long, value_name = "FILE", help_heading = "Diagnostics")]
     log_file: Option<PathBuf>,
+    /// Serve gdb's remote protocol: tcp:HOST:PORT or unix:PATH
+    #[arg(long, value_name = "WHERE", help_heading = "Diagnostics")]
+    #[arg(value_parser = values::endpoint)]
+    gdb: Option<Endpoint>,
+    /// With --gdb: wait for gdb before the first instruction
+    #[arg(long, help_heading = "Diagnostics")]
+    paused: bool,
     /// Print figures about the run at its end, on standard error
     #[arg(long, help_heading = "Diagnostics")]
     stats: bool,
@@ -155,6 +162,7 @@ impl RunArguments {
         let has_jit = switch_engines.contains(&EngineKind::Jit);
         let translates = if has_jit { Accel::Jit } else { self.accel };
         let jit = self.jit.config(translates, self.cpus)?;
+        let gdb = gdb(self.gdb, self.paused)?;
         let boot = boot(self.kernel, self.initrd, self.append, self.bios)?;
         Ok(Config {
             accel: self.accel,
@@ -176,6 +184,7 @@ impl RunArguments {
             scheduler,
             time: self.clock,
             stats: self.stats,
+            gdb,
             ..Config::default()
         })
     }
@@ -244,6 +253,14 @@ impl RunArguments {
             devices.push(device("isa-debug-exit", [("iobase", port.as_str()), ("iosize", "4")]));
         }
         Ok((devices, backends))
+    }
+}
+
+fn gdb(endpoint: Option<Endpoint>, is_paused: bool) -> Result<Option<GdbConfig>, String> {
+    match endpoint {
+        Some(endpoint) => Ok(Some(GdbConfig { endpoint, is_paused })),
+        None if is_paused => Err("--paused: only gdb could start the guest; give --gdb too".into()),
+        None => Ok(None),
     }
 }
 
@@ -359,6 +376,9 @@ mod tests {
             "--log-file",
             "l",
             "--stats",
+            "--gdb",
+            "tcp:localhost:1234",
+            "--paused",
         ]);
         let config = launch.config;
         assert_eq!(config.boot, Boot::Rom("rom".into()));
@@ -368,6 +388,8 @@ mod tests {
         assert_eq!(config.scheduler, Scheduler::Serial);
         assert_eq!(config.time, TimeBase::Counted { ns_per_instruction: 3 });
         assert!(config.no_reboot && config.stats);
+        let endpoint = Endpoint::Tcp("localhost:1234".into());
+        assert_eq!(config.gdb, Some(GdbConfig { endpoint, is_paused: true }));
         let backends = config.backends.iter().map(|b| (b.id.as_str(), &b.backend));
         assert_eq!(
             backends.collect::<Vec<_>>(),

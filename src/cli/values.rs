@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use machine::layout::{MEMORY_MAX, MEMORY_MIN};
 
-use crate::config::{Accel, Backend, EngineKind, ModuleFile, TimeBase};
+use crate::config::{Accel, Backend, Endpoint, EngineKind, ModuleFile, TimeBase};
 
 /// Guest RAM is made of pages.
 const PAGE_BYTES: u64 = 4096;
@@ -123,6 +123,15 @@ pub(super) fn backend(text: &str) -> Result<Backend, String> {
         ("unix", Some(path)) => Ok(Backend::Unix(path.into())),
         ("tcp", Some(address)) if is_host_and_port(address) => Ok(Backend::Tcp(address.into())),
         _ => Err(format!("take {BACKENDS}")),
+    }
+}
+
+/// `--gdb`.
+pub(super) fn endpoint(text: &str) -> Result<Endpoint, String> {
+    match backend(text) {
+        Ok(Backend::Unix(path)) => Ok(Endpoint::Unix(path)),
+        Ok(Backend::Tcp(address)) => Ok(Endpoint::Tcp(address)),
+        _ => Err("take tcp:HOST:PORT or unix:PATH, such as tcp:localhost:1234".into()),
     }
 }
 

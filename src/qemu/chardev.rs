@@ -4,7 +4,7 @@ use super::Stop;
 use super::draft::{Draft, Plug};
 use super::key_values::KeyValues;
 use crate::cli::values;
-use crate::config::{Backend, BackendConfig};
+use crate::config::{Backend, BackendConfig, Endpoint};
 
 const PLUGS: &str =
     "take stdio, null, none, file:PATH, unix:PATH,server, tcp:HOST:PORT,server or chardev:ID";
@@ -54,9 +54,44 @@ fn listening(mut keys: KeyValues) -> Result<(), Stop> {
     if keys.take_switch("server")? != Some(true) {
         return Err("sockets only listen here; add server=on".into());
     }
+    take_waits(keys)
+}
+
+fn take_waits(mut keys: KeyValues) -> Result<(), Stop> {
     keys.take_switch("wait")?;
     keys.take_switch("nowait")?;
     Ok(keys.finish()?)
+}
+
+/// `-gdb DEVICE`. Who connects has the whole machine: an empty host is this one alone.
+pub(super) fn gdb(text: &str) -> Result<Option<Endpoint>, Stop> {
+    let (kind, socket) = text.split_once(':').unwrap_or((text, ""));
+    match (kind, socket) {
+        ("none", "") => Ok(None),
+        ("tcp", socket) if !socket.is_empty() => {
+            let mut keys = KeyValues::parse(socket, "address");
+            let address = keys.take("address").unwrap_or_default();
+            if keys.take_switch("server")? == Some(false) {
+                return Err(format!("{text}: sockets only listen here").into());
+            }
+            take_waits(keys)?;
+            let address = match address.strip_prefix(':') {
+                Some(port) => format!("localhost:{port}"),
+                None => address,
+            };
+            match values::is_host_and_port(&address) {
+                true => Ok(Some(Endpoint::Tcp(address))),
+                false => Err(format!("{address}: give HOST:PORT").into()),
+            }
+        }
+        ("unix", socket) if !socket.is_empty() => {
+            let mut keys = KeyValues::parse(socket, "path");
+            let path = keys.take("path").unwrap_or_default();
+            listening(keys)?;
+            Ok(Some(Endpoint::Unix(path.into())))
+        }
+        _ => Err(format!("{text}: take tcp:[HOST]:PORT, unix:PATH,server=on or none").into()),
+    }
 }
 
 /// `-chardev KIND,id=ID,...`.

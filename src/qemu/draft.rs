@@ -7,7 +7,8 @@ use super::Stop;
 use super::key_values::split_commas;
 use crate::cli::values;
 use crate::config::{
-    Backend, BackendConfig, Boot, Config, DeviceConfig, Form, JitConfig, ModuleFile,
+    Backend, BackendConfig, Boot, Config, DeviceConfig, Endpoint, Form, GdbConfig, JitConfig,
+    ModuleFile,
 };
 
 /// How many serial ports the board has.
@@ -42,6 +43,8 @@ pub(super) struct Draft {
     pub(super) devices: Vec<DeviceConfig>,
     pub(super) has_defaults: bool,
     pub(super) is_nographic: bool,
+    pub(super) gdb: Option<Endpoint>,
+    pub(super) is_paused: bool,
     /// What the user should know of how an option was understood.
     pub(super) notes: Vec<String>,
 }
@@ -59,6 +62,8 @@ impl Default for Draft {
             devices: Vec::new(),
             has_defaults: true,
             is_nographic: false,
+            gdb: None,
+            is_paused: false,
             notes: Vec::new(),
         }
     }
@@ -76,8 +81,20 @@ impl Draft {
         }
         self.config.devices.append(&mut self.devices);
         self.limit_cache();
+        self.config.gdb = self.gdb()?;
         check(&self.config)?;
         Ok((self.config, self.notes))
+    }
+
+    fn gdb(&mut self) -> Result<Option<GdbConfig>, Stop> {
+        let is_paused = self.is_paused;
+        match self.gdb.take() {
+            Some(endpoint) => Ok(Some(GdbConfig { endpoint, is_paused })),
+            None if is_paused => {
+                Err("-S: only gdb could start the guest, for there is no monitor; add -s".into())
+            }
+            None => Ok(None),
+        }
     }
 
     /// As QEMU does, takes what is nearest to a `tb-size` that cannot be had.

@@ -93,6 +93,18 @@ pub(super) const OPTIONS: &[QemuOption] = &[
         draft.config.accel = crate::config::Accel::Kvm;
         Ok(())
     })),
+    option(&["gdb"], "serve gdb", Value("tcp:[HOST]:PORT|unix:PATH,server=on", |draft, text| {
+        draft.gdb = chardev::gdb(text)?;
+        Ok(())
+    })),
+    option(&["s"], "serve gdb, as -gdb tcp::1234", Nothing(|draft| {
+        draft.gdb = chardev::gdb("tcp::1234")?;
+        Ok(())
+    })),
+    option(&["S"], "wait for gdb before the first instruction", Nothing(|draft| {
+        draft.is_paused = true;
+        Ok(())
+    })),
     option(&["name"], "a name for people", Value("[guest=]NAME[,...]", name)),
 ];
 

@@ -1,7 +1,9 @@
 //! Command lines of those who drive QEMU, and what is made of them.
 
 use super::*;
-use crate::config::{Accel, Backend, Boot, Config, Form, JitConfig, ModuleFile, Scheduler};
+use crate::config::{
+    Accel, Backend, Boot, Config, Endpoint, Form, GdbConfig, JitConfig, ModuleFile, Scheduler,
+};
 
 fn parse_words(words: &[&str]) -> Result<Action, Refusal> {
     parse(&words.iter().map(OsString::from).collect::<Vec<_>>())
@@ -241,14 +243,31 @@ fn options_that_change_nothing_are_taken() {
 }
 
 #[test]
+fn gdb_is_served_where_it_looks() {
+    let tcp = |address: &str| Endpoint::Tcp(address.into());
+    for (line, endpoint, is_paused) in [
+        ("-s", tcp("localhost:1234"), false),
+        ("-s -S", tcp("localhost:1234"), true),
+        ("-S -gdb tcp:0.0.0.0:5", tcp("0.0.0.0:5"), true),
+        ("-gdb tcp::9000,server=on,wait=off", tcp("localhost:9000"), false),
+        ("-gdb unix:path=g,server", Endpoint::Unix("g".into()), false),
+    ] {
+        assert_eq!(config(line).gdb, Some(GdbConfig { endpoint, is_paused }), "{line}");
+    }
+    assert_eq!(config("-gdb none").gdb, None);
+}
+
+#[test]
 fn what_cannot_be_had_is_refused_by_name() {
     #[rustfmt::skip]
     let rows: &[(&str, &[&str])] = &[
         ("-drive file=x",                    &["-drive", "no disks"]),
         ("disk.img",                         &["disk.img", "no disks"]),
-        ("-S",                               &["-S:"]),
-        ("-s",                               &["-s:"]),
-        ("-gdb tcp::1234",                   &["-gdb", "debugger"]),
+        ("-S",                               &["-S:", "-s"]),
+        ("-gdb stdio",                       &["-gdb", "stdio", "tcp:"]),
+        ("-gdb tcp::70000",                  &["-gdb", "HOST:PORT"]),
+        ("-gdb unix:s",                      &["-gdb", "server=on"]),
+        ("-gdb tcp::1,server=off",           &["-gdb", "only listen"]),
         ("-d int",                           &["-d:", "--log"]),
         ("-D log",                           &["-D:"]),
         ("-overcommit mem-lock=on",          &["-overcommit", "locked"]),

@@ -14,6 +14,7 @@ use crate::chardev::queue::OutputQueue;
 use crate::chardev::socket::Socket;
 use crate::chardev::stdio::Stdio;
 use crate::config::{Backend, Config, DeviceConfig};
+use crate::sockets::Listener;
 
 use super::control::{Control, Quit, Request};
 
@@ -181,11 +182,14 @@ fn open_one(backend: &Backend, control: &Arc<Control>) -> Result<Open> {
             Open::File(queue)
         }
         Backend::Unix(path) => Open::Socket(
-            Socket::unix(path)
+            Listener::unix(path)
+                .and_then(Socket::start)
                 .with_context(|| format!("unix:{}: cannot listen there", path.display()))?,
         ),
         Backend::Tcp(address) => Open::Socket(
-            Socket::tcp(address).with_context(|| format!("tcp:{address}: cannot listen there"))?,
+            Listener::tcp(address)
+                .and_then(Socket::start)
+                .with_context(|| format!("tcp:{address}: cannot listen there"))?,
         ),
     })
 }

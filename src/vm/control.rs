@@ -19,6 +19,8 @@ pub(crate) enum Request {
     Quit(Quit),
     /// The machine is to go on on this engine.
     Switch(EngineKind),
+    /// A debugger is to be served.
+    Debug,
 }
 
 /// Why the user's side ends the machine.
@@ -44,6 +46,8 @@ struct Shared {
     /// The engine that was asked for last, if it was not acted on yet. Nothing else is dropped for
     /// it.
     switch: Option<EngineKind>,
+    /// A debugger has something to say or to hear; it waits behind the other requests.
+    wants_debugger: bool,
     /// vCPU threads leave their CPU and wait.
     is_stopping: bool,
     /// vCPU threads end.
@@ -56,7 +60,14 @@ impl Shared {
     fn take(&mut self) -> Option<Request> {
         let request = self.request.take();
         self.request = self.wake.take();
-        request.or_else(|| self.switch.take().map(Request::Switch))
+        request
+            .or_else(|| self.switch.take().map(Request::Switch))
+            .or_else(|| std::mem::take(&mut self.wants_debugger).then_some(Request::Debug))
+    }
+
+    /// True if a request came since the last one was taken.
+    fn is_asked(&self) -> bool {
+        self.request.is_some() || self.switch.is_some() || self.wants_debugger
     }
 }
 
@@ -114,6 +125,16 @@ impl Control {
         }
     }
 
+    /// Asks the owner to serve the debugger; every CPU leaves the guest as soon as it can.
+    pub(crate) fn request_debugger(&self) {
+        let mut shared = self.lock();
+        shared.wants_debugger = true;
+        shared.is_stopping = true;
+        drop(shared);
+        self.changed.notify_all();
+        self.mailboxes.post_all(Events::EXIT);
+    }
+
     /// Has `hook` called when the user's side ends the machine. It must not wait.
     pub(crate) fn on_quit(&self, hook: QuitHook) {
         self.quit_hooks.lock().unwrap_or_else(PoisonError::into_inner).push(hook);
@@ -137,10 +158,10 @@ impl Control {
         }
     }
 
-    /// Lets the parked vCPU threads go on, unless something was asked for since they were parked.
+    /// Lets the parked vCPU threads go on, unless the next request is there already.
     pub(crate) fn resume(&self) {
         let mut shared = self.lock();
-        shared.is_stopping = shared.request.is_some() || shared.switch.is_some();
+        shared.is_stopping = shared.is_asked();
         drop(shared);
         self.changed.notify_all();
     }
@@ -205,6 +226,21 @@ mod tests {
         for thread in threads {
             assert!(thread.join().expect("the thread ends") <= 4);
         }
+    }
+
+    #[test]
+    fn the_debugger_takes_nothing_from_the_guest() {
+        let control = Control::new(Mailboxes::new(1));
+        control.request_debugger();
+        control.request(Request::TripleFault);
+        control.request_debugger();
+        assert_eq!(control.take_request(), Some(Request::TripleFault));
+        control.resume();
+        assert!(control.lock().is_stopping);
+        assert_eq!(control.take_request(), Some(Request::Debug));
+        assert_eq!(control.take_request(), None);
+        control.resume();
+        assert!(!control.lock().is_stopping);
     }
 
     #[test]

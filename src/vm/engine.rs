@@ -76,6 +76,19 @@ impl Engine {
         }
     }
 
+    /// Whether the engine can stop at every breakpoint and watchpoint that the CPU has; why not.
+    pub(crate) fn check_debug_points(&self) -> Result<(), &'static str> {
+        self.check_debug_points_on(self.kind())
+    }
+
+    /// The same for another engine.
+    pub(crate) fn check_debug_points_on(&self, kind: EngineKind) -> Result<(), &'static str> {
+        match kind {
+            EngineKind::Interp | EngineKind::Jit => Ok(()),
+            EngineKind::Kvm => kvm::check_debug_points(self.cpu().debugger()),
+        }
+    }
+
     /// The CPU.
     pub(crate) fn cpu(&self) -> &Cpu {
         match &self.runner {

@@ -35,20 +35,23 @@ use machine::signals::PowerEvent;
 use machine::timers::Timers;
 
 use crate::config::{Config, EngineKind, Form, Scheduler, TimeBase};
+use crate::debug::Machine;
+use crate::exit::{self, Dialect};
+use crate::gdb;
 use adapters::{ChipLapic, MachinePlatform, Slice};
 use backends::Backends;
-use control::{Control, Request};
-use engine::{Engine, Engines};
+use engine::Engines;
 use entropy::Entropy;
 use guest_files::GuestFiles;
 use mailboxes::Mailboxes;
 use serial_scheduler::SerialScheduler;
 use statistics::Changes;
 use switching::{Switcher, Timetable};
-use threads::{SharedCpu, lock};
 use timer_thread::TimerThread;
 
-pub(crate) use control::Quit;
+pub(crate) use control::{Control, Quit, Request};
+pub(crate) use engine::Engine;
+pub(crate) use threads::{SharedCpu, lock};
 
 /// Ticks of the guest's TSC a second, where the engine makes it: a tick is a nanosecond of guest
 /// time.
@@ -91,6 +94,8 @@ pub(crate) struct Vm {
     engines: Engines,
     cpus: Vec<SharedCpu>,
     changes: Changes,
+    /// Taken by the machine's owner alone.
+    gdb: Option<Mutex<gdb::Server>>,
 }
 
 impl Vm {
@@ -144,7 +149,10 @@ impl Vm {
                 };
                 Ok(Arc::new(Mutex::new(engines.make(&environment)?)))
             })
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<SharedCpu>>>()?;
+        let gdb = config.gdb.as_ref().map(|gdb| {
+            gdb::Server::start(gdb, &control, Machine::new(cpus.clone())).map(Mutex::new)
+        });
         let vm = Self {
             config: config.clone(),
             files,
@@ -158,6 +166,7 @@ impl Vm {
             engines,
             cpus,
             changes: Changes::default(),
+            gdb: gdb.transpose()?,
         };
         vm.load()?;
         Ok(vm)
@@ -174,6 +183,12 @@ impl Vm {
     /// CPU 0, for who runs it without the machine's threads.
     pub(crate) fn first_cpu(&self) -> Option<MutexGuard<'_, Engine>> {
         self.cpus.first().map(lock)
+    }
+
+    /// The CPUs alone, for tests of what is done to stopped ones.
+    #[cfg(test)]
+    pub(crate) fn cpus(&self) -> Vec<SharedCpu> {
+        self.cpus.clone()
     }
 
     /// Puts the CPUs into the state in which the guest starts.
@@ -196,6 +211,9 @@ impl Vm {
             Scheduler::Parallel => self.run_parallel(),
             Scheduler::Serial => self.run_serial(),
         }?;
+        if let Some(gdb) = &self.gdb {
+            gdb::lock(gdb).finish(exit::status(outcome, Dialect::Native));
+        }
         self.backends.flush();
         if self.config.stats {
             self.changes.print();
@@ -255,6 +273,10 @@ impl Vm {
     fn act(&self, request: Request) -> Result<Option<Outcome>> {
         let outcome = match request {
             Request::Quit(quit) => Outcome::Quit(quit),
+            Request::Debug => {
+                self.serve_debugger();
+                return Ok(None);
+            }
             Request::Power(PowerEvent::PowerOff) if self.config.no_shutdown => {
                 return Ok(Some(self.wait_for_quit()));
             }
@@ -277,8 +299,25 @@ impl Vm {
         Ok(Some(outcome))
     }
 
-    /// The next request while no CPU runs.
+    /// Lets the debugger look at the machine, which is stopped, for as long as it wants.
+    fn serve_debugger(&self) {
+        let Some(gdb) = &self.gdb else { return };
+        self.clock.stop();
+        gdb::lock(gdb).serve();
+        self.clock.resume();
+    }
+
+    /// The next request while no CPU runs; debuggers are served meanwhile.
     fn next_request(&self) -> Request {
+        loop {
+            match self.wait_for_request() {
+                Request::Debug => self.serve_debugger(),
+                request => return request,
+            }
+        }
+    }
+
+    fn wait_for_request(&self) -> Request {
         match self.config.scheduler {
             Scheduler::Parallel => self.control.wait_for_request(self.config.cpus),
             Scheduler::Serial => loop {
@@ -321,6 +360,11 @@ impl Vm {
     /// Moves all CPUs to the engine `to`.
     fn switch(&self, to: EngineKind) {
         if self.first_cpu().is_some_and(|engine| engine.kind() == to) {
+            return;
+        }
+        let is_refused = |cpu: &SharedCpu| lock(cpu).check_debug_points_on(to).err();
+        if let Some(reason) = self.cpus.iter().find_map(is_refused) {
+            log::error!("the guest stays where it is, for a debugger is attached: {reason}");
             return;
         }
         let started = Instant::now();

@@ -67,7 +67,12 @@ impl SerialScheduler<'_> {
         }
         let pending = cpu.events().peek();
         match exit {
-            VmExit::Requested | VmExit::Budget | VmExit::Debug => true,
+            VmExit::Requested | VmExit::Budget => true,
+            VmExit::Held => false,
+            VmExit::Debug => {
+                self.control.request_debugger();
+                true
+            }
             VmExit::Halt { wake } => used != 0 || pending & wake != 0,
             VmExit::WaitForSipi => pending & (Events::SIPI | Events::INIT) != 0,
             VmExit::Shutdown => {

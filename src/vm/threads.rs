@@ -75,7 +75,12 @@ impl Worker {
         loop {
             match cpu.run(u64::MAX) {
                 VmExit::Requested => return,
-                VmExit::Budget | VmExit::Debug => {}
+                VmExit::Budget => {}
+                VmExit::Debug => {
+                    self.control.request_debugger();
+                    self.mailboxes.sleep(self.index, Events::EXIT);
+                }
+                VmExit::Held => self.mailboxes.sleep(self.index, Events::EXIT),
                 VmExit::Halt { wake } => self.mailboxes.halt(self.index, wake, poll),
                 VmExit::WaitForSipi => {
                     let bits = Events::SIPI | Events::INIT | Events::EXIT;

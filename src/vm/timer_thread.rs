@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use machine::timers::Timers;
 
+/// How often the thread looks whether guest time, which stands still, goes on: no deadline comes
+/// nearer meanwhile.
+const STOPPED_POLL: Duration = Duration::from_millis(2);
+
 #[derive(Default)]
 struct Shared {
     /// The earliest deadline moved forward since the thread last looked.
@@ -39,6 +43,7 @@ impl TimerThread {
 fn run(timers: &Timers, (mutex, changed): &(Mutex<Shared>, Condvar)) {
     loop {
         timers.run_expired();
+        let is_stopped = timers.clock().is_stopped();
         let now_ns = timers.clock().now_ns();
         let deadline_ns = timers.next_deadline_ns();
         let mut shared = mutex.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,7 +51,8 @@ fn run(timers: &Timers, (mutex, changed): &(Mutex<Shared>, Condvar)) {
             shared = match deadline_ns {
                 None => changed.wait(shared).unwrap_or_else(PoisonError::into_inner),
                 Some(deadline_ns) => {
-                    let pause = Duration::from_nanos(deadline_ns.saturating_sub(now_ns));
+                    let left = Duration::from_nanos(deadline_ns.saturating_sub(now_ns));
+                    let pause = if is_stopped { left.max(STOPPED_POLL) } else { left };
                     changed
                         .wait_timeout(shared, pause)
                         .map_or_else(|error| error.into_inner().0, |(shared, _)| shared)

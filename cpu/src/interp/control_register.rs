@@ -88,6 +88,38 @@ pub(crate) fn cr4_bits(policy: &CpuidPolicy) -> u64 {
 }
 
 impl Cpu {
+    /// Control register `number`, if it exists.
+    pub fn control_register(&self, number: u8) -> Option<u64> {
+        Some(match number {
+            0 => self.state.cr0,
+            2 => self.state.cr2,
+            3 => self.state.cr3,
+            4 => self.state.cr4,
+            8 => u64::from(self.env.lapic.cr8()),
+            _ => return None,
+        })
+    }
+
+    /// Replaces a control register with all consequences and the checks of MOV.
+    pub fn set_control_register(&mut self, number: u8, value: u64) -> Exec {
+        self.break_block = true;
+        match number {
+            0 => self.write_cr0(value),
+            2 => {
+                self.state.cr2 = value;
+                Ok(())
+            }
+            3 => self.write_cr3(value),
+            4 => self.write_cr4(value),
+            8 if value > 0xf => Err(Exception::GP0),
+            8 => {
+                self.env.lapic.set_cr8(value as u8);
+                Ok(())
+            }
+            _ => Err(Exception::UD),
+        }
+    }
+
     /// MOV CR0 with all its consequences.
     pub(crate) fn write_cr0(&mut self, value: u64) -> Exec {
         let old = self.state.cr0;
@@ -197,36 +229,14 @@ impl Cpu {
 }
 
 fn move_from<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let value = match insn.src {
-        0 => cpu.state.cr0,
-        2 => cpu.state.cr2,
-        3 => cpu.state.cr3,
-        4 => cpu.state.cr4,
-        8 => u64::from(cpu.env.lapic.cr8()),
-        _ => return Err(Exception::UD),
-    };
+    let value = cpu.control_register(insn.src).ok_or(Exception::UD)?;
     cpu.set_reg(insn.dst, T::from_u64(value));
     Ok(())
 }
 
 fn move_to<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let value = cpu.reg::<T>(insn.src).to_u64();
-    cpu.break_block = true;
-    match insn.dst {
-        0 => cpu.write_cr0(value),
-        2 => {
-            cpu.state.cr2 = value;
-            Ok(())
-        }
-        3 => cpu.write_cr3(value),
-        4 => cpu.write_cr4(value),
-        8 if value > 0xf => Err(Exception::GP0),
-        8 => {
-            cpu.env.lapic.set_cr8(value as u8);
-            Ok(())
-        }
-        _ => Err(Exception::UD),
-    }
+    cpu.set_control_register(insn.dst, value)
 }
 
 fn smsw<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {

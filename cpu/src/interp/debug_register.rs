@@ -45,16 +45,24 @@ fn move_from<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
 fn move_to<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let register = select(cpu, insn.dst)?;
     let value = cpu.reg::<T>(insn.src).to_u64();
-    if register >= 6 && value >> 32 != 0 {
-        return Err(Exception::GP0);
+    cpu.set_debug_register(register, value)
+}
+
+impl Cpu {
+    /// Replaces DR0 to DR3, DR6 or DR7.
+    pub fn set_debug_register(&mut self, number: usize, value: u64) -> Exec {
+        if number >= 6 && value >> 32 != 0 {
+            return Err(Exception::GP0);
+        }
+        let register = self.state.dr.get_mut(number).ok_or(Exception::UD)?;
+        *register = match number {
+            6 => value & DR6_WRITABLE | DR6_ONES,
+            7 => value & DR7_WRITABLE | DR7_ONES,
+            _ => value,
+        };
+        self.mode_changed();
+        Ok(())
     }
-    cpu.state.dr[register] = match register {
-        6 => value & DR6_WRITABLE | DR6_ONES,
-        7 => value & DR7_WRITABLE | DR7_ONES,
-        _ => value,
-    };
-    cpu.mode_changed();
-    Ok(())
 }
 
 pub(crate) fn register(table: &mut Table) {

@@ -59,15 +59,19 @@ impl Cpu {
     /// Concurrent Events".
     #[inline]
     pub(crate) fn boundary(&mut self) -> Option<VmExit> {
+        if let Some(exit) = self.held_by_debugger() {
+            return Some(exit);
+        }
         let pending = self.env.events.peek();
         let is_closed = self.state.rflags & rflags::IF == 0;
         let is_quiet = (pending == 0 || pending == Events::INTERRUPT && is_closed)
             && self.state.activity == Activity::Active
             && self.state.nmis_pending == 0;
         if is_quiet && !self.has_new_space() {
-            return None;
+            return self.stopped_by_debugger(false);
         }
-        self.boundary_slow()
+        let was_asleep = self.state.activity != Activity::Active;
+        self.boundary_slow().or_else(|| self.stopped_by_debugger(was_asleep))
     }
 
     /// True if some physical address may have become another thing since the CPU last looked.
@@ -138,7 +142,7 @@ impl Cpu {
             self.deliver_nmi();
             return;
         }
-        if self.state.rflags & rflags::IF == 0 {
+        if self.state.rflags & rflags::IF == 0 || self.debugger_holds_interrupts() {
             return;
         }
         // The mark goes first: an interrupt that comes after the look sets it again.
@@ -157,6 +161,21 @@ impl Cpu {
     /// Executes one block, or one instruction where every boundary counts; at most `budget`.
     #[inline]
     pub(crate) fn run_block(&mut self, budget: u64) {
+        if self.is_debugged() {
+            return self.run_debugged(budget);
+        }
+        self.run_undisturbed(budget);
+    }
+
+    /// The same with a debugger that may want less executed at a time.
+    #[cold]
+    fn run_debugged(&mut self, budget: u64) {
+        self.run_undisturbed(self.undisturbed_count(budget));
+        self.finish_debugged();
+    }
+
+    #[inline]
+    fn run_undisturbed(&mut self, budget: u64) {
         let shadow = std::mem::take(&mut self.state.shadow);
         let is_single = shadow != InterruptShadow::None
             || self.state.rflags & (rflags::TF | rflags::RF) != 0

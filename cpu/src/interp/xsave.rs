@@ -72,12 +72,10 @@ fn xsetbv(cpu: &mut Cpu, _: &Insn) -> Exec {
     cpu.check_osxsave()?;
     let value = cpu.edx_eax();
     let index = cpu.reg::<u32>(gpr::RCX as u8);
-    if index != 0 || !xcr0::is_valid(value, xcr0::supported(cpu.env.cpuid.features())) {
+    if index != 0 {
         return Err(Exception::GP0);
     }
-    cpu.state.xcr0 = value;
-    cpu.mode_changed();
-    Ok(())
+    cpu.set_xcr0(value)
 }
 
 fn xrstor(cpu: &mut Cpu, insn: &Insn) -> Exec {

@@ -199,6 +199,7 @@ impl Cpu {
         self.check_alignment(linear, bytes, view)?;
         self.check_data_breakpoints(linear, bytes, access);
         let translation = self.translate(linear, access, view)?;
+        self.check_watchpoints(linear, bytes, access);
         let physical = translation.physical;
         if physical.page().0 == self.mmu.lapic_page {
             return Ok(Place::Lapic(physical.page_offset()));
@@ -214,6 +215,9 @@ impl Cpu {
         let Some((page, is_writable)) = ram else { return Ok(Place::Space(physical)) };
         if access == Access::Write && !is_writable {
             return Ok(Place::Space(physical));
+        }
+        if self.is_watched_page(linear) {
+            return Ok(Place::Ram(page + physical.page_offset()));
         }
         self.mmu.insert(view, access, linear, page, translation.is_large);
         if access == Access::Write {
@@ -261,6 +265,7 @@ impl Cpu {
         let next = self.wrap_linear(linear.wrapping_add(first_bytes));
         let second = self.place(next, 1, access, view)?;
         self.check_data_breakpoints(linear, bytes, access);
+        self.check_watchpoints(linear, bytes, access);
         Ok((first, first_bytes, Some(second)))
     }
 
@@ -313,6 +318,7 @@ impl Cpu {
     ) -> Exec<R> {
         let view = self.mmu.view();
         let (first, first_bytes, second) = self.places(linear, T::BYTES, Access::Write, view)?;
+        self.check_watchpoints(linear, T::BYTES, Access::Read);
         let Some(second) = second else {
             return Ok(self.modify_place(first, is_locked, &mut change));
         };

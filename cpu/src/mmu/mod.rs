@@ -2,15 +2,18 @@
 //!
 //! [`access`] is what instruction handlers call; [`tlb`] caches linear page to RAM page for each
 //! *view* (who is asking), so that a hit needs no permission check; [`walk`] reads the page tables,
-//! keeps accessed and dirty bits, and is the only place where page faults are made.
+//! keeps accessed and dirty bits, and is the only place where page faults are made; [`inspect`]
+//! walks for debuggers.
 
 pub(crate) mod access;
 pub(crate) mod flush;
+mod inspect;
 pub(crate) mod segment;
 pub(crate) mod tlb;
 pub(crate) mod walk;
 
 pub use flush::{Flush, FlushLog};
+pub use inspect::{PageWalk, WalkLevel};
 pub(crate) use tlb::Mmu;
 
 /// What an access does, as page faults tell it.

@@ -10,7 +10,7 @@ use crate::exception::{Exception, Exec};
 use crate::mmu::{Access, View};
 use crate::state::{cr0, cr4, efer};
 
-const P: u64 = 1;
+pub(super) const P: u64 = 1;
 const RW: u64 = 1 << 1;
 const US: u64 = 1 << 2;
 const A: u64 = 1 << 5;
@@ -51,18 +51,25 @@ pub struct Translation {
 
 /// One level of a paging structure.
 #[derive(Clone, Copy)]
-struct Level {
+pub(super) struct Level {
     /// Lowest linear-address bit of the index.
-    shift: u32,
+    pub(super) shift: u32,
     /// An entry here may map a page: log2 of its size is `shift`.
-    can_map: bool,
+    pub(super) can_map: bool,
 }
 
 /// The shape of the current paging mode.
-struct Shape {
-    levels: &'static [Level],
-    entry_bytes: u64,
-    index_bits: u32,
+pub(super) struct Shape {
+    pub(super) levels: &'static [Level],
+    pub(super) entry_bytes: u64,
+    pub(super) index_bits: u32,
+}
+
+impl Shape {
+    /// The physical address of the table that `entry` points to.
+    pub(super) fn next_table(&self, entry: u64) -> u64 {
+        if self.entry_bytes == 8 { entry & ADDRESS } else { entry & 0xffff_f000 }
+    }
 }
 
 const fn level(shift: u32, can_map: bool) -> Level {
@@ -82,9 +89,9 @@ struct Rights {
 }
 
 /// The entry changed between reading and updating: walk again.
-struct Changed;
+pub(super) struct Changed;
 
-enum Failure {
+pub(super) enum Failure {
     Fault(u16),
     Changed,
 }
@@ -176,7 +183,7 @@ impl Cpu {
         self.state.cr4 & cr4::PAE != 0
     }
 
-    fn shape(&self) -> Shape {
+    pub(super) fn shape(&self) -> Shape {
         if self.state.msrs.efer & efer::LMA != 0 {
             let is_5 = self.state.cr4 & cr4::LA57 != 0;
             let levels = if is_5 { &LEVELS_5[..] } else { &LEVELS_5[1..] };
@@ -225,13 +232,13 @@ impl Cpu {
             if update {
                 self.set_bits(at, entry, A, shape.entry_bytes)?;
             }
-            table = if shape.entry_bytes == 8 { entry & ADDRESS } else { entry & 0xffff_f000 };
+            table = shape.next_table(entry);
         }
         Err(Failure::Fault(0))
     }
 
     /// The physical address of the first table.
-    fn root(&self, linear: u64, shape: &Shape) -> Result<u64, Failure> {
+    pub(super) fn root(&self, linear: u64, shape: &Shape) -> Result<u64, Failure> {
         if self.state.msrs.efer & efer::LMA != 0 {
             return Ok(self.state.cr3 & ADDRESS);
         }
@@ -245,7 +252,7 @@ impl Cpu {
         Ok(pdpte & ADDRESS)
     }
 
-    fn is_large(&self, entry: u64, shape: &Shape) -> bool {
+    pub(super) fn is_large(&self, entry: u64, shape: &Shape) -> bool {
         entry & PS != 0 && (shape.entry_bytes == 8 || self.state.cr4 & cr4::PSE != 0)
     }
 
@@ -392,7 +399,8 @@ impl Cpu {
     }
 }
 
-fn leaf(linear: u64, shift: u32, entry: u64, wanted: u64, entry_bytes: u64) -> Translation {
+/// Where `linear` is in the page of `1 << shift` bytes that `entry` maps.
+pub(super) fn leaf_address(linear: u64, shift: u32, entry: u64, entry_bytes: u64) -> GuestPhysical {
     let offset_mask = (1u64 << shift) - 1;
     let base = if entry_bytes == 8 {
         entry & ADDRESS & !offset_mask
@@ -401,8 +409,12 @@ fn leaf(linear: u64, shift: u32, entry: u64, wanted: u64, entry_bytes: u64) -> T
     } else {
         entry & 0xffff_f000
     };
+    GuestPhysical(base | linear & offset_mask)
+}
+
+fn leaf(linear: u64, shift: u32, entry: u64, wanted: u64, entry_bytes: u64) -> Translation {
     Translation {
-        physical: GuestPhysical(base | linear & offset_mask),
+        physical: leaf_address(linear, shift, entry, entry_bytes),
         is_large: shift != 12,
         is_dirty: (entry | wanted) & D != 0,
         is_global: false,

@@ -3,4 +3,5 @@
 mod bench;
 mod code;
 mod debug;
+mod debugger;
 mod events;

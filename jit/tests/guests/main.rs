@@ -3,6 +3,7 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod code_changes;
+mod debugger;
 mod exceptions;
 mod interrupts;
 mod mappings;

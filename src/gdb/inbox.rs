@@ -1,0 +1,144 @@
+//! What clients did, for the machine's owner, who looks only when the machine is stopped.
+//!
+//! The thread that reads from the client puts things in; unless the owner is at the inbox already,
+//! it asks for the machine to be stopped. Both is decided under one lock, so nothing lies there
+//! that nobody comes for. What a client sends faster than it is answered waits at the client.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::sockets::Client;
+
+/// Bytes that may lie in the inbox.
+const BYTES_MAX: usize = 64 << 10;
+
+/// Something that happened.
+pub(super) enum Event {
+    /// A client is there.
+    Connected(Client),
+    /// It sent this.
+    Bytes(Vec<u8>),
+    /// It went.
+    Closed,
+    /// The machine ends.
+    Quit,
+}
+
+#[derive(Default)]
+struct Shared {
+    events: VecDeque<Event>,
+    bytes: usize,
+    /// The owner is here.
+    is_attended: bool,
+    is_over: bool,
+}
+
+/// See the head of this file.
+pub(super) struct Inbox {
+    shared: Mutex<Shared>,
+    changed: Condvar,
+    /// Asks the owner to come.
+    call: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Inbox {
+    pub(super) fn new(call: Box<dyn Fn() + Send + Sync>) -> Self {
+        Self { shared: Mutex::default(), changed: Condvar::new(), call }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, shared: MutexGuard<'a, Shared>) -> MutexGuard<'a, Shared> {
+        self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts `event` in, when there is room for it.
+    pub(super) fn put(&self, event: Event) {
+        let mut shared = self.lock();
+        let bytes = if let Event::Bytes(bytes) = &event { bytes.len() } else { 0 };
+        while bytes != 0 && shared.bytes + bytes > BYTES_MAX && !shared.is_over {
+            shared = self.wait(shared);
+        }
+        shared.bytes += bytes;
+        shared.is_over |= matches!(event, Event::Quit);
+        shared.events.push_back(event);
+        let is_attended = shared.is_attended;
+        drop(shared);
+        self.changed.notify_all();
+        if !is_attended {
+            (self.call)();
+        }
+    }
+
+    /// The owner is here until [`Inbox::leave`].
+    pub(super) fn attend(&self) {
+        self.lock().is_attended = true;
+    }
+
+    /// The owner goes, unless something lies there. True if it may.
+    pub(super) fn leave(&self) -> bool {
+        let mut shared = self.lock();
+        let is_empty = shared.events.is_empty();
+        shared.is_attended = !is_empty;
+        is_empty
+    }
+
+    /// The next event, which is waited for.
+    pub(super) fn next(&self) -> Event {
+        let mut shared = self.lock();
+        loop {
+            if let Some(event) = shared.events.pop_front() {
+                if let Event::Bytes(bytes) = &event {
+                    shared.bytes -= bytes.len();
+                }
+                self.changed.notify_all();
+                return event;
+            }
+            shared = self.wait(shared);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn the_owner_is_called_once_it_is_away() {
+        let calls = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&calls);
+        let inbox = Inbox::new(Box::new(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }));
+        inbox.put(Event::Bytes(vec![1]));
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+        inbox.attend();
+        inbox.put(Event::Closed);
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+        assert!(!inbox.leave());
+        assert!(matches!(inbox.next(), Event::Bytes(_)));
+        assert!(matches!(inbox.next(), Event::Closed));
+        assert!(inbox.leave());
+        inbox.put(Event::Quit);
+        assert_eq!(calls.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn a_client_that_sends_too_much_waits() {
+        let inbox = Arc::new(Inbox::new(Box::new(|| {})));
+        let sender = Arc::clone(&inbox);
+        let thread = std::thread::spawn(move || {
+            (0..64).for_each(|_| sender.put(Event::Bytes(vec![0; BYTES_MAX / 4])));
+        });
+        for _ in 0..64 {
+            assert!(matches!(inbox.next(), Event::Bytes(_)));
+            assert!(inbox.lock().bytes <= BYTES_MAX);
+        }
+        thread.join().expect("the sender ends");
+    }
+}

@@ -1,0 +1,302 @@
+//! The server: who is connected, and what becomes of the machine when something happens.
+//!
+//! The machine is *halted* for the debugger from a stop until a client lets it go on or detaches.
+//! A client that vanishes leaves it as it is, halted or running, without its breakpoints; with
+//! `monitor vanish continue` it goes on.
+
+use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use gdbstub::common::Signal;
+use gdbstub::conn::Connection;
+use gdbstub::stub::state_machine::GdbStubStateMachine;
+use gdbstub::stub::{DisconnectReason, GdbStubBuilder, MultiThreadStopReason};
+
+use super::guard::{Guard, PACKET_BYTES};
+use super::inbox::{Event, Inbox};
+use super::target::{GdbTarget, thread_of};
+use crate::config::{Endpoint, GdbConfig};
+use crate::debug::Machine;
+use crate::sockets::{Client, Listener, SocketFile};
+use crate::vm::{Control, Quit, Request};
+
+/// How long a client may leave a reply unread before it counts as gone.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+type Session = GdbStubStateMachine<'static, GdbTarget, Reply>;
+
+/// Replies on their way, sent when a packet is complete.
+struct Reply {
+    client: Client,
+    bytes: Vec<u8>,
+}
+
+impl Connection for Reply {
+    type Error = std::io::Error;
+
+    fn write(&mut self, byte: u8) -> Result<(), Self::Error> {
+        self.bytes.push(byte);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Self::Error> {
+        let bytes = std::mem::take(&mut self.bytes);
+        self.client.write_all(&bytes)
+    }
+}
+
+/// Locks the server. A panic in it ends the machine's run anyway.
+pub(crate) fn lock(server: &Mutex<Server>) -> MutexGuard<'_, Server> {
+    server.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The server of one machine.
+pub(crate) struct Server {
+    inbox: Arc<Inbox>,
+    target: GdbTarget,
+    session: Option<Session>,
+    /// Another handle of the session's connection, to end it.
+    client: Option<Client>,
+    guard: Guard,
+    is_halted: bool,
+    _file: Option<SocketFile>,
+}
+
+impl Server {
+    /// Listens. The machine is stopped at once if it is to begin so.
+    pub(crate) fn start(
+        config: &GdbConfig,
+        control: &Arc<Control>,
+        machine: Machine,
+    ) -> Result<Self> {
+        let listener = match &config.endpoint {
+            Endpoint::Unix(path) => Listener::unix(path)
+                .with_context(|| format!("--gdb unix:{}: cannot listen there", path.display())),
+            Endpoint::Tcp(address) => Listener::tcp(address)
+                .with_context(|| format!("--gdb tcp:{address}: cannot listen there")),
+        }?;
+        let Listener { acceptor, file } = listener;
+        let owner = Arc::downgrade(control);
+        let inbox = Arc::new(Inbox::new(Box::new(move || {
+            if let Some(control) = owner.upgrade() {
+                control.request_debugger();
+            }
+        })));
+        let quitting = Arc::clone(&inbox);
+        control.on_quit(Box::new(move || quitting.put(Event::Quit)));
+        let reading = Arc::clone(&inbox);
+        std::thread::Builder::new()
+            .name("gdb".into())
+            .spawn(move || accept(|| acceptor.accept(), &reading))
+            .context("--gdb: cannot start its thread")?;
+        if config.is_paused {
+            control.request_debugger();
+        }
+        Ok(Self {
+            inbox,
+            target: GdbTarget::new(machine, Arc::clone(control)),
+            session: None,
+            client: None,
+            guard: Guard::default(),
+            is_halted: config.is_paused,
+            _file: file,
+        })
+    }
+
+    /// Serves the debugger until the machine may go on. All CPUs are stopped.
+    pub(crate) fn serve(&mut self) {
+        self.inbox.attend();
+        self.report_stop();
+        while self.is_halted || !self.inbox.leave() {
+            match self.inbox.next() {
+                Event::Connected(client) => self.begin(client),
+                Event::Bytes(bytes) => self.take(&bytes),
+                Event::Closed => self.vanish(),
+                Event::Quit => return,
+            }
+        }
+    }
+
+    /// Tells the client that the machine has ended with exit status `status`.
+    pub(crate) fn finish(&mut self, status: u8) {
+        if let Some(GdbStubStateMachine::Running(running)) = self.session.take() {
+            let ended =
+                running.report_stop(&mut self.target, MultiThreadStopReason::Exited(status));
+            if let Err(error) = ended {
+                log::debug!(target: "gdb", "the end was not told: {error}");
+            }
+        }
+        self.end_session();
+    }
+
+    /// Tells a client that waits why a CPU stopped, if one did.
+    fn report_stop(&mut self) {
+        if !matches!(self.session, Some(GdbStubStateMachine::Running(_))) {
+            return;
+        }
+        let Some(reason) = self.target.take_stop() else { return };
+        self.is_halted = true;
+        self.advance(|session, target| match session {
+            GdbStubStateMachine::Running(running) => {
+                running.report_stop(target, reason).map_err(|error| error.to_string())
+            }
+            other => Ok(other),
+        });
+    }
+
+    /// A client is there, and finds the machine stopped.
+    fn begin(&mut self, client: Client) {
+        let made = client.try_clone().and_then(|other| {
+            other.limit_writes(WRITE_TIMEOUT)?;
+            other.send_at_once()?;
+            Ok(Reply { client: other, bytes: Vec::new() })
+        });
+        let session = made.map_err(|error| error.to_string()).and_then(|reply| {
+            let builder = GdbStubBuilder::new(reply).packet_buffer_size(PACKET_BYTES);
+            let stub = builder.build().map_err(|error| error.to_string())?;
+            stub.run_state_machine(&mut self.target).map_err(|error| error.to_string())
+        });
+        match session {
+            Ok(session) => {
+                log::info!(target: "gdb", "a client is connected");
+                self.target.begin();
+                (self.session, self.client) = (Some(session), Some(client));
+                self.guard = Guard::default();
+                self.is_halted = true;
+            }
+            Err(error) => {
+                log::warn!(target: "gdb", "a client could not be served: {error}");
+                client.shut_down();
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if self.session.is_none() {
+                return;
+            }
+            if !self.guard.take(byte) {
+                return self.drop_for("it asks for more memory than a reply holds");
+            }
+            self.advance(|session, target| match session {
+                GdbStubStateMachine::Idle(idle) => {
+                    idle.incoming_data(target, byte).map_err(|error| error.to_string())
+                }
+                GdbStubStateMachine::Running(running) => {
+                    running.incoming_data(target, byte).map_err(|error| error.to_string())
+                }
+                other => Ok(other),
+            });
+        }
+    }
+
+    /// Moves the session on, and does what its new state asks for.
+    fn advance(&mut self, step: impl FnOnce(Session, &mut GdbTarget) -> Result<Session, String>) {
+        let Some(session) = self.session.take() else { return };
+        match step(session, &mut self.target) {
+            Ok(GdbStubStateMachine::CtrlCInterrupt(interrupted)) => {
+                let reason = MultiThreadStopReason::SignalWithThread {
+                    tid: thread_of(self.target.reported()),
+                    signal: Signal::SIGINT,
+                };
+                self.is_halted = true;
+                match interrupted.interrupt_handled(&mut self.target, Some(reason)) {
+                    Ok(session) => self.session = Some(session),
+                    Err(error) => self.drop_for(&error.to_string()),
+                }
+            }
+            Ok(GdbStubStateMachine::Disconnected(ended)) => {
+                if ended.get_reason() == DisconnectReason::Kill {
+                    self.target.control().request(Request::Quit(Quit::User));
+                }
+                self.target.detach();
+                self.is_halted = false;
+                self.end_session();
+            }
+            Ok(session) => {
+                if self.target.take_resumed() {
+                    self.is_halted = false;
+                }
+                self.session = Some(session);
+            }
+            Err(error) => self.drop_for(&error),
+        }
+    }
+
+    fn drop_for(&mut self, error: &str) {
+        log::warn!(target: "gdb", "the client is dropped: {error}");
+        self.drop_session();
+    }
+
+    /// The client is gone, as far as we care.
+    fn drop_session(&mut self) {
+        self.session = None;
+        self.end_session();
+        self.target.detach();
+        if self.target.goes_on_alone() {
+            self.is_halted = false;
+        }
+    }
+
+    fn vanish(&mut self) {
+        if self.session.is_some() {
+            log::info!(target: "gdb", "the client has gone");
+            self.drop_session();
+        }
+    }
+
+    fn end_session(&mut self) {
+        if let Some(client) = self.client.take() {
+            client.shut_down();
+        }
+    }
+}
+
+/// Lets in one client at a time; another one finds the door shut.
+fn accept(next: impl Fn() -> std::io::Result<Client>, inbox: &Arc<Inbox>) {
+    let is_busy = Arc::new(AtomicBool::new(false));
+    while let Ok(client) = next() {
+        if is_busy.swap(true, Ordering::AcqRel) {
+            log::warn!(target: "gdb", "a second client is sent away: one is connected");
+            client.shut_down();
+            continue;
+        }
+        let (inbox, busy) = (Arc::clone(inbox), Arc::clone(&is_busy));
+        let reader = std::thread::Builder::new().name("gdb client".into());
+        let started = reader.spawn(move || {
+            read(client, &inbox);
+            busy.store(false, Ordering::Release);
+        });
+        if let Err(error) = started {
+            log::error!(target: "gdb", "cannot start a thread for the client: {error}");
+            is_busy.store(false, Ordering::Release);
+        }
+    }
+}
+
+/// Puts what `client` sends into `inbox` until it goes.
+fn read(mut client: Client, inbox: &Inbox) {
+    match client.try_clone() {
+        Ok(other) => inbox.put(Event::Connected(other)),
+        Err(error) => return log::warn!(target: "gdb", "a client could not be served: {error}"),
+    }
+    let mut bytes = [0; 4096];
+    loop {
+        match client.read(&mut bytes) {
+            Ok(0) => break,
+            Ok(count) => {
+                inbox.put(Event::Bytes(bytes.get(..count).unwrap_or_default().to_vec()));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                log::debug!(target: "gdb", "the client cannot be read: {error}");
+                break;
+            }
+        }
+    }
+    inbox.put(Event::Closed);
+}
