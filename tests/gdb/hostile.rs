@@ -16,6 +16,11 @@ fn packet(body: &[u8]) -> Vec<u8> {
 /// The reply to `body`, without its frame; none if the connection ends.
 fn ask(stream: &mut UnixStream, body: &[u8]) -> Option<String> {
     stream.write_all(&packet(body)).ok()?;
+    reply(stream)
+}
+
+/// The next packet that comes.
+fn reply(stream: &mut UnixStream) -> Option<String> {
     let mut reply = Vec::new();
     let mut byte = [0];
     while !reply.contains(&b'$') || reply.iter().rev().nth(2) != Some(&b'#') {
@@ -58,14 +63,14 @@ fn is_served(machine: &Machine) -> bool {
     false
 }
 
-fn counting(name: &str, words: &[&str]) -> Machine {
-    let rom = guest::rom(&format!("gdb-{name}.rom"));
-    Machine::start(name, "jit", &[&["--bios", rom.to_str().unwrap()], words].concat())
+fn counting(name: &str, accel: &str, words: &[&str]) -> Machine {
+    let rom = guest::rom(&format!("gdb-{name}-{accel}.rom"));
+    Machine::start(name, accel, &[&["--bios", rom.to_str().unwrap()], words].concat())
 }
 
 #[test]
 fn packets_of_bad_faith_are_answered_or_shown_out() {
-    let mut machine = counting("hostile", &["--paused"]);
+    let mut machine = counting("hostile", "jit", &["--paused"]);
     #[rustfmt::skip]
     let bodies: &[&[u8]] = &[
         b"", b"m", b"m0", b"m0,ffffffffffffffff", b"mffffffffffffffff,2000",
@@ -98,7 +103,7 @@ fn packets_of_bad_faith_are_answered_or_shown_out() {
 
 #[test]
 fn memory_of_the_host_is_nowhere_to_be_read() {
-    let machine = counting("reads", &["--paused"]);
+    let machine = counting("reads", "jit", &["--paused"]);
     let mut client = machine.connect();
     // Behind RAM, at devices, at the local APIC, where the host has its own.
     for address in [0x100_0000u64, 0xfee0_0000, 0xfec0_0000, 0x5555_5555_5000, 0x7fff_ffff_f000] {
@@ -109,16 +114,30 @@ fn memory_of_the_host_is_nowhere_to_be_read() {
     }
 }
 
+/// Numbers that repeat.
+struct Random(u64);
+
+impl Random {
+    fn number(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.number() % limit
+    }
+
+    fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[self.below(all.len() as u64) as usize]
+    }
+}
+
 #[test]
 fn random_packets_leave_the_machine_as_it_is() {
-    let mut machine = counting("random", &["--paused"]);
-    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
-    let mut random = |below: u64| {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed % below
-    };
+    let mut machine = counting("random", "jit", &["--paused"]);
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let heads: &[&[u8]] = &[
         b"m",
         b"M",
@@ -147,9 +166,9 @@ fn random_packets_leave_the_machine_as_it_is() {
     for _ in 0..60 {
         let mut client = machine.connect();
         for _ in 0..20 {
-            let mut body = heads[random(heads.len() as u64) as usize].to_vec();
-            for _ in 0..random(30) {
-                body.push(letters[random(letters.len() as u64) as usize]);
+            let mut body = random.one_of(heads).to_vec();
+            for _ in 0..random.below(30) {
+                body.push(random.one_of(letters));
             }
             if client.write_all(&packet(&body)).is_err() {
                 break;
@@ -159,9 +178,54 @@ fn random_packets_leave_the_machine_as_it_is() {
     assert!(is_served(&machine) && machine.is_running());
 }
 
+/// Registers of the description: how long each is, in hexadecimal digits.
+fn register_digits(client: &mut UnixStream) -> Vec<usize> {
+    let digits = |number: usize| ask(client, format!("p{number:x}").as_bytes());
+    (0..).map(digits).map_while(|reply| reply.map(|reply| reply.len()).filter(|&d| d > 3)).collect()
+}
+
+#[test]
+fn random_registers_and_memory_hurt_the_guest_alone() {
+    for accel in crate::ENGINES {
+        let mut machine = counting("state", accel, &["--paused"]);
+        let mut client = machine.connect();
+        let digits = register_digits(&mut client);
+        assert!(digits.len() > 150, "{} registers", digits.len());
+        let mut random = Random(0x2545_f491_4f6c_dd1d);
+        for round in 0..1500 {
+            let number = random.below(digits.len() as u64) as usize;
+            let mut value: Vec<u8> = (0..digits[number] / 2).map(|_| 0).collect();
+            let changed = random.below(value.len() as u64 + 1) as usize;
+            for byte in value.iter_mut().take(changed) {
+                *byte = random.one_of(&[0, 1, 0x10, 0x7f, 0x80, 0xff, 0x93, 0x9b, 0xa5]);
+            }
+            let value: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
+            ask(&mut client, format!("P{number:x}={value}").as_bytes()).unwrap();
+            if round % 3 == 0 {
+                let at = 0xf_0400 + random.below(0x100);
+                let byte = random.below(256);
+                ask(&mut client, format!("M{at:x},1:{byte:02x}").as_bytes()).unwrap();
+            }
+            if round % 5 == 0 {
+                // A little way on, if it goes on at all.
+                client.write_all(&packet(b"vCont;c")).unwrap();
+                client.write_all(b"\x03").unwrap();
+            } else {
+                client.write_all(&packet(b"vCont;s:1")).unwrap();
+                client.write_all(b"\x03").unwrap();
+            }
+            let stop = reply(&mut client).unwrap();
+            assert!(stop.starts_with('T'), "{stop}");
+            assert!(machine.is_running());
+            // Ctrl-C may come when the step is done already: one more stop is told then.
+            while ask(&mut client, b"qAttached").is_some_and(|reply| reply != "1") {}
+        }
+    }
+}
+
 #[test]
 fn a_client_that_vanishes_leaves_the_guest_as_it_was_or_as_it_asked() {
-    let machine = counting("vanish", &[]);
+    let machine = counting("vanish", "jit", &[]);
     let counter = |client: &mut UnixStream| {
         let reply = ask(client, b"m600,4").unwrap();
         let number = u32::from_str_radix(&reply, 16).unwrap_or_else(|_| panic!("{reply}"));
@@ -204,7 +268,7 @@ fn a_client_that_vanishes_leaves_the_guest_as_it_was_or_as_it_asked() {
 
 #[test]
 fn a_second_client_is_sent_away() {
-    let machine = counting("second", &["--paused"]);
+    let machine = counting("second", "jit", &["--paused"]);
     let mut first = machine.connect();
     assert!(ask(&mut first, b"?").is_some());
     assert_eq!(ask(&mut machine.connect(), b"?"), None);
