@@ -4,9 +4,9 @@ use std::fmt;
 
 use cpu::Cpu;
 use cpu::debugger::WatchHit;
-use cpu::mmu::PageWalk;
+use cpu::mmu::{MappedRange, PageWalk};
 use cpu::mode::OperatingMode;
-use cpu::state::Activity;
+use cpu::state::{Activity, cr0};
 use memory::GuestPhysical;
 
 use super::disassembly::Disassembly;
@@ -38,6 +38,8 @@ const HELP: &str = "\
 cpu [N]               the CPU that commands are about
 info registers [all]  its registers, system registers and MSRs included; all: vectors too
 info cpus             what each CPU does
+info mem              what is mapped, with its rights
+info jit              figures of its translator
 info breakpoints      where it stops
 info watch            the access that met a watchpoint last
 x[/COUNT FORMAT SIZE] [ADDRESS]
@@ -104,9 +106,13 @@ fn info(machine: &Machine, context: &Context, what: &str) -> Result<Effect, Stri
         "registers" => reply(on(machine, context.cpu, |cpu| registers(cpu, Shown::NoVectors))?),
         "registers all" => reply(on(machine, context.cpu, |cpu| registers(cpu, Shown::All))?),
         "cpus" => reply(cpus(machine)),
+        "mem" => reply(on(machine, context.cpu, |cpu| mapped(cpu))?),
+        "jit" => reply(machine.engine_figures(context.cpu).ok_or_else(|| no_cpu(machine))?),
         "breakpoints" | "b" => reply(on(machine, context.cpu, points)?),
         "watch" => reply(watch(context)),
-        _ => Err(format!("info {what}: take registers [all], cpus, breakpoints or watch")),
+        _ => {
+            Err(format!("info {what}: take registers [all], cpus, mem, jit, breakpoints or watch"))
+        }
     }
 }
 
@@ -246,6 +252,42 @@ fn watch(context: &Context) -> String {
     let (start, at) = (hit.watchpoint.start, hit.address);
     let old = hit.old.map_or_else(|| "unknown".into(), |old| format!("{old:#x}"));
     format!("an access at {at:#x} met the watchpoint at {start:#x}, where was {old}\n")
+}
+
+/// Ranges of [`Mapped`] at most.
+const RANGES_MAX: usize = 1024;
+
+/// What is mapped.
+pub(crate) struct Mapped {
+    ranges: Vec<MappedRange>,
+    /// Where it goes on, if that is not all.
+    rest: Option<u64>,
+    has_paging: bool,
+}
+
+/// What is mapped for the CPU.
+pub(crate) fn mapped(cpu: &Cpu) -> Mapped {
+    let (ranges, rest) = cpu.mapped_ranges(0, RANGES_MAX);
+    Mapped { ranges, rest, has_paging: cpu.state.cr0 & cr0::PG != 0 }
+}
+
+impl fmt::Display for Mapped {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.has_paging {
+            return writeln!(out, "there is no paging");
+        }
+        for range in &self.ranges {
+            let right = |is_given: bool, letter: char| if is_given { letter } else { '-' };
+            let (user, write) = (right(range.is_user, 'u'), right(range.is_writable, 'w'));
+            let execute = right(range.is_executable, 'x');
+            let (start, last) = (range.start, range.last);
+            writeln!(out, "{start:#018x}-{last:#018x} {user}r{write}{execute}")?;
+        }
+        match self.rest {
+            Some(rest) => writeln!(out, "and more from {rest:#x} on"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A page walk.
@@ -411,6 +453,8 @@ mod tests {
         assert!(ask("x/i").contains("jmp 0xf000:0x1000"));
         assert_eq!(ask("x/2xb $cs_base+$rip"), "0xfffffff0: 0xea 0x00\n");
         assert!(ask("translate 0x1234").contains("without paging"));
+        assert_eq!(ask("info mem"), "there is no paging\n");
+        assert_eq!(ask("info jit"), "the machine was made without the translator\n");
         assert!(ask("xp/4dw 0x1000").contains("0x1000: 0 0 0 0"));
         assert!(ask("x 0xe0000000").contains("nothing is mapped"));
         assert!(ask("cpu 1").starts_with("CPU 1"));

@@ -34,6 +34,16 @@ impl Machine {
         self.cpus.get(index).map(|cpu| act(lock(cpu).cpu_mut()))
     }
 
+    /// What the translator of CPU `index` tells of itself.
+    pub(crate) fn engine_figures(&self, index: usize) -> Option<String> {
+        let cpu = lock(self.cpus.get(index)?);
+        let figures = match cpu.translator() {
+            Some(translator) => translator.statistics().to_string(),
+            None => "the machine was made without the translator".into(),
+        };
+        Some(figures + "\n")
+    }
+
     fn for_each(&self, mut act: impl FnMut(usize, &mut Engine)) {
         self.cpus.iter().enumerate().for_each(|(index, cpu)| act(index, &mut lock(cpu)));
     }

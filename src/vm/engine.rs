@@ -121,6 +121,14 @@ impl Engine {
         self.runner.take_over(handover);
     }
 
+    /// The translator, whether or not it runs the CPU now.
+    pub(crate) fn translator(&self) -> Option<&JitCpu> {
+        std::iter::once(&self.runner).chain(&self.others).find_map(|runner| match runner {
+            Runner::Jit(cpu) => Some(&**cpu),
+            Runner::Interp(_) | Runner::Kvm(_) => None,
+        })
+    }
+
     /// What `--stats` says of the engines.
     pub(crate) fn figures(&self) -> String {
         let all = std::iter::once(&self.runner).chain(&self.others).map(Runner::figures);

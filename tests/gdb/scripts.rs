@@ -21,7 +21,8 @@ fn the_built_in_guest_is_stepped_through_its_modes() {
              monitor x/1i\nsi\nmonitor info cpus\nsi\nsi\nsi\nsi\nmonitor x/1i\np/x $cs\ndelete\n\
              break *0xf3000\ncontinue\np/x $cs\nmonitor x/2i\nsi\np/x $rip\ndelete\n\
              hbreak *0xf5000\ncontinue\np/x $efer\nmonitor info cpus\nx/2i $pc\n\
-             monitor translate 0xf5000\nsi\np/x $rip\ndelete\ncontinue",
+             monitor translate 0xf5000\nmonitor info mem\nmonitor info jit\nsi\np/x $rip\n\
+             delete\ncontinue",
         );
         check(
             &said,
@@ -50,6 +51,9 @@ fn the_built_in_guest_is_stepped_through_its_modes() {
                 "=> 0xf5000:\tmov    $0x38,%eax",
                 "bit 21 up: entry at",
                 "0xf5000 is at 0xf5000, in a page of 2048 KiB",
+                "0x0000000000000000-0x",
+                "urwx",
+                if accel == "jit" { "blocks " } else { "without the translator" },
                 "$8 = 0xf5005",
                 "[Inferior 1 (process 1) exited normally]",
             ],

@@ -8,7 +8,7 @@ use memory::{GuestPhysical, PAGE_SIZE, PageKind};
 use crate::Cpu;
 use crate::state::{cr0, efer};
 
-use super::walk::{P, leaf_address};
+use super::walk::{P, RW, US, XD, leaf_address};
 
 /// One step of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,108 @@ pub struct PageWalk {
     pub found: Option<(GuestPhysical, u32)>,
 }
 
+impl PageWalk {
+    /// Bits that all entries on the way have, and those that any has: rights are of the one kind
+    /// (W, U) or of the other (XD).
+    pub fn rights(&self) -> (u64, u64) {
+        let entries = || self.levels.iter().map(|level| level.entry);
+        (entries().fold(u64::MAX, |all, entry| all & entry), entries().fold(0, |any, e| any | e))
+    }
+
+    /// The first linear address behind `linear` that another entry is about.
+    fn behind(&self, linear: u64) -> Option<u64> {
+        let shift = match (self.found, self.levels.last()) {
+            (Some((_, shift)), _) => shift,
+            (None, Some(level)) => level.shift,
+            (None, None) => return None,
+        };
+        (linear >> shift).checked_add(1)?.checked_mul(1 << shift)
+    }
+}
+
+/// A run of linear pages that are mapped with the same rights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappedRange {
+    /// The first byte.
+    pub start: u64,
+    /// The last byte.
+    pub last: u64,
+    /// May be written.
+    pub is_writable: bool,
+    /// Is open to CPL 3.
+    pub is_user: bool,
+    /// Code may be fetched.
+    pub is_executable: bool,
+}
+
+impl MappedRange {
+    fn has_rights_of(&self, other: &Self) -> bool {
+        let rights = |range: &Self| (range.is_writable, range.is_user, range.is_executable);
+        rights(self) == rights(other)
+    }
+}
+
 impl Cpu {
+    /// What is mapped from linear address `from` on: at most `most` ranges, looking at so many
+    /// entries, and where to go on if that was not all. Without paging there is nothing to say.
+    pub fn mapped_ranges(&self, from: u64, most: usize) -> (Vec<MappedRange>, Option<u64>) {
+        /// Entries that are looked at for each range that is wanted.
+        const ENTRIES: usize = 4096;
+        let mut ranges: Vec<MappedRange> = Vec::new();
+        let mut next = Some(from).filter(|_| self.state.cr0 & cr0::PG != 0);
+        for _ in 0..most.saturating_mul(ENTRIES) {
+            let Some(linear) = next.map(|next| self.canonical_from(next)) else { break };
+            let walk = self.inspect(linear);
+            next = walk.behind(linear).filter(|&next| self.is_linear(next));
+            if walk.found.is_none() {
+                if walk.levels.is_empty() && self.state.msrs.efer & efer::LMA == 0 {
+                    // An absent PDPTE is about 1 GiB.
+                    next = (linear >> 30)
+                        .checked_add(1)
+                        .map(|g| g << 30)
+                        .filter(|&n| self.is_linear(n));
+                }
+                continue;
+            }
+            let (all, any) = walk.rights();
+            let range = MappedRange {
+                start: linear,
+                last: next.map_or(self.last_linear(), |next| next - 1),
+                is_writable: all & RW != 0,
+                is_user: all & US != 0,
+                is_executable: any & XD == 0 || self.state.msrs.efer & efer::NXE == 0,
+            };
+            let last = ranges.last_mut().filter(|last| {
+                last.last.checked_add(1) == Some(linear) && last.has_rights_of(&range)
+            });
+            if let Some(last) = last {
+                last.last = range.last;
+            } else if ranges.len() == most {
+                return (ranges, Some(linear));
+            } else {
+                ranges.push(range);
+            }
+        }
+        (ranges, next)
+    }
+
+    fn last_linear(&self) -> u64 {
+        if self.state.msrs.efer & efer::LMA != 0 { u64::MAX } else { 0xffff_ffff }
+    }
+
+    fn is_linear(&self, address: u64) -> bool {
+        address <= self.last_linear()
+    }
+
+    /// `address`, or the first canonical address behind it.
+    fn canonical_from(&self, address: u64) -> u64 {
+        let is_long = self.state.msrs.efer & efer::LMA != 0;
+        if !is_long || self.mode.is_canonical(address) {
+            return address;
+        }
+        u64::MAX << self.mode.canonical_shift
+    }
+
     /// Walks the page tables for `linear`, by the current paging mode.
     pub fn inspect(&self, linear: u64) -> PageWalk {
         let mut walk = PageWalk::default();

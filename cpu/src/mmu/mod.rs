@@ -13,7 +13,7 @@ pub(crate) mod tlb;
 pub(crate) mod walk;
 
 pub use flush::{Flush, FlushLog};
-pub use inspect::{PageWalk, WalkLevel};
+pub use inspect::{MappedRange, PageWalk, WalkLevel};
 pub(crate) use tlb::Mmu;
 
 /// What an access does, as page faults tell it.

@@ -11,13 +11,13 @@ use crate::mmu::{Access, View};
 use crate::state::{cr0, cr4, efer};
 
 pub(super) const P: u64 = 1;
-const RW: u64 = 1 << 1;
-const US: u64 = 1 << 2;
+pub(super) const RW: u64 = 1 << 1;
+pub(super) const US: u64 = 1 << 2;
 const A: u64 = 1 << 5;
 const D: u64 = 1 << 6;
 const PS: u64 = 1 << 7;
 const G: u64 = 1 << 8;
-const XD: u64 = 1 << 63;
+pub(super) const XD: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// Page-fault error code bits.

@@ -221,6 +221,13 @@ fn inspection_reads_what_is_mapped_and_leaves_no_trace() {
     let leaf = walk.levels[3];
     assert_eq!(leaf.entry & 0x20, 0, "an accessed bit: {:#x}", leaf.entry);
     assert_eq!(bench.cpu.state.cr2, 7);
+    // The page that was taken away splits what is mapped.
+    let (ranges, rest) = bench.cpu.mapped_ranges(0, 100);
+    assert_eq!(rest, None);
+    assert!(ranges.iter().any(|range| range.last == DATA + 0xfff && range.is_writable));
+    assert!(ranges.iter().any(|range| range.start == DATA + 0x2000));
+    let (first, rest) = bench.cpu.mapped_ranges(0, 1);
+    assert_eq!((first.as_slice(), rest), (&ranges[..1], Some(ranges[1].start)));
     bench.cpu.state.cr0 &= !cr0::PG;
     assert_eq!(bench.cpu.inspect(0x1_2345_6789).found.map(|found| found.0.0), Some(0x2345_6789));
 }
