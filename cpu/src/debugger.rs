@@ -310,11 +310,7 @@ impl Cpu {
     }
 
     /// Before the events of a boundary: a CPU that has stopped takes none.
-    #[inline]
     pub(crate) fn held_by_debugger(&mut self) -> Option<VmExit> {
-        if !self.debugger.is_on {
-            return None;
-        }
         let is_held = self.debugger.resume == Resume::Hold;
         if self.debugger.stop.is_none() && !is_held {
             return None;
@@ -328,11 +324,7 @@ impl Cpu {
 
     /// Behind the events of a boundary: whether the debugger stops the CPU before the instruction
     /// that comes. `was_asleep` says that an event has just woken it.
-    #[inline]
     pub(crate) fn stopped_by_debugger(&mut self, was_asleep: bool) -> Option<VmExit> {
-        if !self.debugger.is_on {
-            return None;
-        }
         let linear = self.linear_ip();
         let is_stepping = matches!(self.debugger.resume, Resume::Step | Resume::StepInside { .. });
         let stop = if self.debugger.passed != Some(linear)

@@ -59,19 +59,33 @@ impl Cpu {
     /// Concurrent Events".
     #[inline]
     pub(crate) fn boundary(&mut self) -> Option<VmExit> {
+        if self.is_debugged() {
+            return self.debugged_boundary();
+        }
+        self.undisturbed_boundary()
+    }
+
+    /// The same with a debugger, before and behind it.
+    #[cold]
+    fn debugged_boundary(&mut self) -> Option<VmExit> {
         if let Some(exit) = self.held_by_debugger() {
             return Some(exit);
         }
+        let was_asleep = self.state.activity != Activity::Active;
+        self.undisturbed_boundary().or_else(|| self.stopped_by_debugger(was_asleep))
+    }
+
+    #[inline]
+    fn undisturbed_boundary(&mut self) -> Option<VmExit> {
         let pending = self.env.events.peek();
         let is_closed = self.state.rflags & rflags::IF == 0;
         let is_quiet = (pending == 0 || pending == Events::INTERRUPT && is_closed)
             && self.state.activity == Activity::Active
             && self.state.nmis_pending == 0;
         if is_quiet && !self.has_new_space() {
-            return self.stopped_by_debugger(false);
+            return None;
         }
-        let was_asleep = self.state.activity != Activity::Active;
-        self.boundary_slow().or_else(|| self.stopped_by_debugger(was_asleep))
+        self.boundary_slow()
     }
 
     /// True if some physical address may have become another thing since the CPU last looked.
