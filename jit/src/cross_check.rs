@@ -68,7 +68,8 @@ impl Inner {
     pub(crate) fn end_check(&mut self, before: State, executed: u64, exit: Exit) {
         self.settle_x87();
         let journal = self.journal.take().unwrap_or_default();
-        let undefined = self.undefined_flags(before.rip, executed);
+        let rip = before.rip;
+        let undefined = self.undefined_flags(rip, executed);
         let pointers = Pointers::of(&before.fpu);
         let mut translated = std::mem::replace(&mut self.cpu.state, before);
         self.cpu.mode_changed();
@@ -100,7 +101,8 @@ impl Inner {
             self.slow.mismatches += 1;
             log::error!(
                 target: "jit",
-                "the engines differ behind {executed} instructions, left by {exit:?}: {}",
+                "the engines differ behind {executed} instructions from {rip:#x} on, \
+                left by {exit:?}: {}",
                 differences.join("; ")
             );
         }
