@@ -61,8 +61,9 @@ pub(crate) struct JitConfig {
     pub(crate) cache_bytes: Option<u64>,
     /// Guest instructions in a block at most.
     pub(crate) block_size: usize,
-    /// How often a jump is taken until its target becomes a superblock; 0 for never.
-    pub(crate) superblock_after: u32,
+    /// How often a jump is taken until its target becomes a superblock; 0 for never, none for the
+    /// translator's own number.
+    pub(crate) superblock_after: Option<u32>,
     /// Overwrite the registers that a call may change, to find code that relies on them.
     pub(crate) trash_helpers: bool,
     /// Have the interpreter execute every block too, and compare.
@@ -76,8 +77,6 @@ pub(crate) struct JitConfig {
 impl JitConfig {
     /// The longest blocks there are.
     pub(crate) const BLOCK_SIZE_MAX: usize = 64;
-    /// How often a jump is taken until its target becomes a superblock, unless told.
-    const SUPERBLOCK_AFTER: u32 = 4000;
     /// The least code that a CPU keeps, most, and without a word about it.
     pub(crate) const CPU_CACHE_MIN: u64 = 4 << 20;
     pub(crate) const CPU_CACHE_MAX: u64 = 1 << 30;
@@ -97,7 +96,7 @@ impl Default for JitConfig {
         Self {
             cache_bytes: None,
             block_size: Self::BLOCK_SIZE_MAX,
-            superblock_after: Self::SUPERBLOCK_AFTER,
+            superblock_after: None,
             trash_helpers: false,
             cross_check: false,
             count_accesses: false,

@@ -50,7 +50,7 @@ impl JitArguments {
         Ok(JitConfig {
             cache_bytes: self.jit_cache,
             block_size: self.jit_block_size.map_or(default.block_size, usize::from),
-            superblock_after: self.jit_superblock_after.unwrap_or(default.superblock_after),
+            superblock_after: self.jit_superblock_after,
             trash_helpers: self.jit_trash_helpers,
             cross_check: self.jit_cross_check,
             count_accesses: self.jit_count_accesses,
@@ -109,7 +109,7 @@ mod tests {
         for size in [1, 64] {
             assert_eq!(jit(&["--jit-block-size", &size.to_string()]).block_size, size);
         }
-        assert_eq!(jit(&["--jit-superblock-after", "7"]).superblock_after, 7);
+        assert_eq!(jit(&["--jit-superblock-after", "7"]).superblock_after, Some(7));
         let config = jit(&["--jit-trash-helpers", "--jit-cross-check"]);
         assert!(config.trash_helpers && config.cross_check);
         let config = jit(&["--accel", "jit", "--jit-count-accesses", "--perf-map"]);

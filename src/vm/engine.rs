@@ -289,11 +289,11 @@ fn kvm(first: EngineKind, clocks: Clocks) -> Result<KvmMachine> {
 }
 
 fn jit_options(config: &Config) -> Result<jit::Options> {
-    let wanted = &config.jit;
+    let (wanted, default) = (&config.jit, jit::Options::default());
     Ok(jit::Options {
         cache_bytes: wanted.cpu_cache_bytes(config.cpus),
         block_size: wanted.block_size,
-        superblock_after: wanted.superblock_after,
+        superblock_after: wanted.superblock_after.unwrap_or(default.superblock_after),
         trash_helpers: wanted.trash_helpers,
         cross_check: wanted.cross_check,
         count_accesses: wanted.count_accesses,
