@@ -70,15 +70,20 @@ fn second_cpu_protected() -> Result<Assembled, IcedError> {
 fn second_cpu_long() -> Result<Assembled, IcedError> {
     let mut stage = Stage::new(Width::Bits64, SECOND_CPU_LONG)?;
     let s = &mut stage;
+    arrive(s)?;
+    count(s)?;
+    halt_forever(s)?;
+    stage.finish()
+}
+
+/// Says that this processor is here, and waits for the word to begin.
+pub fn arrive(s: &mut Stage) -> Emit {
     let mut wait = s.create_label();
     s.lock().inc(dword_ptr(CPUS_ARRIVED))?;
     s.set_label(&mut wait)?;
     s.pause()?;
     s.cmp(dword_ptr(COUNT_NOW), 0)?;
-    s.je(wait)?;
-    count(s)?;
-    halt_forever(s)?;
-    stage.finish()
+    s.je(wait)
 }
 
 /// What every processor does: counts, then tells that it is done.

@@ -11,7 +11,7 @@ use crate::rom::layout::{COUNT_NOW, CPU_COUNT, CPUS_ARRIVED, CPUS_DONE, PARAMETE
 use crate::rom::local_apic::LOCAL_APIC;
 use crate::rom::power_off::halt_forever;
 use crate::rom::print::{print_decimal, print_hex};
-use crate::rom::smp::{read_cpu_count, start_others};
+use crate::rom::smp::{arrive, read_cpu_count, start_others};
 use crate::rom::stage::{Emit, Stage};
 
 /// What each processor has, by its number: 8 KiB from here.
@@ -80,12 +80,7 @@ pub fn run(s: &mut Stage) -> Emit {
 
 /// Another processor.
 pub fn run_other(s: &mut Stage) -> Emit {
-    let mut wait = s.create_label();
-    s.lock().inc(dword_ptr(CPUS_ARRIVED))?;
-    s.set_label(&mut wait)?;
-    s.pause()?;
-    s.cmp(dword_ptr(COUNT_NOW), 0)?;
-    s.je(wait)?;
+    arrive(s)?;
     work(s)?;
     halt_forever(s)
 }
