@@ -58,7 +58,11 @@ pub const FSW_B: u16 = 1 << 15;
 /// FSW: the number of ST0's register.
 pub const FSW_TOP: u16 = 7 << 11;
 /// FOP has 11 bits.
-pub(crate) const FOP_BITS: u16 = 0x7ff;
+pub const FOP_BITS: u16 = 0x7ff;
+/// The bits of FCW that can be written.
+pub const FCW_BITS: u16 = 0x1f3f;
+/// The bit of FCW that is always set.
+pub const FCW_ONE: u16 = 0x40;
 /// FSW and FCW: the six exceptions and their masks.
 pub const X87_EXCEPTIONS: u16 = 0x3f;
 
@@ -111,7 +115,7 @@ impl FpuState {
     /// bits have values of their own.
     #[inline]
     pub fn read_x87(&mut self, image: &[u8; fxsave::BYTES]) {
-        self.fcw = u16::from_le_bytes(get(image, fxsave::FCW)) & 0x1f3f | 0x40;
+        self.fcw = u16::from_le_bytes(get(image, fxsave::FCW)) & FCW_BITS | FCW_ONE;
         self.fsw = u16::from_le_bytes(get(image, fxsave::FSW));
         self.ftw = image[fxsave::FTW];
         for stack in 0..8 {

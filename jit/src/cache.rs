@@ -504,11 +504,6 @@ impl Cache {
         has_some
     }
 
-    /// Kills block `number`, in whose place another is found now.
-    pub(crate) fn replace(&mut self, number: u32) {
-        self.kill(number);
-    }
-
     /// Kills every block of the RAM pages that linear page `linear` is known to be mapped to.
     pub(crate) fn kill_linear_page(&mut self, linear: u64) {
         let ram_page = |&page: &u32| self.page_of(page).map(|page| page.ram_page);
@@ -518,7 +513,8 @@ impl Cache {
         }
     }
 
-    fn kill(&mut self, number: u32) {
+    /// Kills block `number`: whoever comes to it looks for another one.
+    pub(crate) fn kill(&mut self, number: u32) {
         let Some(block) = self.blocks.get_mut(number as usize) else { return };
         if std::mem::replace(&mut block.is_dead, true) {
             return;

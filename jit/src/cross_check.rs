@@ -11,7 +11,7 @@
 //! Known limits: memory that other vCPUs or devices change meanwhile looks like a difference.
 
 use cpu::engine::Vcpu;
-use cpu::fpu::FpuState;
+use cpu::fpu::{FSW_TOP, FpuState};
 use cpu::state::State;
 use iced_x86::Decoder;
 use memory::PAGE_SIZE;
@@ -28,8 +28,6 @@ pub(crate) struct KeptPage {
 
 /// The flags of MXCSR that say which exceptions there were.
 const EXCEPTION_FLAGS: u32 = 0x3f;
-/// FSW.TOP, which is 0 in MMX operation.
-const FSW_TOP: u16 = 7 << 11;
 /// The tags of MMX operation: no register is empty.
 const MMX_FTW: u8 = 0xff;
 /// Blocks of the interpreter that as many instructions as one translated block may take.

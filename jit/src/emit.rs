@@ -490,8 +490,8 @@ impl<'a> Emitter<'a> {
         self.leave_on(code, target);
     }
 
-    /// Goes on with the next step, which is at `target`, a jump's; on condition `exit` it leaves
-    /// for the instruction behind the jump instead.
+    /// Goes on with the next step, which is at the target of `step`, a jump; on condition `exit` it
+    /// leaves for the instruction behind the jump instead.
     pub(crate) fn follow(&mut self, step: &Step, exit: Option<u8>) {
         if exit.is_some() {
             self.want_flags();

@@ -164,7 +164,7 @@ impl Inner {
         let generation = self.cache.generation;
         let made = self.emit(wish, &[page.0], guest_bytes);
         if let Some(old) = old.filter(|_| self.cache.generation == generation) {
-            self.cache.replace(old);
+            self.cache.kill(old);
         }
         made
     }

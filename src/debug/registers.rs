@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 use cpu::Cpu;
 use cpu::edit::{LDTR, TR};
 use cpu::exception::{Exception, Exec};
+use cpu::fpu::{FCW_BITS, FCW_ONE, FOP_BITS};
 use cpu::state::{Segment, TableRegister, seg};
 
 /// What a debugger shows together; gdb's features, by whom they are named.
@@ -418,11 +419,6 @@ fn read_environment(cpu: &Cpu, part: X87) -> u32 {
         X87::Opcode => u32::from(fpu.fop),
     }
 }
-
-/// Bits of the x87 control word that can be written, and the one that is always set.
-const FCW_BITS: u16 = 0x1f3f;
-const FCW_ONE: u16 = 0x40;
-const FOP_BITS: u16 = 0x7ff;
 
 fn write_environment(cpu: &mut Cpu, part: X87, value: u64) -> Exec {
     let fpu = &mut cpu.state.fpu;

@@ -84,7 +84,7 @@ impl Cpu {
             let walk = self.inspect(linear);
             next = walk.behind(linear).filter(|&next| self.is_linear(next));
             if walk.found.is_none() {
-                if walk.levels.is_empty() && self.state.msrs.efer & efer::LMA == 0 {
+                if walk.levels.is_empty() && !self.mode.is_long() {
                     // An absent PDPTE is about 1 GiB.
                     next = (linear >> 30)
                         .checked_add(1)
@@ -116,7 +116,7 @@ impl Cpu {
     }
 
     fn last_linear(&self) -> u64 {
-        if self.state.msrs.efer & efer::LMA != 0 { u64::MAX } else { 0xffff_ffff }
+        if self.mode.is_long() { u64::MAX } else { 0xffff_ffff }
     }
 
     fn is_linear(&self, address: u64) -> bool {
@@ -125,8 +125,7 @@ impl Cpu {
 
     /// `address`, or the first canonical address behind it.
     fn canonical_from(&self, address: u64) -> u64 {
-        let is_long = self.state.msrs.efer & efer::LMA != 0;
-        if !is_long || self.mode.is_canonical(address) {
+        if !self.mode.is_long() || self.mode.is_canonical(address) {
             return address;
         }
         u64::MAX << self.mode.canonical_shift
@@ -139,11 +138,10 @@ impl Cpu {
             walk.found = Some((GuestPhysical(linear & 0xffff_ffff), 12));
             return walk;
         }
-        if self.state.msrs.efer & efer::LMA != 0 && !self.mode.is_canonical(linear) {
+        if self.mode.is_long() && !self.mode.is_canonical(linear) {
             return walk;
         }
-        let linear =
-            if self.state.msrs.efer & efer::LMA != 0 { linear } else { linear & 0xffff_ffff };
+        let linear = if self.mode.is_long() { linear } else { linear & 0xffff_ffff };
         let shape = self.shape();
         let Ok(mut table) = self.root(linear, &shape) else { return walk };
         for (depth, level) in shape.levels.iter().enumerate() {
