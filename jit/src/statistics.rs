@@ -50,6 +50,11 @@ impl Statistics {
         self.slow.mismatches
     }
 
+    /// Guest instructions in all blocks that were made.
+    pub fn translated_instructions(&self) -> u64 {
+        self.figures.instructions
+    }
+
     /// Accesses that took the slow path.
     pub fn tlb_misses(&self) -> u64 {
         self.slow.tlb_misses

@@ -57,7 +57,11 @@ pub fn run(options: &Options) -> Result<()> {
 fn criterion(filter: Option<&str>) -> Result<()> {
     let mut command = workspace::cargo();
     // Whole crates would also run their unit tests as benches of no iterations.
-    command.args(["bench", "--package", "cpu", "--package", "memory", "--bench", "*"]);
+    command.arg("bench");
+    for package in ["cpu", "jit", "memory"] {
+        command.args(["--package", package]);
+    }
+    command.args(["--bench", "*"]);
     if let Some(filter) = filter {
         command.args(["--", filter]);
     }
