@@ -32,12 +32,13 @@ fn pair(bench: &mut Bench, programs: [Program<'_>; 2], options: &Options) -> Vec
     cpus
 }
 
-fn all_options() -> [Options; 3] {
+fn all_options() -> [Options; 4] {
     let plain = Options::default();
     [
         plain.clone(),
         Options { block_size: 1, ..plain.clone() },
-        Options { trash_helpers: true, ..plain },
+        Options { trash_helpers: true, ..plain.clone() },
+        Options { superblock_after: 1, ..plain },
     ]
 }
 
