@@ -1,0 +1,176 @@
+//! The monitor's commands: a table of functions that give data, and the text of it.
+//!
+//! Each family is a file with a table of its own; [`FAMILIES`] lists them, and `help` is made of
+//! them. A command is found by its words ([`run`]) and answers with an [`Effect`]: data that shows
+//! itself as text, so that a protocol for programs can call the same functions.
+
+mod help;
+mod machine;
+mod memory;
+mod points;
+mod registers;
+
+use std::fmt;
+
+use cpu::Cpu;
+use cpu::debugger::WatchHit;
+
+use super::machine::Machine;
+use super::parse;
+
+pub(crate) use registers::cpu_summary;
+
+/// What the commands of one debugger keep from one to the next.
+#[derive(Default)]
+pub(crate) struct Context {
+    /// The CPU that commands are about.
+    pub(crate) cpu: usize,
+    /// The machine goes on when the debugger vanishes.
+    pub(crate) goes_on_alone: bool,
+    /// The last watchpoint that was met.
+    pub(crate) last_watch: Option<WatchHit>,
+}
+
+/// What a command leads to.
+pub(crate) enum Effect {
+    /// It answers.
+    Reply(Box<dyn fmt::Display>),
+    /// The run is to end.
+    Quit,
+}
+
+/// What a command comes back with; an error is one line for the user.
+pub(crate) type Answer = Result<Effect, String>;
+
+/// What a command needs of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// Nothing: it looks at no CPU and no chip, whether they run or not.
+    Nothing,
+    /// All CPUs at instruction boundaries, for as long as it takes.
+    Pause,
+}
+
+/// A row of the table.
+pub(crate) struct Command {
+    /// The word, or two: `x`, `info cpus`.
+    name: &'static str,
+    /// Other words for it.
+    aliases: &'static [&'static str],
+    /// What stands behind it, as help shows it; empty for nothing. With `[/` at its beginning the
+    /// word takes a format.
+    arguments: &'static str,
+    /// What it does, in a line.
+    help: &'static str,
+    needs: Needs,
+    run: fn(&mut Call<'_>) -> Answer,
+}
+
+impl Command {
+    /// A command that looks at CPUs or chips.
+    const fn paused(
+        name: &'static str,
+        aliases: &'static [&'static str],
+        arguments: &'static str,
+        help: &'static str,
+        run: fn(&mut Call<'_>) -> Answer,
+    ) -> Self {
+        Self { name, aliases, arguments, help, needs: Needs::Pause, run }
+    }
+
+    /// A command that does not.
+    const fn anytime(
+        name: &'static str,
+        aliases: &'static [&'static str],
+        arguments: &'static str,
+        help: &'static str,
+        run: fn(&mut Call<'_>) -> Answer,
+    ) -> Self {
+        Self { name, aliases, arguments, help, needs: Needs::Nothing, run }
+    }
+
+    fn is_called(&self, word: &str) -> bool {
+        self.name == word || self.aliases.contains(&word)
+    }
+
+    fn takes_format(&self) -> bool {
+        self.arguments.starts_with("[/")
+    }
+}
+
+/// The families, in the order of `help`.
+const FAMILIES: &[&[Command]] =
+    &[help::COMMANDS, machine::COMMANDS, registers::COMMANDS, memory::COMMANDS, points::COMMANDS];
+
+fn all() -> impl Iterator<Item = &'static Command> {
+    FAMILIES.iter().copied().flatten()
+}
+
+/// One use of a command.
+pub(crate) struct Call<'a> {
+    machine: &'a Machine,
+    context: &'a mut Context,
+    /// What stands behind the slash.
+    format: &'a str,
+    /// What stands behind the name.
+    arguments: &'a str,
+}
+
+impl Call<'_> {
+    /// Does something with the CPU that commands are about.
+    fn on_cpu<T>(&self, act: impl FnOnce(&mut Cpu) -> T) -> Result<T, String> {
+        self.machine.with(self.context.cpu, act).ok_or_else(|| no_cpu(self.machine))
+    }
+
+    /// The address that is the command's only argument.
+    fn address(&self) -> Result<u64, String> {
+        self.on_cpu(|cpu| parse::address(self.arguments, cpu))?
+    }
+}
+
+/// The command that `line` calls, its format and its arguments.
+fn find(line: &str) -> Result<(&'static Command, &str, &str), String> {
+    let (first, rest) = word(line);
+    let (name, format) = first.split_once('/').unwrap_or((first, ""));
+    if name == "info" && !rest.is_empty() {
+        let (second, rest) = word(rest);
+        let name = format!("info {second}");
+        return match all().find(|command| command.is_called(&name)) {
+            Some(command) => Ok((command, format, rest)),
+            None => Err(format!("{name}: no such thing; `help info` lists what there is")),
+        };
+    }
+    match all().find(|command| command.is_called(name)) {
+        Some(command) => Ok((command, format, rest)),
+        None => Err(format!("{name}: no such command; `help` lists what there is")),
+    }
+}
+
+fn word(line: &str) -> (&str, &str) {
+    let line = line.trim();
+    let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    (word, rest.trim())
+}
+
+/// Runs one command line. Unless the command needs nothing, all CPUs are stopped.
+pub(crate) fn run(machine: &Machine, context: &mut Context, line: &str) -> Answer {
+    let (command, format, arguments) = find(line)?;
+    if !format.is_empty() && !command.takes_format() {
+        return Err(format!("{}: it takes no format", command.name));
+    }
+    if !arguments.is_empty() && command.arguments.is_empty() {
+        return Err(format!("{}: nothing may stand behind it", command.name));
+    }
+    (command.run)(&mut Call { machine, context, format, arguments })
+}
+
+fn reply(view: impl fmt::Display + 'static) -> Answer {
+    Ok(Effect::Reply(Box::new(view)))
+}
+
+fn no_cpu(machine: &Machine) -> String {
+    format!("no such CPU; there are 0 to {}", machine.cpu_count().saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests;
