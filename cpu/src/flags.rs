@@ -28,6 +28,12 @@ impl Word for u16 {}
 impl Word for u32 {}
 impl Word for u64 {}
 
+/// The flags of a shift's result. AF is undefined, and set on Zen 3 whatever is shifted.
+#[inline]
+fn shifted_status<T: Word>(result: T) -> u64 {
+    AF | sign_zero_parity(result)
+}
+
 /// SF, ZF and PF of a result.
 #[inline]
 pub fn sign_zero_parity<T: Word>(result: T) -> u64 {
@@ -92,7 +98,7 @@ pub fn shl<T: Word>(a: T, count: u32) -> Shifted<T> {
     let result = T::from_u64(wide as u64);
     let carry = wide >> T::BITS & 1 != 0;
     let sign = result.to_u64() & T::SIGN != 0;
-    let status = flag_if(carry, CF) | flag_if(carry != sign, OF) | sign_zero_parity(result);
+    let status = flag_if(carry, CF) | flag_if(carry != sign, OF) | shifted_status(result);
     (result, crate::state::rflags::STATUS, status)
 }
 
@@ -104,7 +110,7 @@ pub fn shr<T: Word>(a: T, count: u32) -> Shifted<T> {
     // OF for a count of 1 is the old sign; for more, the two highest bits of the result differ.
     let top = result.to_u64();
     let overflow = (top ^ top << 1) & T::SIGN != 0;
-    let status = flag_if(carry, CF) | flag_if(overflow, OF) | sign_zero_parity(result);
+    let status = flag_if(carry, CF) | flag_if(overflow, OF) | shifted_status(result);
     (result, crate::state::rflags::STATUS, status)
 }
 
@@ -113,7 +119,7 @@ pub fn sar<T: Word>(a: T, count: u32) -> Shifted<T> {
     let value = a.sign_extend() as i64;
     let result = T::from_u64((value >> count) as u64);
     let carry = value >> (count - 1) & 1 != 0;
-    let status = flag_if(carry, CF) | sign_zero_parity(result);
+    let status = flag_if(carry, CF) | shifted_status(result);
     (result, crate::state::rflags::STATUS, status)
 }
 
@@ -172,7 +178,7 @@ pub fn shld<T: Word>(a: T, fill: T, count: u32) -> Shifted<T> {
     let result = T::from_u64((shifted | twice(fill) >> (2 * T::BITS - count)) as u64);
     let carry = shifted >> T::BITS & 1 != 0;
     let overflow = (shifted ^ shifted << 1) >> T::BITS & 1 != 0;
-    let status = flag_if(carry, CF) | flag_if(overflow, OF) | sign_zero_parity(result);
+    let status = flag_if(carry, CF) | flag_if(overflow, OF) | shifted_status(result);
     (result, crate::state::rflags::STATUS, status)
 }
 
@@ -185,7 +191,7 @@ pub fn shrd<T: Word>(a: T, fill: T, count: u32) -> Shifted<T> {
     let carry = low >> (count - 1) & 1 != 0;
     let value = result.to_u64();
     let overflow = (value ^ value << 1) & T::SIGN != 0;
-    let status = flag_if(carry, CF) | flag_if(overflow, OF) | sign_zero_parity(result);
+    let status = flag_if(carry, CF) | flag_if(overflow, OF) | shifted_status(result);
     (result, crate::state::rflags::STATUS, status)
 }
 

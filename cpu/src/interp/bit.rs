@@ -9,7 +9,7 @@ use crate::flags::{Word, sign_zero_parity};
 use crate::interp::dispatch::{Forms, Table};
 use crate::interp::insn::{Insn, NO_REGISTER, register_number};
 use crate::interp::shape::{Form, by_width, for_each_form};
-use crate::state::rflags::{CF, OF, PF, SF, STATUS, ZF};
+use crate::state::rflags::{AF, CF, OF, SF, STATUS, ZF};
 
 /// What happens to the bit that CF gets.
 trait BitChange {
@@ -123,13 +123,14 @@ fn bsr<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     scan::<T>(cpu, insn, |value| T::BITS - 1 - zeros_above(value))
 }
 
-/// TZCNT and LZCNT: CF for a zero source, ZF for a zero result.
+/// TZCNT and LZCNT: CF for a zero source, ZF for a zero result. OF, undefined like the others,
+/// stays.
 fn count_zeros<T: Word>(cpu: &mut Cpu, insn: &Insn, count: fn(T) -> u32) -> Exec {
     let value = source::<T>(cpu, insn)?;
     let result = count(value);
     cpu.set_reg(insn.dst, T::from_u64(u64::from(result)));
     let carry = if value == T::default() { CF } else { 0 };
-    cpu.set_flags(CF | ZF, carry | if result == 0 { ZF } else { 0 });
+    cpu.set_flags(STATUS & !OF, carry | if result == 0 { ZF } else { 0 });
     Ok(())
 }
 
@@ -176,7 +177,7 @@ fn andn<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let b = third::<T>(cpu, insn)?;
     let result = T::from_u64(!cpu.reg::<T>(insn.src).to_u64() & b.to_u64());
     cpu.set_reg(insn.dst, result);
-    cpu.set_status_flags(sign_zero_parity(result) & !PF);
+    cpu.set_status_flags(sign_zero_parity(result));
     Ok(())
 }
 
@@ -188,7 +189,8 @@ fn bextr<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let mask = if length < 64 { (1u64 << length) - 1 } else { u64::MAX };
     let result = T::from_u64(shifted & mask);
     cpu.set_reg(insn.dst, result);
-    cpu.set_status_flags(if result == T::default() { ZF } else { 0 });
+    // SF, PF and AF are undefined: Zen 3 has these.
+    cpu.set_status_flags(AF | sign_zero_parity(result) & !SF);
     Ok(())
 }
 
@@ -198,7 +200,7 @@ fn bzhi<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let is_all = index >= T::BITS;
     let result = T::from_u64(if is_all { value } else { value & ((1 << index) - 1) });
     cpu.set_reg(insn.dst, result);
-    cpu.set_status_flags(sign_zero_parity(result) & (SF | ZF) | if is_all { CF } else { 0 });
+    cpu.set_status_flags(sign_zero_parity(result) | if is_all { CF } else { 0 });
     Ok(())
 }
 
@@ -214,8 +216,7 @@ fn lowest_bit<T: Word>(
     let result = T::from_u64(apply(value.to_u64()));
     cpu.set_reg(insn.dst, result);
     let carry = if (value == T::default()) == carry_if_zero { CF } else { 0 };
-    cpu.set_flags(STATUS & !(PF | crate::state::rflags::AF), sign_zero_parity(result) | carry);
-    cpu.set_flags(OF, 0);
+    cpu.set_status_flags(sign_zero_parity(result) | carry);
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use iced_x86::{Code, Mnemonic};
 
 use crate::Cpu;
 use crate::exception::{Exception, Exec};
-use crate::flags::{Word, sign_zero_parity};
+use crate::flags::{self, Word, sign_zero_parity};
 use crate::interp::dispatch::{Forms, Table};
 use crate::interp::insn::{Insn, register_number};
 use crate::interp::shape::{Form, by_width, for_each_form};
@@ -97,6 +97,12 @@ fn imul_three<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     Ok(())
 }
 
+/// The results of a division. All flags are undefined; Zen 3 keeps CF and OF and sets AF alone.
+fn set_quotient<T: Word>(cpu: &mut Cpu, quotient: T, remainder: T) {
+    set_pair(cpu, quotient, remainder);
+    cpu.set_flags(STATUS & !(CF | OF), AF);
+}
+
 fn div<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let divisor = operand::<T>(cpu, insn)?.to_u64();
     if divisor == 0 {
@@ -111,7 +117,7 @@ fn div<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     if quotient > u128::from(T::MASK) {
         return Err(Exception::DE);
     }
-    set_pair(cpu, T::from_u64(quotient as u64), T::from_u64(remainder));
+    set_quotient(cpu, T::from_u64(quotient as u64), T::from_u64(remainder));
     Ok(())
 }
 
@@ -134,7 +140,7 @@ fn idiv<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     if product_overflows::<T>(quotient) {
         return Err(Exception::DE);
     }
-    set_pair(cpu, T::from_u64(quotient as u64), T::from_u64(remainder as u64));
+    set_quotient(cpu, T::from_u64(quotient as u64), T::from_u64(remainder as u64));
     Ok(())
 }
 
@@ -150,8 +156,7 @@ fn mulx<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     Ok(())
 }
 
-/// Writes AL and AH and the flags of a decimal adjustment. Flags the manuals leave undefined come
-/// from the result, as on real CPUs.
+/// Writes AL and AH.
 fn set_ax(cpu: &mut Cpu, al: u8, ah: u8) {
     cpu.set_reg(A, u16::from_le_bytes([al, ah]));
 }
@@ -166,61 +171,68 @@ fn aam(cpu: &mut Cpu, insn: &Insn) -> Exec {
     Ok(())
 }
 
+/// AAD. The flags, those that are undefined included, are of the addition that it does.
 fn aad(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let (al, ah) = (cpu.reg::<u8>(A), cpu.reg::<u8>(AH));
-    let result = al.wrapping_add(ah.wrapping_mul(insn.imm as u8));
+    let (result, status) = flags::add(al, ah.wrapping_mul(insn.imm as u8), 0);
     set_ax(cpu, result, 0);
-    cpu.set_status_flags(sign_zero_parity(result));
+    cpu.set_status_flags(status);
     Ok(())
 }
 
-/// AAA and AAS: `adjust` adds or subtracts 106h to AX.
-fn ascii_adjust(cpu: &mut Cpu, adjust: fn(u16, u16) -> u16) {
+/// An addition or a subtraction with its flags.
+type Adjust<T> = fn(T, T, u64) -> (T, u64);
+
+/// AAA and AAS: `adjust` adds or subtracts 106h to AX. The undefined flags are that addition's, of
+/// 16 bits, on Zen 3.
+fn ascii_adjust(cpu: &mut Cpu, adjust: Adjust<u16>) {
     let ax = cpu.reg::<u16>(A);
     let is_adjusted = ax & 0xf > 9 || cpu.flag(AF);
-    let ax = if is_adjusted { adjust(ax, 0x106) } else { ax } & 0xff0f;
-    cpu.set_reg(A, ax);
+    let (ax, status) = adjust(ax, if is_adjusted { 0x106 } else { 0 }, 0);
+    cpu.set_reg(A, ax & 0xff0f);
     let carry = if is_adjusted { AF | CF } else { 0 };
-    cpu.set_status_flags(carry | sign_zero_parity(ax as u8));
+    cpu.set_status_flags(carry | status & !(AF | CF));
 }
 
 fn aaa(cpu: &mut Cpu, _: &Insn) -> Exec {
-    ascii_adjust(cpu, u16::wrapping_add);
+    ascii_adjust(cpu, flags::add);
     Ok(())
 }
 
 fn aas(cpu: &mut Cpu, _: &Insn) -> Exec {
-    ascii_adjust(cpu, u16::wrapping_sub);
+    ascii_adjust(cpu, flags::sub);
     Ok(())
 }
 
-/// DAA and DAS: `adjust` adds or subtracts 6 and 60h.
-fn decimal_adjust(cpu: &mut Cpu, adjust: fn(u8, u8) -> u8, borrows: bool) {
+/// DAA and DAS: `adjust` adds or subtracts 6 and 60h. OF, which is undefined, is that of both
+/// steps as one.
+fn decimal_adjust(cpu: &mut Cpu, adjust: Adjust<u8>, borrows: bool) {
     let old = cpu.reg::<u8>(A);
     let old_carry = cpu.flag(CF);
-    let (mut al, mut status) = (old, 0);
+    let (mut change, mut carries) = (0, 0);
     if old & 0xf > 9 || cpu.flag(AF) {
-        al = adjust(al, 6);
-        status |= AF;
+        change += 6;
+        carries |= AF;
         if borrows && (old_carry || old < 6) {
-            status |= CF;
+            carries |= CF;
         }
     }
     if old > 0x99 || old_carry {
-        al = adjust(al, 0x60);
-        status |= CF;
+        change += 0x60;
+        carries |= CF;
     }
+    let (al, status) = adjust(old, change, 0);
     cpu.set_reg(A, al);
-    cpu.set_flags(STATUS, status | sign_zero_parity(al));
+    cpu.set_status_flags(carries | status & !(AF | CF));
 }
 
 fn daa(cpu: &mut Cpu, _: &Insn) -> Exec {
-    decimal_adjust(cpu, u8::wrapping_add, false);
+    decimal_adjust(cpu, flags::add, false);
     Ok(())
 }
 
 fn das(cpu: &mut Cpu, _: &Insn) -> Exec {
-    decimal_adjust(cpu, u8::wrapping_sub, true);
+    decimal_adjust(cpu, flags::sub, true);
     Ok(())
 }
 
