@@ -20,6 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("machine", &["memory"]),
     ("decoder", &[]),
     ("memory", &[]),
+    ("trace", &[]),
     ("firmware", &[]),
 ];
 const FREE: &[&str] = &["volvelle", "xtask"];
