@@ -19,9 +19,9 @@
 //! passed`; [`deviations`] compares. The same text comes from every engine and host, but for the
 //! findings of the steps `cpuid` (vendor, brand string, hypervisor), `AVX` (whether offered) and
 //! `processors` (how many). Two steps pass with a finding that begins with `not` where others'
-//! processors fall short: `segment limit` under QEMU's TCG and `32-bit paging` under a KVM that
-//! pages in long mode only. (Such a KVM lacks LSL, INT3 and IRETQ too, and ends the guest at the
-//! first of them with an emulation failure.)
+//! processors fall short: `segment limit` under QEMU's TCG and under a KVM on the SVM that TCG
+//! emulates, and `32-bit paging` under a KVM that pages in long mode only. (Such a KVM lacks LSL,
+//! INT3 and IRETQ too, and ends the guest at the first of them with an emulation failure.)
 //!
 //! A step that fails is named (`volvelle: step [...] FAILED`) and is the last; so is an exception
 //! that no step asked for. The guest then writes 1 to isa-debug-exit (port F4h), which ends a
