@@ -9,6 +9,8 @@ mod limits;
 
 use std::fmt::Write;
 
+use ::kvm::DebugRegisters;
+
 pub(crate) use kvm::Kvm;
 pub(crate) use limits::Limits;
 
@@ -27,6 +29,8 @@ pub(crate) struct Host {
     pub(crate) cpus: usize,
     /// What KVM is good for.
     pub(crate) kvm: Kvm,
+    /// What KVM stops guests at for a debugger.
+    pub(crate) debug_registers: DebugRegisters,
     /// Whether the translator can run, or what it lacks.
     pub(crate) translator: Result<(), String>,
     /// Memory, and what limits it.
@@ -56,6 +60,7 @@ pub(crate) fn report(host: &Host) -> String {
     row("memfd", if host.limits.has_memfd { "works" } else { "refused" });
     row("Translator", host.translator.as_ref().map_or_else(|lack| lack.as_str(), |()| "works"));
     row("Engine", engine(host));
+    row("Breakpoints", breakpoints(host));
     for remedy in remedies(host) {
         let _ = write!(text, "\n- {remedy}");
     }
@@ -82,6 +87,19 @@ fn engine(host: &Host) -> &'static str {
         (Kvm::Works, _) => "kvm, which --accel auto takes: the probe guest passed",
         (_, Ok(())) => "jit, which --accel auto takes: the translator works",
         (_, Err(_)) => "interp, which --accel auto takes: the translator cannot run",
+    }
+}
+
+/// Where a debugger can stop guests.
+fn breakpoints(host: &Host) -> &'static str {
+    let DebugRegisters { stop_at_code, stop_at_data } = host.debug_registers;
+    match (&host.kvm, stop_at_code, stop_at_data) {
+        (Kvm::Works | Kvm::Weak(_), true, true) => "at code and data, on KVM four",
+        (Kvm::Works | Kvm::Weak(_), true, false) => {
+            "at code and data, on KVM four and at code alone"
+        }
+        (Kvm::Works | Kvm::Weak(_), false, _) => "at code and data, on KVM none",
+        _ => "at code and data",
     }
 }
 

@@ -1,7 +1,10 @@
 //! A debugger's breakpoints and watchpoints by the processor's debug registers, of which there are
 //! four. The guest's own are KVM's to keep apart, and wait while these are in use.
 //!
-//! Single steps, also those off a breakpoint, are the interpreter's.
+//! Single steps, also those off a breakpoint, are the interpreter's and not KVM's
+//! (KVM_GUESTDBG_SINGLESTEP): that sets TF in the guest's flags, where PUSHF and SYSCALL show it,
+//! and steps into the handlers of interrupts, since KVM_GUESTDBG_BLOCKIRQ is not everywhere.
+//! Breakpoints are no INT3s (KVM_GUESTDBG_USE_SW_BP): the guest would read the patched bytes.
 
 use cpu::Cpu;
 use cpu::debugger::{DebugStop, Debugger, WatchHit, WatchKind, Watchpoint};
@@ -9,6 +12,7 @@ use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug}
 use kvm_ioctls::VcpuFd;
 
 use crate::KvmError;
+use crate::debug_probe::debug_registers;
 
 /// Debug registers that hold an address.
 const SLOTS: usize = 4;
@@ -18,6 +22,8 @@ const TOO_MANY: &str = "KVM has four debug registers, and these breakpoints and 
     more; take --accel jit, which has no limit";
 const READS_ALONE: &str = "no debug register stops at reads alone: watch reads and writes \
     (awatch), or take --accel jit";
+const NO_HARDWARE: &str = "this host's KVM runs past breakpoints or watchpoints of this kind, for \
+    it has no hardware under it; take --accel jit";
 
 /// One debug register: an address, and R/W and LEN as DR7 has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +63,16 @@ pub(crate) fn slots(debugger: &Debugger) -> Result<Vec<Slot>, &'static str> {
 
 /// Whether KVM can stop a guest at all that `debugger` wants; why not.
 pub fn check_debug_points(debugger: &Debugger) -> Result<(), &'static str> {
-    slots(debugger).map(drop)
+    let slots = slots(debugger)?;
+    if slots.is_empty() {
+        return Ok(());
+    }
+    let found = debug_registers();
+    let stops = |slot: &Slot| match slot.watchpoint {
+        Some(_) => found.stop_at_data,
+        None => found.stop_at_code,
+    };
+    if slots.iter().all(stops) { Ok(()) } else { Err(NO_HARDWARE) }
 }
 
 /// Tells KVM what the debugger of `cpu` wants; `is_on` is whether it was told anything before.

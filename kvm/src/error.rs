@@ -35,6 +35,9 @@ pub enum KvmError {
         #[source]
         source: io::Error,
     },
+    /// There are more CPUs than it makes.
+    #[error("KVM on this host makes {0} CPUs at most")]
+    CpusMax(usize),
     /// The kernel's KVM is too old, or restricted.
     #[error("KVM on this host lacks {0}")]
     Lacks(&'static str),

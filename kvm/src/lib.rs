@@ -11,6 +11,7 @@
 
 mod calls;
 mod cpuid;
+mod debug_probe;
 mod debugging;
 mod error;
 mod exits;
@@ -27,6 +28,7 @@ mod vcpu;
 mod vm;
 mod xsave;
 
+pub use debug_probe::{DebugRegisters, debug_registers};
 pub use debugging::check_debug_points;
 pub use error::{KvmError, Obstacle, Weakness};
 pub use probe::probe;

@@ -1,12 +1,12 @@
 //! On a host with /dev/kvm: state that goes in comes out again, and small guests that do on KVM
 //! what they do on the interpreter. A host without it says that it skips.
 
+mod states;
+
 use std::io::Write;
 use std::sync::Arc;
 
 use cpu::engine::{Vcpu, VmExit};
-use cpu::state::{InterruptShadow, State, rflags, seg};
-use cpu::testing::random::Random;
 use cpu::testing::{Bench, CODE, DATA};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -15,15 +15,13 @@ use crate::{Clocks, KvmCpu, KvmVm};
 
 /// The model of the CPUs: what every KVM can give.
 const MODEL: &str = "x86-64-v2";
-const CASES: u64 = 200;
 
 /// A machine with the bench's memory and CPU on KVM; `None` where there is none.
 fn on_kvm(bench: &Bench) -> Option<KvmCpu> {
     let vm = match KvmVm::new(Clocks::Kernel) {
         Ok(vm) => vm,
         Err(error) => {
-            // Past the harness, which shows what a test prints only if it fails.
-            let _ = writeln!(std::io::stderr(), "\nskipped: no KVM on this host: {error}");
+            say(&format!("skipped: no KVM on this host: {error}"));
             return None;
         }
     };
@@ -32,8 +30,18 @@ fn on_kvm(bench: &Bench) -> Option<KvmCpu> {
     Some(cpu)
 }
 
+/// Says something past the harness, which shows what a test prints only if it fails.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "\n{text}");
+}
+
 fn bench() -> Bench {
-    let mut bench = Bench::with_cpu(MODEL).expect("a model").in_long64();
+    bench_of(MODEL)
+}
+
+/// A CPU of `model` in long mode.
+fn bench_of(model: &str) -> Bench {
+    let mut bench = Bench::with_cpu(model).expect("a model").in_long64();
     // What the model has of it.
     bench.cpu.state.xcr0 = bench.cpu.env.cpuid.xcr0_supported().max(1);
     if bench.cpu.env.cpuid.xcr0_supported() == 0 {
@@ -41,78 +49,6 @@ fn bench() -> Bench {
     }
     bench.control_changed();
     bench
-}
-
-fn canonical(random: &mut Random) -> u64 {
-    (random.bits() as i64 >> 17) as u64
-}
-
-/// `state` with everything changed that may be anything.
-fn shaken(mut state: State, random: &mut Random) -> State {
-    state.gpr = std::array::from_fn(|_| random.operand());
-    state.rip = canonical(random);
-    let free = rflags::STATUS | rflags::DF | rflags::IF | rflags::AC | rflags::ID | rflags::NT;
-    state.rflags = random.bits() & free | rflags::FIXED;
-    for segment in [seg::FS, seg::GS] {
-        state.segments[segment].base = canonical(random);
-    }
-    (state.gdtr.base, state.gdtr.limit) = (canonical(random), random.bits() as u16);
-    (state.idtr.base, state.idtr.limit) = (canonical(random), random.bits() as u16);
-    state.cr2 = random.bits();
-    for breakpoint in &mut state.dr[..4] {
-        *breakpoint = canonical(random);
-    }
-    state.dr[6] = 0xffff_0ff0 | random.bits() & 0xf;
-    let msrs = &mut state.msrs;
-    (msrs.lstar, msrs.cstar, msrs.kernel_gs_base) =
-        (canonical(random), canonical(random), canonical(random));
-    (msrs.star, msrs.sfmask) = (random.bits(), random.bits() & 0xffff_ffff);
-    (msrs.sysenter_cs, msrs.sysenter_esp) = (random.bits() & 0xffff, canonical(random));
-    msrs.pat = 0x0001_0406_0007_0406;
-    let fpu = &mut state.fpu;
-    for register in &mut fpu.zmm[..16] {
-        register[..16].copy_from_slice(&random.bits().to_le_bytes().repeat(2));
-    }
-    for register in &mut fpu.x87 {
-        register[..8].copy_from_slice(&random.bits().to_le_bytes());
-        register[8..10].copy_from_slice(&(random.bits() as u16).to_le_bytes());
-    }
-    (fpu.fcw, fpu.fsw, fpu.ftw) = (0x37f, (random.below(8) as u16) << 11, random.bits() as u8);
-    fpu.mxcsr = 0x1f80 | random.bits() as u32 & 0x603f;
-    state.shadow =
-        random.pick(&[InterruptShadow::None, InterruptShadow::Sti, InterruptShadow::MovSs]);
-    state.nmi_blocked = random.chance(30);
-    state.nmis_pending = u8::from(random.chance(30));
-    state
-}
-
-/// The state without what goes on by itself, or is nobody's outside of the kernel.
-fn comparable(state: &State) -> String {
-    let mut state = state.clone();
-    (state.fpu.fcs, state.fpu.fds) = (0, 0);
-    // Which of the two shadows it is, AMD's processors do not say.
-    if state.shadow != InterruptShadow::None {
-        state.shadow = InterruptShadow::Sti;
-    }
-    format!("{state:#x?}")
-}
-
-#[test]
-fn state_that_goes_in_comes_out() {
-    let bench = bench();
-    let Some(mut cpu) = on_kvm(&bench) else { return };
-    let mut random = Random::new(0x6b76_6d00);
-    for case in 0..CASES {
-        let state = shaken(bench.cpu.state.clone(), &mut random);
-        cpu.set_state(state.clone());
-        cpu.put().expect("the kernel takes the state");
-        cpu.cpu_mut().state = bench.cpu.state.clone();
-        cpu.fetch().expect("the kernel gives the state");
-        let (expected, found) = (comparable(&state), comparable(cpu.state()));
-        let differing: Vec<_> =
-            expected.lines().zip(found.lines()).filter(|(one, other)| one != other).collect();
-        assert!(differing.is_empty(), "case {case}: in and out {differing:#?}");
-    }
 }
 
 /// Runs `program`, which ends with HLT, on the interpreter and on KVM.
@@ -189,6 +125,17 @@ fn a_request_ends_an_endless_loop() {
     poster.join().expect("the poster");
 }
 
+/// One CPU more than the host's KVM makes is refused by a sentence, and not by an errno.
+#[test]
+fn too_many_cpus_are_refused_with_their_number() {
+    let mut bench = bench();
+    let Some(_) = on_kvm(&bench) else { return };
+    bench.cpu.env.index = 1 << 20;
+    let vm = KvmVm::new(Clocks::Kernel).expect("a machine");
+    let error = KvmCpu::new(&vm, bench.cpu.env.clone()).err().map(|error| error.to_string());
+    assert!(error.as_ref().is_some_and(|text| text.ends_with(" CPUs at most")), "{error:?}");
+}
+
 /// Ends in time whatever the host's KVM is, and says what it is.
 #[test]
 fn the_probe_ends() {
@@ -198,5 +145,5 @@ fn the_probe_ends() {
         Err(weakness) => weakness.to_string(),
     };
     assert!(start.elapsed() < std::time::Duration::from_secs(10), "{verdict}");
-    let _ = writeln!(std::io::stderr(), "\nKVM on this host: {verdict}");
+    say(&format!("KVM on this host: {verdict}"));
 }

@@ -65,6 +65,8 @@ pub struct KvmVm {
     /// MSRs that it does not know come to us.
     has_msr_exits: bool,
     clocks: Clocks,
+    /// How many CPUs it makes.
+    cpus_max: usize,
     slots: Mutex<Slots>,
     space: OnceLock<Arc<PhysicalSpace>>,
 }
@@ -148,6 +150,7 @@ impl KvmVm {
             msrs: msrs.as_slice().to_vec(),
             has_msr_exits,
             clocks,
+            cpus_max: kvm.get_max_vcpus(),
             slots: Mutex::default(),
             space: OnceLock::new(),
         }))
@@ -161,6 +164,9 @@ impl KvmVm {
     ) -> Result<VcpuFd, KvmError> {
         // All CPUs of a machine have the same space.
         self.space.get_or_init(|| Arc::clone(space));
+        if index as usize >= self.cpus_max {
+            return Err(KvmError::CpusMax(self.cpus_max));
+        }
         Ok(create_vcpu(&self.fd, index)?)
     }
 

@@ -19,6 +19,7 @@ impl Host {
             isa_level: isa_level(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             kvm: Kvm::probe(),
+            debug_registers: ::kvm::debug_registers(),
             translator: jit::supported(),
             limits: limits(),
         }

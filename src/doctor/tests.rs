@@ -17,6 +17,7 @@ fn cloud() -> Host {
         isa_level: 4,
         cpus: 2,
         kvm: Kvm::Closed(Errno::NOENT),
+        debug_registers: DebugRegisters::default(),
         translator: Ok(()),
         limits: Limits {
             total_bytes: Some(24 << 30),
@@ -44,10 +45,22 @@ fn a_cloud_host_gets_the_translator_and_is_told_why() {
          memfd           works\n\
          Translator      works\n\
          Engine          jit, which --accel auto takes: the translator works\n\
+         Breakpoints     at code and data\n\
          \n\
          - This host has no virtualization to give; Volvelle runs without it. Where it is a guest, \
          its own host could: enable nested virtualization there.\n"
     );
+}
+
+#[test]
+fn a_host_whose_kvm_runs_past_breakpoints_is_told() {
+    let found = |stop_at_code, stop_at_data| {
+        let debug_registers = DebugRegisters { stop_at_code, stop_at_data };
+        breakpoints(&Host { kvm: Kvm::Works, debug_registers, ..cloud() })
+    };
+    assert_eq!(found(true, true), "at code and data, on KVM four");
+    assert_eq!(found(true, false), "at code and data, on KVM four and at code alone");
+    assert_eq!(found(false, false), "at code and data, on KVM none");
 }
 
 #[test]

@@ -30,7 +30,7 @@ use cpu::cpuid::{CpuidMachine, CpuidPolicy, Feature};
 use machine::clock::{Clock, ns_to_ticks};
 use machine::layout;
 use machine::loader::BootState;
-use machine::pc::{Pc, PcConfig, Surroundings};
+use machine::pc::{Pc, PcConfig, PcError, Surroundings};
 use machine::signals::PowerEvent;
 use machine::timers::Timers;
 
@@ -119,7 +119,8 @@ impl Vm {
             signals: Arc::clone(&mailboxes) as _,
             power: Arc::clone(&control) as _,
         };
-        let pc = Pc::new(board(config, &files, &backends, &policy), around)?;
+        let pc = Pc::new(board(config, &files, &backends, &policy), around)
+            .map_err(|error| with_remedy(error, config.memory_bytes))?;
         backends.connect(&pc);
         let slice = Arc::new(Slice::default());
         if let TimeBase::Counted { ns_per_instruction } = config.time {
@@ -400,6 +401,17 @@ fn cpu_policy(config: &Config, engines: &Engines, tsc_hz: u64) -> Result<CpuidPo
 /// What to add to the host's time-stamp counter so that the guest's was 0 at guest time 0.
 fn host_tsc_base(clock: &Clock, tsc_hz: u64) -> u64 {
     ns_to_ticks(clock.now_ns(), tsc_hz).wrapping_sub(cpu::native::ticks::now())
+}
+
+/// Names the option where the host does not give what it asks for.
+fn with_remedy(error: PcError, memory_bytes: u64) -> Error {
+    let is_memory = matches!(error, PcError::Ram(_));
+    let error = Error::new(error);
+    if is_memory {
+        error.context(format!("--memory {}M: take less", memory_bytes >> 20))
+    } else {
+        error
+    }
 }
 
 fn board(
