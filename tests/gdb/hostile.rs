@@ -186,7 +186,7 @@ fn register_digits(client: &mut UnixStream) -> Vec<usize> {
 
 #[test]
 fn random_registers_and_memory_hurt_the_guest_alone() {
-    for accel in crate::ENGINES {
+    for accel in ["interp", "jit"] {
         let mut machine = counting("state", accel, &["--paused"]);
         let mut client = machine.connect();
         let digits = register_digits(&mut client);

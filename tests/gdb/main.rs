@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Longer than any gdb, or any guest that is to end, may take.
 const LIMIT: Duration = Duration::from_secs(120);
-const ENGINES: [&str; 2] = ["interp", "jit"];
+/// The variable that names the engines to be tested, separated by commas.
+const ENGINES: &str = "VOLVELLE_TEST_ENGINES";
 
 /// A file of this test run.
 fn path(name: &str) -> PathBuf {
@@ -120,6 +121,43 @@ fn wait(child: &mut Child) -> bool {
     true
 }
 
+/// The engines that gdb is to be tried on, none without a gdb: those that [`ENGINES`] names, or the
+/// interpreter and the translator, and KVM where it runs guests. KVM is left out where its debug
+/// registers do not stop guests.
+fn engines() -> Vec<String> {
+    if !has_gdb() {
+        return Vec::new();
+    }
+    let doctor = Command::new(env!("CARGO_BIN_EXE_volvelle")).arg("doctor").output().unwrap();
+    let doctor = String::from_utf8_lossy(&doctor.stdout);
+    let named = std::env::var(ENGINES).unwrap_or_else(|_| {
+        let has_kvm = doctor.contains("Engine          kvm");
+        if has_kvm { "interp,jit,kvm" } else { "interp,jit" }.to_owned()
+    });
+    let mut engines: Vec<String> = named.split(',').map(str::to_owned).collect();
+    if engines.iter().any(|engine| engine == "kvm") && !doctor.contains("on KVM four\n") {
+        say("skipped: KVM without hardware under it does not stop at code and data");
+        engines.retain(|engine| engine != "kvm");
+    }
+    engines
+}
+
+/// The same without KVM, for what its debug registers do not hold.
+fn software_engines() -> Vec<String> {
+    engines().into_iter().filter(|engine| engine != "kvm").collect()
+}
+
+/// True if gdb has Python, which not every one has.
+fn has_python() -> bool {
+    let mut command = Command::new("gdb");
+    command.args(["-nx", "-batch", "-ex", "python print(6*7)"]);
+    let has = command.output().is_ok_and(|output| output.stdout.starts_with(b"42"));
+    if !has {
+        say("skipped: this gdb has no Python");
+    }
+    has
+}
+
 /// True if there is a gdb.
 fn has_gdb() -> bool {
     let version = Command::new("gdb").arg("--version").stdout(Stdio::null()).status();
@@ -128,13 +166,6 @@ fn has_gdb() -> bool {
         say("skipped: there is no gdb on this host");
     }
     has
-}
-
-/// The processor says that it has virtualization, and is not itself a guest's.
-fn has_hardware() -> bool {
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let has = |flag: &str| cpuinfo.split_whitespace().any(|word| word == flag);
-    (has("vmx") || has("svm")) && !has("hypervisor")
 }
 
 /// Says something past the harness, which shows only what fails.
