@@ -39,7 +39,7 @@ enum Chore {
     /// Boot the kernels of the test suite, or those whose case has a name with FILTER in it.
     Boot(boot::Options),
     /// Run guests on KVM inside of QEMU's TCG, where the host has no KVM to give.
-    TestKvm,
+    TestKvm(nested::Options),
     /// Check format, lints, rules, documentation, and licences.
     Check,
     /// Do what continuous integration does: `.ci/run`.
@@ -74,7 +74,7 @@ fn run(chore: &Chore) -> Result<ExitCode> {
         Chore::Test => return Ok(suites::run()),
         Chore::Boot(options) if boot::chosen(options)?.failed > 0 => return Ok(ExitCode::FAILURE),
         Chore::Boot(_) => {}
-        Chore::TestKvm => return Ok(suites::run_nested()),
+        Chore::TestKvm(options) => return Ok(suites::run_nested(options)),
         Chore::Check => check::run()?,
         Chore::Ci => chores::ci()?,
         Chore::Bless => chores::bless()?,

@@ -29,9 +29,9 @@ const SUITES: &[(&str, Suite)] = &[
     ("unit and integration tests", workspace_tests),
     ("documentation examples", documentation_examples),
     ("boots", boot::suite),
-    NESTED,
+    (NESTED, nested::suite),
 ];
-const NESTED: (&str, Suite) = ("guests on nested KVM", nested::suite);
+const NESTED: &str = "guests on nested KVM";
 
 /// Runs every suite, whatever became of those before it.
 pub fn run() -> ExitCode {
@@ -40,11 +40,11 @@ pub fn run() -> ExitCode {
 }
 
 /// Runs the guests on nested KVM alone.
-pub fn run_nested() -> ExitCode {
-    summarize(&[report(NESTED.0, NESTED.1)])
+pub fn run_nested(options: &nested::Options) -> ExitCode {
+    summarize(&[report(NESTED, || nested::chosen(options))])
 }
 
-fn report(name: &'static str, suite: Suite) -> Report {
+fn report(name: &'static str, suite: impl FnOnce() -> Result<(Tally, Vec<String>)>) -> Report {
     println!("\n=== {name}");
     let started = Instant::now();
     let (tally, skips) = suite().unwrap_or_else(|error| {

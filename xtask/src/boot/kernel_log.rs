@@ -32,6 +32,13 @@ const ACCEPTED: &[(&str, &str)] = &[
     ("hrtimer: interrupt took", "the host held the guest up while it ran timers"),
 ];
 
+/// The shell's line that shows those lines of the log that may be complaints: not all of it, for a
+/// guest whose console is slow. Of the levels that are none only the kernel's own are left out.
+pub fn suspects() -> String {
+    let words = ALARMING.join("|");
+    format!("dmesg -r | grep -E '^<([0-4]|[0-9][0-9]+)>|{words}' || true")
+}
+
 /// Returns the complaints in the output of `dmesg -r`.
 pub fn complaints(log: &str) -> Vec<&str> {
     log.lines().filter(|line| is_complaint(line) && !is_accepted(line)).collect()

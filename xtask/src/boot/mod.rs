@@ -2,7 +2,7 @@
 
 mod cases;
 pub mod console;
-mod kernel_log;
+pub mod kernel_log;
 
 use std::fs;
 use std::path::{Path, PathBuf};

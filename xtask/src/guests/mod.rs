@@ -133,6 +133,15 @@ impl Guests {
         self.kept(&path, || self.apt.extract("busybox-static", "*/bin/busybox"))
     }
 
+    /// Returns a gdb without Python, which needs few libraries.
+    pub fn gdb(&self) -> Result<PathBuf> {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.folder.join("gdb");
+        let path = self.kept(&path, || self.apt.extract("gdb-minimal", "*/usr/bin/gdb"))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(path)
+    }
+
     fn kept(&self, path: &Path, make: impl FnOnce() -> Result<Vec<u8>>) -> Result<PathBuf> {
         if !path.exists() {
             put(path, &make()?)?;
