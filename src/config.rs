@@ -186,13 +186,43 @@ pub(crate) enum Endpoint {
     Tcp(String),
 }
 
+impl Endpoint {
+    /// Where a back-end listens, if it does.
+    pub(crate) fn of(backend: &Backend) -> Option<Self> {
+        match backend {
+            Backend::Unix(path) => Some(Self::Unix(path.clone())),
+            Backend::Tcp(address) => Some(Self::Tcp(address.clone())),
+            Backend::Null | Backend::Stdio | Backend::File(_) => None,
+        }
+    }
+}
+
 /// The server of gdb's remote protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GdbConfig {
     /// Where it listens.
     pub(crate) endpoint: Endpoint,
-    /// The machine waits for a debugger before its first instruction.
-    pub(crate) is_paused: bool,
+}
+
+/// Whether standard input and output have a monitor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum StdioMonitor {
+    /// They have none.
+    Never,
+    /// They have one where the guest uses them and they are a terminal.
+    #[default]
+    OnTerminal,
+    /// They have one, which shares them with the guest if that uses them.
+    Always,
+}
+
+/// Where monitors are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MonitorConfig {
+    /// On standard input and output.
+    pub(crate) stdio: StdioMonitor,
+    /// Where they listen.
+    pub(crate) sockets: Vec<Endpoint>,
 }
 
 /// A back-end with the name devices refer to it by.
@@ -260,6 +290,10 @@ pub(crate) struct Config {
     pub(crate) stats: bool,
     /// The server of gdb's remote protocol, if there is one.
     pub(crate) gdb: Option<GdbConfig>,
+    /// Where monitors are.
+    pub(crate) monitor: MonitorConfig,
+    /// The machine waits for gdb or a monitor before its first instruction.
+    pub(crate) is_paused: bool,
 }
 
 impl Default for Config {
@@ -285,6 +319,8 @@ impl Default for Config {
             time: TimeBase::Host,
             stats: false,
             gdb: None,
+            monitor: MonitorConfig::default(),
+            is_paused: false,
         }
     }
 }

@@ -1,13 +1,16 @@
 //! `--log` and `--log-file`: which targets are logged, and where to.
 //!
 //! Targets are fixed names (`docs/command-line.md`, "Logging"), so that a filter goes on working
-//! when code moves between files. Without `--log`, warnings and errors go to standard error.
+//! when code moves between files. Without `--log`, warnings and errors go to standard error. The
+//! monitor's `log` changes at run time what is logged, and never where to.
 
+use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::{PoisonError, RwLock};
 
 use anyhow::Context;
-use log::LevelFilter;
+use log::{LevelFilter, Log, Metadata, Record};
 
 /// What can be asked for: a target with all below it, and what it tells.
 #[rustfmt::skip]
@@ -24,6 +27,7 @@ pub(crate) const TARGETS: &[(&str, &str)] = &[
     ("kvm::exit",   "what KVM gives up on"),
     ("kvm::memory", "memory that KVM refuses"),
     ("kvm::msr",    "model-specific registers that KVM does not keep"),
+    ("monitor",     "the monitor: clients that cannot be served"),
     ("volvelle",    "the program: engine, terminal, sockets, threads"),
 ];
 
@@ -48,6 +52,17 @@ pub(crate) struct Filter {
     pub(crate) target: Option<String>,
     /// The most detailed level that is shown.
     pub(crate) level: LevelFilter,
+}
+
+impl fmt::Display for Filter {
+    /// As the command line has it.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let level = self.level.as_str().to_ascii_lowercase();
+        match &self.target {
+            Some(target) => write!(out, "{target}={level}"),
+            None => out.write_str(&level),
+        }
+    }
 }
 
 /// Reads one item: `LEVEL`, `TARGET` or `TARGET=LEVEL`.
@@ -90,21 +105,90 @@ pub(crate) fn help() -> String {
     )
 }
 
+/// What is logged now, and by what.
+struct Current {
+    filters: Vec<Filter>,
+    file: Option<File>,
+    logger: Option<env_logger::Logger>,
+}
+
+/// The program's logger, whose filter changes while it runs.
+struct Switchable(RwLock<Current>);
+
+static LOGGER: Switchable =
+    Switchable(RwLock::new(Current { filters: Vec::new(), file: None, logger: None }));
+
+impl Switchable {
+    fn with(&self, act: impl FnOnce(&env_logger::Logger)) {
+        let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(logger) = &current.logger {
+            act(logger);
+        }
+    }
+}
+
+impl Log for Switchable {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        let mut is_enabled = false;
+        self.with(|logger| is_enabled = logger.enabled(metadata));
+        is_enabled
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.with(|logger| logger.log(record));
+    }
+
+    fn flush(&self) {
+        self.with(Log::flush);
+    }
+}
+
+impl Current {
+    /// Logs by `filters` from here on.
+    fn apply(&mut self, filters: Vec<Filter>) -> std::io::Result<LevelFilter> {
+        let mut builder = env_logger::Builder::new();
+        builder.filter_level(DEFAULT_LEVEL).format_target(true);
+        for filter in &filters {
+            builder.filter(filter.target.as_deref(), filter.level);
+        }
+        if let Some(file) = &self.file {
+            builder.target(env_logger::Target::Pipe(Box::new(file.try_clone()?)));
+        }
+        let logger = builder.build();
+        let level = logger.filter();
+        (self.filters, self.logger) = (filters, Some(logger));
+        Ok(level)
+    }
+}
+
 /// Starts logging. Fails if the file cannot be made.
 pub(crate) fn start(config: &LogConfig) -> anyhow::Result<()> {
-    let mut builder = env_logger::Builder::new();
-    builder.filter_level(DEFAULT_LEVEL).format_target(true);
-    for filter in &config.filters {
-        builder.filter(filter.target.as_deref(), filter.level);
-    }
-    if let Some(path) = &config.file {
-        let file = File::create(path)
-            .with_context(|| format!("--log-file: cannot write to '{}'", path.display()))?;
-        builder.target(env_logger::Target::Pipe(Box::new(file)));
-    }
+    let file = match &config.file {
+        None => None,
+        Some(path) => Some(
+            File::create(path)
+                .with_context(|| format!("--log-file: cannot write to '{}'", path.display()))?,
+        ),
+    };
+    LOGGER.0.write().unwrap_or_else(PoisonError::into_inner).file = file;
+    change(config.filters.clone())?;
     // A second start cannot happen: main starts it once.
-    let _ = builder.try_init();
+    let _ = log::set_logger(&LOGGER);
     Ok(())
+}
+
+/// Logs by `filters` from here on.
+pub(crate) fn change(filters: Vec<Filter>) -> std::io::Result<()> {
+    let mut current = LOGGER.0.write().unwrap_or_else(PoisonError::into_inner);
+    let level = current.apply(filters)?;
+    drop(current);
+    log::set_max_level(level);
+    Ok(())
+}
+
+/// What is logged now beyond warnings.
+pub(crate) fn filters() -> Vec<Filter> {
+    LOGGER.0.read().unwrap_or_else(PoisonError::into_inner).filters.clone()
 }
 
 #[cfg(test)]
@@ -127,6 +211,13 @@ mod tests {
             parse_filter("guest_error=off"),
             Ok(filter(Some("guest_error"), LevelFilter::Off))
         );
+    }
+
+    #[test]
+    fn a_filter_is_shown_as_it_is_given() {
+        for item in ["info", "cpu::mmu=trace", "guest_error=off"] {
+            assert_eq!(parse_filter(item).map(|filter| filter.to_string()), Ok(item.to_owned()));
+        }
     }
 
     #[test]

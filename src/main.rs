@@ -13,6 +13,7 @@ mod doctor;
 mod exit;
 mod gdb;
 mod logging;
+mod monitor;
 mod qemu;
 mod sockets;
 mod vm;

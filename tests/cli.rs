@@ -130,9 +130,11 @@ fn command_lines_that_make_no_sense_are_usage_errors_and_qemus_are_failures() {
     check_refusal(&[&interp[..], &["--perf-map"]].concat(), 2, &["--perf-map", "--accel jit"]);
     check_refusal(&[&interp[..], &["--jit-cache", "1G"]].concat(), 2, &["--jit-cache"]);
     check_refusal(&["run", "--gdb", "localhost:1"], 2, &["--gdb", "tcp:HOST:PORT"]);
-    check_refusal(&["run", "--paused"], 2, &["--paused", "--gdb"]);
+    check_refusal(&["run", "--paused"], 1, &["--paused", "--gdb", "--monitor"]);
+    check_refusal(&["run", "--monitor", "vc"], 2, &["--monitor", "vc", "stdio"]);
+    check_refusal(&["run", "--monitor", "unix:/no/folder/s"], 1, &["--monitor", "/no/folder/s"]);
     check_refusal(&["run", "--gdb", "unix:/no/folder/s"], 1, &["--gdb", "/no/folder/s"]);
-    check_refusal(&["qemu", "-S"], 1, &["-S", "-s"]);
+    check_refusal(&["qemu", "-S"], 1, &["-S", "-s", "-monitor"]);
     check_refusal(&["bench", "--seconds", "0"], 2, &["--seconds", "3600"]);
     check_refusal(&["bench", "--filter", "teapot"], 1, &["--filter", "syscall"]);
     check_refusal(&["qemu", "-drive", "file=x"], 1, &["-drive"]);

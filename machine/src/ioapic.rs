@@ -87,7 +87,7 @@ impl Registers {
         if delivery == DeliveryMode::StartUp {
             return None;
         }
-        let id = (entry >> 56) as u32 | (((entry >> 49 & 0x7F) as u32) << 8);
+        let id = destination_of(entry);
         let is_level = entry & RTE_LEVEL != 0 && delivery.has_vector();
         let message = Message {
             destination: Destination::from_bus(id, entry & RTE_LOGICAL != 0),
@@ -197,6 +197,53 @@ impl Registers {
     }
 }
 
+/// An input with its entry, for who looks at the machine from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InputSnapshot {
+    /// The input.
+    pub pin: u32,
+    /// The entry as it is.
+    pub entry: u64,
+    /// The entry's vector.
+    pub vector: u8,
+    /// How the destination takes it; none if the encoding is reserved.
+    pub delivery: Option<DeliveryMode>,
+    /// The APIC ID, or the logical ones.
+    pub destination: u32,
+    /// The destination is logical.
+    pub is_logical: bool,
+    /// Level-triggered.
+    pub is_level: bool,
+    /// Nothing is delivered.
+    pub is_masked: bool,
+    /// A level-triggered interrupt was delivered and not ended.
+    pub has_remote_irr: bool,
+    /// The input is asserted.
+    pub is_asserted: bool,
+}
+
+impl Registers {
+    fn snapshot(&self, pin: usize, entry: u64) -> InputSnapshot {
+        InputSnapshot {
+            pin: pin as u32,
+            entry,
+            vector: entry as u8,
+            delivery: DeliveryMode::from_bits(entry as u32),
+            destination: destination_of(entry),
+            is_logical: entry & RTE_LOGICAL != 0,
+            is_level: entry & RTE_LEVEL != 0,
+            is_masked: entry & RTE_MASKED != 0,
+            has_remote_irr: entry & RTE_REMOTE_IRR != 0,
+            is_asserted: self.is_high(pin),
+        }
+    }
+}
+
+/// Bits 63:56, and above them the extended ones of bits 55:49.
+fn destination_of(entry: u64) -> u32 {
+    (entry >> 56) as u32 | (((entry >> 49 & 0x7F) as u32) << 8)
+}
+
 /// The I/O APIC with its lock and its way to the local APICs.
 ///
 /// As a [`LineSink`] its pins are the inputs 0 to 23.
@@ -210,6 +257,14 @@ impl IoApic {
     /// [`crate::lapic::ApicBus::connect_eoi`].
     pub fn new(sink: Arc<dyn MessageSink>) -> Arc<Self> {
         Arc::new(Self { registers: Mutex::new(Registers::power_up()), sink })
+    }
+
+    /// Its ID, and its inputs in their order.
+    pub fn snapshot(&self) -> (u32, Vec<InputSnapshot>) {
+        let registers = self.lock();
+        let entries = registers.redirection.iter().enumerate();
+        let inputs = entries.map(|(pin, &entry)| registers.snapshot(pin, entry)).collect();
+        (registers.id >> 24, inputs)
     }
 
     fn lock(&self) -> MutexGuard<'_, Registers> {

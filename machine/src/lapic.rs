@@ -27,6 +27,7 @@ mod icr;
 mod local;
 mod lvt;
 mod message;
+mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ pub use lvt::LvtEntry;
 pub use message::{
     DeliveryMode, Destination, EoiSink, ExtIntSource, Message, MessageSink, TriggerMode,
 };
+pub use snapshot::LapicSnapshot;
 use timer::Rates;
 
 /// An access that the architecture answers with #GP(0).

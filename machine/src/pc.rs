@@ -84,6 +84,7 @@ pub struct Pc {
     apics: Arc<ApicBus>,
     lines: Lines,
     pic: Arc<PicPair>,
+    ioapic: Arc<IoApic>,
     rtc: Arc<Rtc>,
     acpi_pm: Arc<AcpiPm>,
     coprocessor: Arc<CoprocessorError>,
@@ -190,7 +191,7 @@ impl Pc {
 
         let mut parts = Parts::default();
         let apics = ApicBus::new(&apic_config(&config), &around.timers, &around.signals);
-        let (pic, routing) = interrupt_controllers(&apics, &mut parts);
+        let (pic, ioapic, routing) = interrupt_controllers(&apics, &mut parts);
         let lines = Lines::new(&routing);
         let base = Base {
             config: &config,
@@ -222,6 +223,7 @@ impl Pc {
             apics,
             lines,
             pic,
+            ioapic,
             rtc,
             acpi_pm,
             coprocessor,
@@ -293,6 +295,16 @@ impl Pc {
     /// The 8259A pair.
     pub fn pic(&self) -> &Arc<PicPair> {
         &self.pic
+    }
+
+    /// The I/O APIC.
+    pub fn ioapic(&self) -> &Arc<IoApic> {
+        &self.ioapic
+    }
+
+    /// Each interrupt line of the board: its number, and how often it has risen.
+    pub fn interrupt_counts(&self) -> Vec<(u32, u64)> {
+        (0..).zip(&self.lines.0).map(|(line, shared)| (line, shared.rises())).collect()
     }
 
     /// The keyboard controller, to type at.
@@ -424,7 +436,7 @@ fn apic_config(config: &PcConfig) -> ApicConfig {
 fn interrupt_controllers(
     apics: &Arc<ApicBus>,
     parts: &mut Parts,
-) -> (Arc<PicPair>, Arc<IsaRouting>) {
+) -> (Arc<PicPair>, Arc<IoApic>, Arc<IsaRouting>) {
     let ioapic = IoApic::new(Arc::clone(apics) as _);
     let eoi: Arc<IoApic> = Arc::clone(&ioapic);
     apics.connect_eoi(Arc::downgrade(&eoi) as Weak<_>);
@@ -439,9 +451,9 @@ fn interrupt_controllers(
         parts.ports.push((first, 2, pic.ports(ports)));
     }
     let msi = Arc::new(MsiWindow::new(Arc::clone(apics) as _));
-    parts.memory.push((layout::IOAPIC_BASE, memory::PAGE_SIZE, ioapic));
+    parts.memory.push((layout::IOAPIC_BASE, memory::PAGE_SIZE, Arc::clone(&ioapic) as _));
     parts.memory.push((MSI_WINDOW_BASE, MSI_WINDOW_BYTES, msi));
-    (pic, routing)
+    (pic, ioapic, routing)
 }
 
 fn timers_and_power(base: &Base<'_>, parts: &mut Parts) -> (Arc<Rtc>, Arc<AcpiPm>) {

@@ -321,7 +321,55 @@ struct PicRegisters {
     ports: PicPorts,
 }
 
+/// The registers of one chip of the pair, for who looks at the machine from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PicSnapshot {
+    /// Requests.
+    pub irr: u8,
+    /// In service.
+    pub isr: u8,
+    /// Masked.
+    pub imr: u8,
+    /// The inputs as they are.
+    pub lines: u8,
+    /// Level-triggered inputs.
+    pub elcr: u8,
+    /// The vector of input 0.
+    pub vector_base: u8,
+    /// The input with the highest priority.
+    pub highest: u8,
+    /// A read of the first port gives ISR, not IRR.
+    pub is_reading_isr: bool,
+    /// Special fully nested mode.
+    pub is_special_fully_nested: bool,
+    /// Interrupts end when they are acknowledged.
+    pub is_auto_eoi: bool,
+}
+
+impl Pic8259 {
+    fn snapshot(&self) -> PicSnapshot {
+        PicSnapshot {
+            irr: self.irr,
+            isr: self.isr,
+            imr: self.imr,
+            lines: self.lines,
+            elcr: self.elcr,
+            vector_base: self.icw2,
+            highest: self.ir_at(0),
+            is_reading_isr: self.is_reading_isr,
+            is_special_fully_nested: self.icw4 & ICW4_SFNM != 0,
+            is_auto_eoi: self.icw4 & ICW4_AEOI != 0,
+        }
+    }
+}
+
 impl PicPair {
+    /// The registers of both chips, the master's first.
+    pub fn snapshot(&self) -> [PicSnapshot; 2] {
+        let cascade = lock(&self.cascade);
+        [cascade.master.snapshot(), cascade.slave.snapshot()]
+    }
+
     /// The pair, whose INTR output drives `intr`.
     pub fn new(intr: InterruptLine) -> Arc<Self> {
         Arc::new(Self { cascade: Mutex::default(), intr: OutputPin::new(intr) })

@@ -64,6 +64,11 @@ pub enum IoError {
 /// A device as the buses see it. Methods are called from any vCPU's thread with no bus lock held;
 /// the device locks its own state and drops that lock before it raises a line or notifies anyone.
 pub trait Device: Send + Sync {
+    /// What it is, for people.
+    fn label(&self) -> &'static str {
+        let path = std::any::type_name::<Self>();
+        path.rsplit("::").next().unwrap_or(path)
+    }
     /// Reads `width` at `offset` from the start of the mapped range. Bits above the width are zero.
     fn read(&self, offset: u64, width: Width) -> Result<u64, IoError>;
     /// Writes the low `width` of `value` at `offset`.

@@ -56,6 +56,15 @@ impl PortSpace {
         drop(removed);
     }
 
+    /// What is where: the first port, the last, and what the device is.
+    pub fn ranges(&self) -> Vec<(u16, u16, &'static str)> {
+        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
+        let row = |(&first, range): (&u32, &Range)| {
+            (first as u16, range.last as u16, range.device.label())
+        };
+        ranges.iter().map(row).collect()
+    }
+
     /// Finds the device at `port`, and its offset there and the ports left in its range.
     fn find(&self, port: u32) -> Option<(Arc<dyn Device>, u64, u32)> {
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);

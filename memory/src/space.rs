@@ -233,6 +233,17 @@ impl PhysicalSpace {
         }
     }
 
+    /// What is where: the first address, the last, and what it is.
+    pub fn regions(&self) -> Vec<(u64, u64, &'static str)> {
+        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+        let label = |kind: &RegionKind| match kind {
+            RegionKind::Ram(_) => "RAM",
+            RegionKind::Rom(_) => "ROM",
+            RegionKind::Device(device) => device.label(),
+        };
+        regions.iter().map(|(&base, region)| (base, region.last, label(&region.kind))).collect()
+    }
+
     /// What the page that holds `address` is.
     pub fn page(&self, address: GuestPhysical) -> PageKind {
         let found = self.find(self.gate(address.page().0));

@@ -70,6 +70,18 @@ impl OutputQueue {
         self.shared.1.notify_all();
     }
 
+    /// Takes `bytes` if there is room, and waits for nobody. False if there is none.
+    pub(crate) fn offer(&self, bytes: &[u8]) -> bool {
+        let mut shared = lock(&self.shared);
+        if shared.is_closed || shared.is_full() {
+            return false;
+        }
+        shared.waiting.extend_from_slice(bytes);
+        drop(shared);
+        self.shared.1.notify_all();
+        true
+    }
+
     /// Waits until everything is written, or the other end is gone or does not read.
     pub(crate) fn flush(&self) {
         let end = Instant::now() + FLUSH_TIMEOUT;

@@ -10,7 +10,7 @@ use super::jit::JitArguments;
 use super::{Action, Launch, values};
 use crate::config::{
     Accel, Backend, BackendConfig, Boot, Config, DeviceConfig, Endpoint, EngineKind, Form,
-    GdbConfig, ModuleFile, Scheduler, SwitchPlan, TimeBase,
+    GdbConfig, ModuleFile, MonitorConfig, Scheduler, StdioMonitor, SwitchPlan, TimeBase,
 };
 use crate::exit::{self, Dialect};
 use crate::logging::{self, LogConfig};
@@ -110,7 +110,11 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "WHERE", help_heading = "Diagnostics")]
     #[arg(value_parser = values::endpoint)]
     gdb: Option<Endpoint>,
-    /// With --gdb: wait for gdb before the first instruction
+    /// Where the monitor is: stdio, none, unix:PATH or tcp:HOST:PORT; and more with each use
+    #[arg(long, value_name = "WHERE", help_heading = "Diagnostics")]
+    #[arg(value_parser = values::monitor)]
+    monitor: Vec<Backend>,
+    /// Wait for gdb or the monitor before the first instruction
     #[arg(long, help_heading = "Diagnostics")]
     paused: bool,
     /// Print figures about the run at its end, on standard error
@@ -162,7 +166,7 @@ impl RunArguments {
         let has_jit = switch_engines.contains(&EngineKind::Jit);
         let translates = if has_jit { Accel::Jit } else { self.accel };
         let jit = self.jit.config(translates, self.cpus)?;
-        let gdb = gdb(self.gdb, self.paused)?;
+        let monitor = monitor(&self.monitor);
         let boot = boot(self.kernel, self.initrd, self.append, self.bios)?;
         Ok(Config {
             accel: self.accel,
@@ -184,7 +188,9 @@ impl RunArguments {
             scheduler,
             time: self.clock,
             stats: self.stats,
-            gdb,
+            gdb: self.gdb.map(|endpoint| GdbConfig { endpoint }),
+            monitor,
+            is_paused: self.paused,
             ..Config::default()
         })
     }
@@ -256,12 +262,15 @@ impl RunArguments {
     }
 }
 
-fn gdb(endpoint: Option<Endpoint>, is_paused: bool) -> Result<Option<GdbConfig>, String> {
-    match endpoint {
-        Some(endpoint) => Ok(Some(GdbConfig { endpoint, is_paused })),
-        None if is_paused => Err("--paused: only gdb could start the guest; give --gdb too".into()),
-        None => Ok(None),
-    }
+/// Where monitors are; on a terminal unless somewhere else.
+fn monitor(places: &[Backend]) -> MonitorConfig {
+    let sockets = places.iter().filter_map(Endpoint::of).collect();
+    let stdio = match places {
+        [] => StdioMonitor::OnTerminal,
+        places if places.contains(&Backend::Stdio) => StdioMonitor::Always,
+        _ => StdioMonitor::Never,
+    };
+    MonitorConfig { stdio, sockets }
 }
 
 fn boot(
@@ -378,6 +387,8 @@ mod tests {
             "--stats",
             "--gdb",
             "tcp:localhost:1234",
+            "--monitor",
+            "unix:m",
             "--paused",
         ]);
         let config = launch.config;
@@ -389,7 +400,10 @@ mod tests {
         assert_eq!(config.time, TimeBase::Counted { ns_per_instruction: 3 });
         assert!(config.no_reboot && config.stats);
         let endpoint = Endpoint::Tcp("localhost:1234".into());
-        assert_eq!(config.gdb, Some(GdbConfig { endpoint, is_paused: true }));
+        assert_eq!(config.gdb, Some(GdbConfig { endpoint }));
+        assert!(config.is_paused);
+        let sockets = vec![Endpoint::Unix("m".into())];
+        assert_eq!(config.monitor, MonitorConfig { stdio: StdioMonitor::Never, sockets });
         let backends = config.backends.iter().map(|b| (b.id.as_str(), &b.backend));
         assert_eq!(
             backends.collect::<Vec<_>>(),

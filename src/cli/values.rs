@@ -78,7 +78,7 @@ pub(super) fn accel(text: &str) -> Result<Accel, String> {
 }
 
 /// An engine by name.
-pub(super) fn engine(text: &str) -> Result<EngineKind, String> {
+pub(crate) fn engine(text: &str) -> Result<EngineKind, String> {
     let all = [EngineKind::Kvm, EngineKind::Jit, EngineKind::Interp];
     let found = all.into_iter().find(|engine| engine.to_string() == text);
     found.ok_or_else(|| "take kvm, jit or interp".into())
@@ -128,11 +128,15 @@ pub(super) fn backend(text: &str) -> Result<Backend, String> {
 
 /// `--gdb`.
 pub(super) fn endpoint(text: &str) -> Result<Endpoint, String> {
-    match backend(text) {
-        Ok(Backend::Unix(path)) => Ok(Endpoint::Unix(path)),
-        Ok(Backend::Tcp(address)) => Ok(Endpoint::Tcp(address)),
-        _ => Err("take tcp:HOST:PORT or unix:PATH, such as tcp:localhost:1234".into()),
-    }
+    let endpoint = backend(text).ok().as_ref().and_then(Endpoint::of);
+    endpoint.ok_or_else(|| "take tcp:HOST:PORT or unix:PATH, such as tcp:localhost:1234".into())
+}
+
+/// `--monitor`.
+pub(super) fn monitor(text: &str) -> Result<Backend, String> {
+    let is_place = |place: &Backend| !matches!(place, Backend::File(_));
+    let place = backend(text).ok().filter(is_place);
+    place.ok_or_else(|| "take stdio, none, unix:PATH or tcp:HOST:PORT".into())
 }
 
 /// True for `HOST:PORT`; `[::1]:PORT` counts, an empty host does not.

@@ -3,12 +3,18 @@
 //!
 //! [`Machine`] reaches the CPUs; [`registers`] is the table of all registers with how each is read
 //! and written; [`commands`] are the monitor's, functions that give data, whose text is a view of
-//! it. Memory and the points at which a CPU stops are `cpu::debugger`'s and `cpu::mmu`'s.
+//! it. Memory and the points at which a CPU stops are `cpu::debugger`'s and `cpu::mmu`'s; [`points`]
+//! keeps who set which. What clients ask for waits in the [`inbox`] for the machine's owner.
 
 pub(crate) mod commands;
 mod disassembly;
+pub(crate) mod inbox;
 mod machine;
 mod parse;
+mod points;
 pub(crate) mod registers;
+mod stop;
 
-pub(crate) use machine::{Machine, PointError};
+pub(crate) use machine::{Board, Machine};
+pub(crate) use points::{Owner, Point, PointError};
+pub(crate) use stop::StopReport;

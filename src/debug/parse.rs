@@ -5,6 +5,8 @@ use cpu::Cpu;
 use super::registers;
 use crate::cli::values;
 
+pub(super) use values::number;
+
 /// Items that one command shows at most.
 pub(super) const ITEMS_MAX: usize = 4096;
 
@@ -26,7 +28,7 @@ pub(super) fn address(text: &str, cpu: &mut Cpu) -> Result<u64, String> {
 
 fn term_value(term: &str, cpu: &mut Cpu) -> Result<u64, String> {
     let Some(name) = term.strip_prefix('$') else {
-        return values::number(term)
+        return number(term)
             .ok_or_else(|| format!("{term}: give a number, such as 0x7c00, or a $register"));
     };
     let name = if name == "pc" { "rip" } else { name };

@@ -1,8 +1,8 @@
 //! gdb's remote protocol: a server for one client at a time.
 //!
 //! [`server`] lets clients in and serves them: a thread of its own reads what the client sends into
-//! the [`inbox`], and the machine's owner, who alone may touch stopped CPUs, stops the machine and
-//! answers. The packets are the `gdbstub` crate's, which [`target`] tells of the machine by
+//! the [inbox](crate::debug::inbox), and the machine's owner, who alone may touch stopped CPUs,
+//! stops the machine and answers. The packets are the `gdbstub` crate's, which [`target`] tells of the machine by
 //! [`crate::debug`]; [`guard`] keeps packets away from it that ask for too much. [`description`] is
 //! the target description, made of the table of registers.
 //!
@@ -12,8 +12,7 @@
 mod arch;
 mod description;
 mod guard;
-mod inbox;
 mod server;
 mod target;
 
-pub(crate) use server::{Server, lock};
+pub(crate) use server::Server;

@@ -1,27 +1,28 @@
 //! The server: who is connected, and what becomes of the machine when something happens.
 //!
-//! The machine is *halted* for the debugger from a stop until a client lets it go on or detaches.
-//! A client that vanishes leaves it as it is, halted or running, without its breakpoints; with
+//! The machine is *halted* for gdb from a stop until a client lets it go on or detaches. A client
+//! that vanishes leaves it as it is, halted or running, without its breakpoints; with
 //! `monitor vanish continue` it goes on.
 
 use std::io::{Read, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use cpu::debugger::DebugStop;
 use gdbstub::common::Signal;
 use gdbstub::conn::Connection;
 use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{DisconnectReason, GdbStubBuilder, MultiThreadStopReason};
 
 use super::guard::{Guard, PACKET_BYTES};
-use super::inbox::{Event, Inbox};
 use super::target::{GdbTarget, thread_of};
 use crate::config::{Endpoint, GdbConfig};
 use crate::debug::Machine;
+use crate::debug::inbox::{Event, Inbox};
 use crate::sockets::{Client, Listener, SocketFile};
-use crate::vm::{Control, Quit, Request};
+use crate::vm::{Quit, Request};
 
 /// How long a client may leave a reply unread before it counts as gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,29 +49,22 @@ impl Connection for Reply {
     }
 }
 
-/// Locks the server. A panic in it ends the machine's run anyway.
-pub(crate) fn lock(server: &Mutex<Server>) -> MutexGuard<'_, Server> {
-    server.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// The server of one machine.
 pub(crate) struct Server {
-    inbox: Arc<Inbox>,
     target: GdbTarget,
     session: Option<Session>,
     /// Another handle of the session's connection, to end it.
     client: Option<Client>,
     guard: Guard,
-    is_halted: bool,
     _file: Option<SocketFile>,
 }
 
 impl Server {
-    /// Listens. The machine is stopped at once if it is to begin so.
+    /// Listens. What clients do goes into `inbox`.
     pub(crate) fn start(
         config: &GdbConfig,
-        control: &Arc<Control>,
-        machine: Machine,
+        inbox: &Arc<Inbox>,
+        machine: Arc<Machine>,
     ) -> Result<Self> {
         let listener = match &config.endpoint {
             Endpoint::Unix(path) => Listener::unix(path)
@@ -79,45 +73,28 @@ impl Server {
                 .with_context(|| format!("--gdb tcp:{address}: cannot listen there")),
         }?;
         let Listener { acceptor, file } = listener;
-        let owner = Arc::downgrade(control);
-        let inbox = Arc::new(Inbox::new(Box::new(move || {
-            if let Some(control) = owner.upgrade() {
-                control.request_debugger();
-            }
-        })));
-        let quitting = Arc::clone(&inbox);
-        control.on_quit(Box::new(move || quitting.put(Event::Quit)));
-        let reading = Arc::clone(&inbox);
+        let reading = Arc::clone(inbox);
         std::thread::Builder::new()
             .name("gdb".into())
             .spawn(move || accept(|| acceptor.accept(), &reading))
             .context("--gdb: cannot start its thread")?;
-        if config.is_paused {
-            control.request_debugger();
-        }
         Ok(Self {
-            inbox,
-            target: GdbTarget::new(machine, Arc::clone(control)),
+            target: GdbTarget::new(machine),
             session: None,
             client: None,
             guard: Guard::default(),
-            is_halted: config.is_paused,
             _file: file,
         })
     }
 
-    /// Serves the debugger until the machine may go on. All CPUs are stopped.
-    pub(crate) fn serve(&mut self) {
-        self.inbox.attend();
-        self.report_stop();
-        while self.is_halted || !self.inbox.leave() {
-            match self.inbox.next() {
-                Event::Connected(client) => self.begin(client),
-                Event::Bytes(bytes) => self.take(&bytes),
-                Event::Closed => self.vanish(),
-                Event::Quit => return,
-            }
-        }
+    /// True if a client has stopped the machine, which goes on when the client says so.
+    pub(crate) fn has_the_machine(&self) -> bool {
+        matches!(self.session, Some(GdbStubStateMachine::Idle(_)))
+    }
+
+    /// True if a client has let the machine go on, and waits.
+    pub(crate) fn is_waiting(&self) -> bool {
+        matches!(self.session, Some(GdbStubStateMachine::Running(_)))
     }
 
     /// Tells the client that the machine has ended with exit status `status`.
@@ -132,13 +109,14 @@ impl Server {
         self.end_session();
     }
 
-    /// Tells a client that waits why a CPU stopped, if one did.
-    fn report_stop(&mut self) {
-        if !matches!(self.session, Some(GdbStubStateMachine::Running(_))) {
+    /// Tells a client that waits why CPU `cpu` stopped; none for somebody else's wish.
+    pub(crate) fn report_stop(&mut self, cpu: usize, stop: Option<DebugStop>) {
+        if !self.is_waiting() {
             return;
         }
-        let Some(reason) = self.target.take_stop() else { return };
-        self.is_halted = true;
+        let interrupted =
+            MultiThreadStopReason::SignalWithThread { tid: thread_of(cpu), signal: Signal::SIGINT };
+        let reason = stop.map_or(interrupted, |stop| self.target.stop_reason(cpu, stop));
         self.advance(|session, target| match session {
             GdbStubStateMachine::Running(running) => {
                 running.report_stop(target, reason).map_err(|error| error.to_string())
@@ -148,7 +126,7 @@ impl Server {
     }
 
     /// A client is there, and finds the machine stopped.
-    fn begin(&mut self, client: Client) {
+    pub(crate) fn begin(&mut self, client: Client) {
         let made = client.try_clone().and_then(|other| {
             other.limit_writes(WRITE_TIMEOUT)?;
             other.send_at_once()?;
@@ -165,7 +143,7 @@ impl Server {
                 self.target.begin();
                 (self.session, self.client) = (Some(session), Some(client));
                 self.guard = Guard::default();
-                self.is_halted = true;
+                self.target.machine().set_halted(true);
             }
             Err(error) => {
                 log::warn!(target: "gdb", "a client could not be served: {error}");
@@ -174,7 +152,8 @@ impl Server {
         }
     }
 
-    fn take(&mut self, bytes: &[u8]) {
+    /// The client has sent `bytes`.
+    pub(crate) fn take(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             if self.session.is_none() {
                 return;
@@ -203,7 +182,7 @@ impl Server {
                     tid: thread_of(self.target.reported()),
                     signal: Signal::SIGINT,
                 };
-                self.is_halted = true;
+                self.target.machine().set_halted(true);
                 match interrupted.interrupt_handled(&mut self.target, Some(reason)) {
                     Ok(session) => self.session = Some(session),
                     Err(error) => self.drop_for(&error.to_string()),
@@ -214,12 +193,12 @@ impl Server {
                     self.target.control().request(Request::Quit(Quit::User));
                 }
                 self.target.detach();
-                self.is_halted = false;
+                self.target.machine().set_halted(false);
                 self.end_session();
             }
             Ok(session) => {
                 if self.target.take_resumed() {
-                    self.is_halted = false;
+                    self.target.machine().set_halted(false);
                 }
                 self.session = Some(session);
             }
@@ -238,11 +217,12 @@ impl Server {
         self.end_session();
         self.target.detach();
         if self.target.goes_on_alone() {
-            self.is_halted = false;
+            self.target.machine().set_halted(false);
         }
     }
 
-    fn vanish(&mut self) {
+    /// The client's connection has ended.
+    pub(crate) fn vanish(&mut self) {
         if self.session.is_some() {
             log::info!(target: "gdb", "the client has gone");
             self.drop_session();

@@ -25,7 +25,7 @@ use super::arch::{Block, RegisterNumber, X86};
 use super::guard::PACKET_BYTES;
 use crate::debug::commands::{Context, Effect};
 use crate::debug::registers::REGISTERS;
-use crate::debug::{Machine, PointError, commands};
+use crate::debug::{Machine, Owner, Point, PointError, commands};
 use crate::vm::{Control, Quit, Request};
 
 /// Errors that gdb is told by number: no such thing, bad address, not permitted, no room.
@@ -56,8 +56,7 @@ fn cpu_of(tid: Tid) -> usize {
 
 /// See the head of this file.
 pub(super) struct GdbTarget {
-    machine: Machine,
-    control: Arc<Control>,
+    machine: Arc<Machine>,
     /// Addresses of breakpoints as gdb set them.
     software: BTreeSet<u64>,
     hardware: BTreeSet<u64>,
@@ -73,10 +72,9 @@ pub(super) struct GdbTarget {
 }
 
 impl GdbTarget {
-    pub(super) fn new(machine: Machine, control: Arc<Control>) -> Self {
+    pub(super) fn new(machine: Arc<Machine>) -> Self {
         Self {
             machine,
-            control,
             software: BTreeSet::new(),
             hardware: BTreeSet::new(),
             plan: BTreeMap::new(),
@@ -87,8 +85,12 @@ impl GdbTarget {
         }
     }
 
+    pub(super) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
     pub(super) fn control(&self) -> &Control {
-        &self.control
+        &self.machine.board().control
     }
 
     /// A client begins. It is told of the first CPU.
@@ -117,17 +119,20 @@ impl GdbTarget {
     pub(super) fn detach(&mut self) {
         self.software.clear();
         self.hardware.clear();
-        self.machine.detach();
+        self.machine.detach(Owner::Gdb);
     }
 
-    /// Why the machine stopped, in gdb's words.
-    pub(super) fn take_stop(&mut self) -> Option<MultiThreadStopReason<u64>> {
-        let (cpu, stop) = self.machine.take_stop()?;
+    /// Why CPU `cpu` stopped, in gdb's words.
+    pub(super) fn stop_reason(
+        &mut self,
+        cpu: usize,
+        stop: DebugStop,
+    ) -> MultiThreadStopReason<u64> {
         self.reported = cpu;
         self.context.cpu = cpu;
         let tid = thread_of(cpu);
         let trap = MultiThreadStopReason::SignalWithThread { tid, signal: Signal::SIGTRAP };
-        Some(match stop {
+        match stop {
             DebugStop::Step => trap,
             DebugStop::Breakpoint(linear) => {
                 // gdb looks for its breakpoint at RIP, and goes on if it finds none there.
@@ -143,7 +148,6 @@ impl GdbTarget {
                 }
             }
             DebugStop::Watchpoint(hit) => {
-                self.context.last_watch = Some(hit);
                 let addr = hit.address.max(hit.watchpoint.start);
                 let kind = match hit.watchpoint.kind {
                     WatchKind::Write => breakpoints::WatchKind::Write,
@@ -152,16 +156,16 @@ impl GdbTarget {
                 };
                 MultiThreadStopReason::Watch { tid, kind, addr }
             }
-        })
+        }
     }
 
     fn add_breakpoint(&mut self, linear: u64) -> TargetResult<(), Self> {
-        self.machine.add_breakpoint(linear).map_err(refusal)
+        self.machine.add_point(Owner::Gdb, Point::Breakpoint(linear)).map_err(refusal)
     }
 
     fn remove_breakpoint(&mut self, linear: u64) {
         if !self.software.contains(&linear) && !self.hardware.contains(&linear) {
-            self.machine.remove_breakpoint(linear);
+            self.machine.remove_point(Owner::Gdb, Point::Breakpoint(linear));
         }
     }
 
@@ -401,8 +405,8 @@ impl breakpoints::HwWatchpoint for GdbTarget {
         length: u64,
         kind: breakpoints::WatchKind,
     ) -> TargetResult<bool, Self> {
-        let watchpoint = watchpoint(start, length, kind);
-        self.machine.add_watchpoint(watchpoint).map(|()| true).map_err(refusal)
+        let point = Point::Watchpoint(watchpoint(start, length, kind));
+        self.machine.add_point(Owner::Gdb, point).map(|()| true).map_err(refusal)
     }
 
     fn remove_hw_watchpoint(
@@ -411,7 +415,8 @@ impl breakpoints::HwWatchpoint for GdbTarget {
         length: u64,
         kind: breakpoints::WatchKind,
     ) -> TargetResult<bool, Self> {
-        Ok(self.machine.remove_watchpoint(watchpoint(start, length, kind)))
+        let point = Point::Watchpoint(watchpoint(start, length, kind));
+        Ok(self.machine.remove_point(Owner::Gdb, point))
     }
 }
 
@@ -442,7 +447,8 @@ impl MonitorCmd for GdbTarget {
         let line = String::from_utf8_lossy(line);
         match commands::run(&self.machine, &mut self.context, &line) {
             Ok(Effect::Reply(reply)) => say(&mut out, &reply.to_string()),
-            Ok(Effect::Quit) => self.control.request(Request::Quit(Quit::User)),
+            Ok(Effect::Quit) => self.control().request(Request::Quit(Quit::User)),
+            Ok(Effect::Run(_)) => say(&mut out, "gdb has the machine: take its own commands\n"),
             Err(error) => say(&mut out, &format!("{error}\n")),
         }
         Ok(())

@@ -9,10 +9,8 @@ use crate::config::{Backend, BackendConfig, Endpoint};
 const PLUGS: &str =
     "take stdio, null, none, file:PATH, unix:PATH,server, tcp:HOST:PORT,server or chardev:ID";
 
-/// What the device of `-serial` stands for.
+/// What a device that is named stands for.
 pub(super) fn plug(text: &str) -> Result<Plug, Stop> {
-    // On a terminal the escapes of the multiplexer are there anyway.
-    let text = text.strip_prefix("mon:").unwrap_or(text);
     let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
     match (kind, rest) {
         ("none", "") => Ok(Plug::Nothing),
@@ -35,6 +33,21 @@ pub(super) fn plug(text: &str) -> Result<Plug, Stop> {
         }
         _ => Err(format!("{text}: not supported; {PLUGS}").into()),
     }
+}
+
+/// What the device of `-serial` stands for, which may share standard input and output with the
+/// monitor.
+pub(super) fn serial(draft: &mut Draft, text: &str) -> Result<(), Stop> {
+    let device = match text.strip_prefix("mon:") {
+        Some("stdio") => {
+            draft.monitors.push(Plug::Own(Backend::Stdio));
+            "stdio"
+        }
+        Some(_) => return Err(format!("{text}: not supported; only stdio is shared").into()),
+        None => text,
+    };
+    draft.serials.push(plug(device)?);
+    Ok(())
 }
 
 /// An empty host means every address of this machine, as with QEMU.
@@ -99,7 +112,7 @@ pub(super) fn chardev(draft: &mut Draft, text: &str) -> Result<(), Stop> {
     let mut keys = KeyValues::parse(text, "backend");
     let kind = keys.take("backend").unwrap_or_default();
     let id = keys.take("id").filter(|id| is_id(id)).ok_or("needs id=NAME")?;
-    // With one user, and one that has no monitor, a multiplexer changes nothing.
+    // Standard input and output are shared where they have two users, and nothing else is.
     keys.take_switch("mux")?;
     let backend = match kind.as_str() {
         "null" => Backend::Null,

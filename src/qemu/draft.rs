@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::Stop;
 use super::key_values::split_commas;
+use super::{Stop, monitor};
 use crate::cli::values;
 use crate::config::{
     Backend, BackendConfig, Boot, Config, DeviceConfig, Endpoint, Form, GdbConfig, JitConfig,
@@ -44,6 +44,7 @@ pub(super) struct Draft {
     pub(super) has_defaults: bool,
     pub(super) is_nographic: bool,
     pub(super) gdb: Option<Endpoint>,
+    pub(super) monitors: Vec<Plug>,
     pub(super) is_paused: bool,
     /// What the user should know of how an option was understood.
     pub(super) notes: Vec<String>,
@@ -63,6 +64,7 @@ impl Default for Draft {
             has_defaults: true,
             is_nographic: false,
             gdb: None,
+            monitors: Vec::new(),
             is_paused: false,
             notes: Vec::new(),
         }
@@ -81,20 +83,11 @@ impl Draft {
         }
         self.config.devices.append(&mut self.devices);
         self.limit_cache();
-        self.config.gdb = self.gdb()?;
+        self.config.gdb = self.gdb.take().map(|endpoint| GdbConfig { endpoint });
+        self.config.monitor = monitor::settle(self.monitors, &mut self.config)?;
+        self.config.is_paused = self.is_paused;
         check(&self.config)?;
         Ok((self.config, self.notes))
-    }
-
-    fn gdb(&mut self) -> Result<Option<GdbConfig>, Stop> {
-        let is_paused = self.is_paused;
-        match self.gdb.take() {
-            Some(endpoint) => Ok(Some(GdbConfig { endpoint, is_paused })),
-            None if is_paused => {
-                Err("-S: only gdb could start the guest, for there is no monitor; add -s".into())
-            }
-            None => Ok(None),
-        }
     }
 
     /// As QEMU does, takes what is nearest to a `tb-size` that cannot be had.

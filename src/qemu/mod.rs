@@ -10,6 +10,7 @@ mod device;
 mod draft;
 mod key_values;
 mod machine;
+mod monitor;
 mod options;
 mod refused;
 

@@ -1,7 +1,7 @@
 //! The options there are.
 
 use super::draft::Draft;
-use super::{Stop, chardev, device, help, machine, version};
+use super::{Stop, chardev, device, help, machine, monitor, version};
 
 /// One option.
 pub(super) struct QemuOption {
@@ -51,10 +51,7 @@ pub(super) const OPTIONS: &[QemuOption] = &[
         put(&mut draft.bios, file.into())
     })),
 
-    option(&["serial"], "a serial port", Value("DEVICE", |draft, text| {
-        draft.serials.push(chardev::plug(text)?);
-        Ok(())
-    })),
+    option(&["serial"], "a serial port", Value("DEVICE", chardev::serial)),
     option(&["debugcon"], "the debug console, at port 0xe9", Value("DEVICE", |draft, text| {
         put(&mut draft.debugcon, chardev::plug(text)?)
     })),
@@ -67,10 +64,10 @@ pub(super) const OPTIONS: &[QemuOption] = &[
     option(&["vnc"], "there is no display", Value("none", only_none)),
     option(&["parallel"], "there is no parallel port", Value("none", only_none)),
     option(&["net", "nic"], "there is no network", Value("none", only_none)),
-    option(&["monitor"], "there is no monitor", Value("none", |_, text| match text {
-        "none" | "null" => Ok(()),
-        _ => Err(format!("{text}: not supported yet; take none").into()),
-    })),
+    option(&["monitor"], "where the monitor is",
+        Value("stdio|none|unix:PATH,server|tcp:[HOST]:PORT,server", monitor::monitor)),
+    option(&["mon"], "a monitor at a character device",
+        Value("[chardev=]ID[,mode=readline]", monitor::mon)),
     option(&["nographic"], "the serial port on standard input and output", Nothing(|draft| {
         draft.is_nographic = true;
         Ok(())
@@ -101,7 +98,7 @@ pub(super) const OPTIONS: &[QemuOption] = &[
         draft.gdb = chardev::gdb("tcp::1234")?;
         Ok(())
     })),
-    option(&["S"], "wait for gdb before the first instruction", Nothing(|draft| {
+    option(&["S"], "wait for gdb or the monitor before the first instruction", Nothing(|draft| {
         draft.is_paused = true;
         Ok(())
     })),

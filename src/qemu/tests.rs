@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::{
     Accel, Backend, Boot, Config, Endpoint, Form, GdbConfig, JitConfig, ModuleFile, Scheduler,
+    StdioMonitor,
 };
 
 fn parse_words(words: &[&str]) -> Result<Action, Refusal> {
@@ -252,9 +253,41 @@ fn gdb_is_served_where_it_looks() {
         ("-gdb tcp::9000,server=on,wait=off", tcp("localhost:9000"), false),
         ("-gdb unix:path=g,server", Endpoint::Unix("g".into()), false),
     ] {
-        assert_eq!(config(line).gdb, Some(GdbConfig { endpoint, is_paused }), "{line}");
+        let config = config(line);
+        assert_eq!(config.gdb, Some(GdbConfig { endpoint }), "{line}");
+        assert_eq!(config.is_paused, is_paused, "{line}");
     }
     assert_eq!(config("-gdb none").gdb, None);
+}
+
+#[test]
+fn monitors_are_where_they_are_put() {
+    use StdioMonitor::{Always, Never, OnTerminal};
+    let (unix, tcp) = (Endpoint::Unix("m".into()), Endpoint::Tcp("localhost:5".into()));
+    #[rustfmt::skip]
+    let rows: &[(&str, StdioMonitor, &[Endpoint], usize)] = &[
+        ("",                                         OnTerminal, &[], 1),
+        ("-nographic",                               OnTerminal, &[], 1),
+        ("-monitor none",                            Never,      &[], 1),
+        ("-monitor stdio",                           Always,     &[], 1),
+        ("-serial mon:stdio",                        Always,     &[], 1),
+        ("-monitor unix:m,server,nowait",            Never,      std::slice::from_ref(&unix), 1),
+        ("-monitor tcp::5,server=on,wait=off",       Never,      std::slice::from_ref(&tcp), 1),
+        ("-chardev socket,id=m,path=m,server=on -mon chardev=m,mode=readline",
+                                                     Never,      std::slice::from_ref(&unix), 1),
+        ("-chardev stdio,id=a,mux=on -serial chardev:a -mon a", Always, &[], 1),
+        ("-chardev stdio,id=a -mon a -serial null",  Always,     &[], 1),
+        ("-monitor stdio -monitor unix:m,server",    Always,     std::slice::from_ref(&unix), 1),
+    ];
+    for (line, stdio, sockets, backends) in rows {
+        let config = config(line);
+        assert_eq!(
+            (config.monitor.stdio, &config.monitor.sockets[..]),
+            (*stdio, *sockets),
+            "{line}"
+        );
+        assert_eq!(config.backends.len(), *backends, "{line}");
+    }
 }
 
 #[test]
@@ -263,7 +296,6 @@ fn what_cannot_be_had_is_refused_by_name() {
     let rows: &[(&str, &[&str])] = &[
         ("-drive file=x",                    &["-drive", "no disks"]),
         ("disk.img",                         &["disk.img", "no disks"]),
-        ("-S",                               &["-S:", "-s"]),
         ("-gdb stdio",                       &["-gdb", "stdio", "tcp:"]),
         ("-gdb tcp::70000",                  &["-gdb", "HOST:PORT"]),
         ("-gdb unix:s",                      &["-gdb", "server=on"]),
@@ -295,7 +327,13 @@ fn what_cannot_be_had_is_refused_by_name() {
         ("-m 1G,slots=2,maxmem=2G",          &["-m", "slots"]),
         ("-rtc base=localtime",              &["-rtc", "localtime"]),
         ("-display gtk",                     &["-display", "gtk", "none"]),
-        ("-monitor stdio",                   &["-monitor", "stdio", "none"]),
+        ("-monitor vc",                      &["-monitor", "vc", "stdio"]),
+        ("-monitor file:x",                  &["-monitor", "file:x", "stdio"]),
+        ("-monitor unix:m",                  &["-monitor", "server=on"]),
+        ("-serial mon:pty",                  &["-serial", "mon:pty", "stdio"]),
+        ("-mon chardev=a",                   &["-mon", "chardev=a", "-chardev"]),
+        ("-chardev null,id=a -mon a,mode=control", &["-mon", "mode=control", "readline"]),
+        ("-qmp stdio",                       &["-qmp", "no QMP"]),
         ("-serial pty",                      &["-serial", "pty", "stdio"]),
         ("-serial unix:/s",                  &["-serial", "server=on"]),
         ("-serial tcp:99,server",            &["-serial", "HOST:PORT"]),

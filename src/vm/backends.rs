@@ -12,8 +12,8 @@ use crate::chardev::escape::Command;
 use crate::chardev::input::Inlet;
 use crate::chardev::queue::OutputQueue;
 use crate::chardev::socket::Socket;
-use crate::chardev::stdio::Stdio;
-use crate::config::{Backend, Config, DeviceConfig};
+use crate::chardev::stdio::{MonitorSide, Sharing, Stdio};
+use crate::config::{Backend, Config, DeviceConfig, StdioMonitor};
 use crate::sockets::Listener;
 
 use super::control::{Control, Quit, Request};
@@ -63,6 +63,8 @@ impl Open {
 /// The open back-ends by name, and which devices use them.
 pub(super) struct Backends {
     open: BTreeMap<String, Open>,
+    /// Standard input and output where the monitor has them alone.
+    monitor: Option<Stdio>,
     /// The back-ends of COM1, COM2, in that order.
     serial: Vec<String>,
     debugcon: Option<(u16, String)>,
@@ -73,8 +75,13 @@ impl Backends {
     /// Opens every back-end.
     pub(super) fn open(config: &Config, control: &Arc<Control>) -> Result<Self> {
         let mut open = BTreeMap::new();
+        let sharing = match config.monitor.stdio {
+            StdioMonitor::Never => Sharing::Guest,
+            StdioMonitor::OnTerminal => Sharing::MonitorOnTerminal,
+            StdioMonitor::Always => Sharing::Both,
+        };
         for backend in &config.backends {
-            let opened = open_one(&backend.backend, control)?;
+            let opened = open_one(&backend.backend, control, sharing)?;
             if let Some(queue) = opened.queue().map(Arc::downgrade) {
                 control.on_quit(Box::new(move || {
                     if let Some(queue) = queue.upgrade() {
@@ -84,7 +91,10 @@ impl Backends {
             }
             open.insert(backend.id.clone(), opened);
         }
-        let mut this = Self { open, serial: Vec::new(), debugcon: None, debug_exit: None };
+        let has_stdio = config.backends.iter().any(|known| known.backend == Backend::Stdio);
+        let is_alone = config.monitor.stdio == StdioMonitor::Always && !has_stdio;
+        let monitor = is_alone.then(|| open_stdio(control, Sharing::Monitor)).transpose()?;
+        let mut this = Self { open, monitor, serial: Vec::new(), debugcon: None, debug_exit: None };
         for device in &config.devices {
             this.add(device)?;
         }
@@ -147,9 +157,20 @@ impl Backends {
         }
     }
 
-    /// Waits until the guest's output is written.
+    /// The monitor's side of standard input and output, and where it writes, if it has one.
+    pub(super) fn monitor(&self) -> Option<(&Arc<OutputQueue>, &MonitorSide)> {
+        let opened = self.open.values().filter_map(|open| match open {
+            Open::Stdio(stdio) => Some(stdio),
+            _ => None,
+        });
+        let mut all = opened.chain(&self.monitor);
+        all.find_map(|stdio| Some((&stdio.output, stdio.monitor.as_ref()?)))
+    }
+
+    /// Waits until the guest's output is written, and the monitor's.
     pub(super) fn flush(&self) {
         self.open.values().filter_map(Open::queue).for_each(|queue| queue.flush());
+        self.monitor.iter().for_each(|stdio| stdio.output.flush());
     }
 }
 
@@ -168,10 +189,10 @@ fn number(device: &DeviceConfig, property: &str, default: u32) -> Result<u32> {
     parsed.with_context(|| format!("device {}: {property}={text} is no number", device.driver))
 }
 
-fn open_one(backend: &Backend, control: &Arc<Control>) -> Result<Open> {
+fn open_one(backend: &Backend, control: &Arc<Control>, sharing: Sharing) -> Result<Open> {
     Ok(match backend {
         Backend::Null => Open::Null,
-        Backend::Stdio => Open::Stdio(open_stdio(control)?),
+        Backend::Stdio => Open::Stdio(open_stdio(control, sharing)?),
         Backend::File(path) => {
             let name = path.display();
             let file = File::create(path).with_context(|| format!("{name}: cannot write it"))?;
@@ -199,10 +220,10 @@ const HELP: &str = "\n\
     Ctrl-A h  this help\n\
     Ctrl-A x  leave\n\
     Ctrl-A b  send a break\n\
-    Ctrl-A c  the monitor (not there yet)\n\
+    Ctrl-A c  the monitor, and back\n\
     Ctrl-A Ctrl-A  send Ctrl-A\n";
 
-fn open_stdio(control: &Arc<Control>) -> Result<Stdio> {
+fn open_stdio(control: &Arc<Control>, sharing: Sharing) -> Result<Stdio> {
     let control = Arc::downgrade(control);
     let on_command = Arc::new(move |command| match command {
         Command::Leave => {
@@ -211,9 +232,10 @@ fn open_stdio(control: &Arc<Control>) -> Result<Stdio> {
             }
         }
         Command::Help => eprint!("{HELP}"),
-        Command::Monitor => eprintln!("\nthere is no monitor yet; Ctrl-A h lists what there is"),
+        // The reader turns to the monitor itself, where there is one.
+        Command::Monitor => eprintln!("\nthe monitor is not here; Ctrl-A h lists what there is"),
         // The reader of the terminal sends it itself, in order with what is typed.
         Command::Break => {}
     });
-    Stdio::start(on_command).context("cannot use standard input and output")
+    Stdio::start(sharing, on_command).context("cannot use standard input and output")
 }

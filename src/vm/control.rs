@@ -135,6 +135,12 @@ impl Control {
         self.mailboxes.post_all(Events::EXIT);
     }
 
+    /// True if the machine's owner has to act for somebody who is no debugger.
+    pub(crate) fn has_request(&self) -> bool {
+        let shared = self.lock();
+        shared.request.is_some() || shared.switch.is_some()
+    }
+
     /// Has `hook` called when the user's side ends the machine. It must not wait.
     pub(crate) fn on_quit(&self, hook: QuitHook) {
         self.quit_hooks.lock().unwrap_or_else(PoisonError::into_inner).push(hook);

@@ -8,6 +8,7 @@ mod adapters;
 mod backends;
 mod boot;
 mod control;
+mod desk;
 mod engine;
 mod entropy;
 mod guest_files;
@@ -24,7 +25,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Error, Result, bail};
 use cpu::Environment;
 use cpu::cpuid::{CpuidMachine, CpuidPolicy, Feature};
 use machine::clock::{Clock, ns_to_ticks};
@@ -35,9 +36,10 @@ use machine::signals::PowerEvent;
 use machine::timers::Timers;
 
 use crate::config::{Config, EngineKind, Form, Scheduler, TimeBase};
-use crate::debug::Machine;
+use crate::debug::inbox::Inbox;
+use crate::debug::{Board, Machine};
 use crate::exit::{self, Dialect};
-use crate::gdb;
+use crate::monitor::{self, Audience, Office, Screen};
 use adapters::{ChipLapic, MachinePlatform, Slice};
 use backends::Backends;
 use engine::Engines;
@@ -46,11 +48,14 @@ use guest_files::GuestFiles;
 use mailboxes::Mailboxes;
 use serial_scheduler::SerialScheduler;
 use statistics::Changes;
-use switching::{Switcher, Timetable};
+use switching::Timetable;
 use timer_thread::TimerThread;
+
+use desk::Desk;
 
 pub(crate) use control::{Control, Quit, Request};
 pub(crate) use engine::Engine;
+pub(crate) use switching::Switcher;
 pub(crate) use threads::{SharedCpu, lock};
 
 /// Ticks of the guest's TSC a second, where the engine makes it: a tick is a nanosecond of guest
@@ -90,12 +95,15 @@ pub(crate) struct Vm {
     slice: Arc<Slice>,
     mailboxes: Arc<Mailboxes>,
     control: Arc<Control>,
-    pc: Pc,
+    pc: Arc<Pc>,
     engines: Engines,
     cpus: Vec<SharedCpu>,
     changes: Changes,
+    /// The machine as debuggers see it.
+    machine: Arc<Machine>,
     /// Taken by the machine's owner alone.
-    gdb: Option<Mutex<gdb::Server>>,
+    desk: Mutex<Desk>,
+    _monitors: Vec<monitor::Socket>,
 }
 
 impl Vm {
@@ -113,6 +121,7 @@ impl Vm {
         let timers = Timers::new(Arc::clone(&clock));
         let tsc_hz = engines.tsc_hz().unwrap_or(TSC_HZ);
         let policy = Arc::new(cpu_policy(config, &engines, tsc_hz)?);
+        let inbox = desk::inbox(&control);
         let backends = Backends::open(config, &control)?;
         let around = Surroundings {
             timers: Arc::clone(&timers),
@@ -121,6 +130,7 @@ impl Vm {
         };
         let pc = Pc::new(board(config, &files, &backends, &policy), around)
             .map_err(|error| with_remedy(error, config.memory_bytes))?;
+        let pc = Arc::new(pc);
         backends.connect(&pc);
         let slice = Arc::new(Slice::default());
         if let TimeBase::Counted { ns_per_instruction } = config.time {
@@ -134,26 +144,17 @@ impl Vm {
             mailboxes: Arc::clone(&mailboxes),
             coprocessor: Arc::clone(pc.coprocessor()),
         });
-        let cpus = (0u32..)
-            .zip(pc.apics().apics())
-            .map(|(index, lapic)| {
-                let environment = Environment {
-                    index,
-                    cpu_count: config.cpus,
-                    space: Arc::clone(pc.space()),
-                    ports: Arc::clone(pc.ports()),
-                    platform: Arc::clone(&platform) as _,
-                    lapic: Arc::new(ChipLapic(Arc::clone(lapic))),
-                    events: Arc::clone(&mailboxes.all()[index as usize]),
-                    cpuid: Arc::clone(&policy),
-                    all_events: Arc::clone(mailboxes.all()),
-                };
-                Ok(Arc::new(Mutex::new(engines.make(&environment)?)))
-            })
+        let cpus = environments(&pc, &platform, &mailboxes, &policy)
+            .map(|environment| Ok(Arc::new(Mutex::new(engines.make(&environment)?))))
             .collect::<Result<Vec<SharedCpu>>>()?;
-        let gdb = config.gdb.as_ref().map(|gdb| {
-            gdb::Server::start(gdb, &control, Machine::new(cpus.clone())).map(Mutex::new)
-        });
+        let board = Board {
+            pc: Arc::clone(&pc),
+            timers: Arc::clone(&timers),
+            control: Arc::clone(&control),
+            switcher: Switcher::new(&control, engines.kinds()),
+        };
+        let machine = Arc::new(Machine::new(cpus.clone(), board));
+        let (desk, monitors) = open_desk(config, inbox, &backends, &machine)?;
         let vm = Self {
             config: config.clone(),
             files,
@@ -167,7 +168,9 @@ impl Vm {
             engines,
             cpus,
             changes: Changes::default(),
-            gdb: gdb.transpose()?,
+            machine,
+            desk: Mutex::new(desk),
+            _monitors: monitors,
         };
         vm.load()?;
         Ok(vm)
@@ -186,10 +189,10 @@ impl Vm {
         self.cpus.first().map(lock)
     }
 
-    /// The CPUs alone, for tests of what is done to stopped ones.
+    /// The machine as debuggers see it, for tests of what they do to it.
     #[cfg(test)]
-    pub(crate) fn cpus(&self) -> Vec<SharedCpu> {
-        self.cpus.clone()
+    pub(crate) fn machine(&self) -> &Arc<Machine> {
+        &self.machine
     }
 
     /// Puts the CPUs into the state in which the guest starts.
@@ -207,25 +210,19 @@ impl Vm {
         let started = Instant::now();
         signals::watch(&self.control)?;
         let plan = self.config.switch_plan.clone();
-        let _timetable = Timetable::start(plan, self.switcher(), &self.timers);
+        let switcher = self.machine.board().switcher.clone();
+        let _timetable = Timetable::start(plan, switcher, &self.timers);
         let outcome = match self.config.scheduler {
             Scheduler::Parallel => self.run_parallel(),
             Scheduler::Serial => self.run_serial(),
         }?;
-        if let Some(gdb) = &self.gdb {
-            gdb::lock(gdb).finish(exit::status(outcome, Dialect::Native));
-        }
+        desk::lock(&self.desk).finish(exit::status(outcome, Dialect::Native));
         self.backends.flush();
         if self.config.stats {
             self.changes.print();
             statistics::print(&self.cpus, self.engines.has_counts(), started.elapsed());
         }
         Ok(outcome)
-    }
-
-    /// Who can move the machine to another engine.
-    pub(crate) fn switcher(&self) -> Switcher {
-        Switcher::new(&self.control, self.engines.kinds())
     }
 
     fn run_parallel(&self) -> Result<Outcome> {
@@ -300,11 +297,10 @@ impl Vm {
         Ok(Some(outcome))
     }
 
-    /// Lets the debugger look at the machine, which is stopped, for as long as it wants.
+    /// Lets debuggers look at the machine, which is stopped, for as long as they want.
     fn serve_debugger(&self) {
-        let Some(gdb) = &self.gdb else { return };
         self.clock.stop();
-        gdb::lock(gdb).serve();
+        desk::lock(&self.desk).serve();
         self.clock.resume();
     }
 
@@ -388,6 +384,74 @@ impl Vm {
             lock(cpu).cpu_mut().reset();
         }
     }
+}
+
+/// What each CPU of the board is put into.
+fn environments<'a>(
+    pc: &'a Pc,
+    platform: &'a Arc<MachinePlatform>,
+    mailboxes: &'a Mailboxes,
+    policy: &'a Arc<CpuidPolicy>,
+) -> impl Iterator<Item = Environment> + 'a {
+    let apics = (0u32..).zip(pc.apics().apics()).zip(mailboxes.all().iter());
+    apics.map(move |((index, lapic), events)| Environment {
+        index,
+        cpu_count: pc.config().cpu_count,
+        space: Arc::clone(pc.space()),
+        ports: Arc::clone(pc.ports()),
+        platform: Arc::clone(platform) as _,
+        lapic: Arc::new(ChipLapic(Arc::clone(lapic))),
+        events: Arc::clone(events),
+        cpuid: Arc::clone(policy),
+        all_events: Arc::clone(mailboxes.all()),
+    })
+}
+
+/// Where debuggers are served, and the monitors that listen. A machine that is to begin paused
+/// stands from here on.
+fn open_desk(
+    config: &Config,
+    inbox: Arc<Inbox>,
+    backends: &Backends,
+    machine: &Arc<Machine>,
+) -> Result<(Desk, Vec<monitor::Socket>)> {
+    let audience: Arc<Audience> = Arc::default();
+    let desk = Desk::open(config.gdb.as_ref(), &inbox, machine, &audience)?;
+    let office = Office { inbox, machine: Arc::downgrade(machine), audience };
+    let monitors = start_monitors(config, backends, &office)?;
+    if config.is_paused {
+        pause(config, backends, machine)?;
+    }
+    Ok((desk, monitors))
+}
+
+/// Starts the monitors of the terminal and of sockets.
+fn start_monitors(
+    config: &Config,
+    backends: &Backends,
+    office: &Office,
+) -> Result<Vec<monitor::Socket>> {
+    if let Some((output, side)) = backends.monitor() {
+        let screen = Screen::new(Arc::clone(output), side.echo);
+        let (keyboard, side) = (Arc::clone(&side.keyboard), side.clone());
+        monitor::start(office.clone(), keyboard, screen, move || side.leave())
+            .context("cannot start the monitor's thread")?;
+    }
+    let sockets = config.monitor.sockets.iter();
+    sockets.map(|endpoint| monitor::Socket::start(endpoint, office.clone())).collect()
+}
+
+/// Has the machine stand before its first instruction.
+fn pause(config: &Config, backends: &Backends, machine: &Machine) -> Result<()> {
+    let has_monitor = backends.monitor().is_some() || !config.monitor.sockets.is_empty();
+    if config.gdb.is_none() && !has_monitor {
+        bail!(
+            "--paused (-S): nothing could start the guest; give --gdb (-s) or --monitor (-monitor)"
+        );
+    }
+    machine.set_halted(true);
+    machine.board().control.request_debugger();
+    Ok(())
 }
 
 fn cpu_policy(config: &Config, engines: &Engines, tsc_hz: u64) -> Result<CpuidPolicy> {

@@ -11,7 +11,7 @@ use super::bus::ApicBus;
 use super::lvt::LvtEntry;
 use super::message::{Message, MessageSink};
 use super::state::{Acknowledged, ApicState, Effects, SVR_ENABLE};
-use super::{GeneralProtection, LocalApicKind};
+use super::{GeneralProtection, LapicSnapshot, LocalApicKind};
 use crate::chip::{Chip, RestoreError, decode, encode};
 use crate::deadline::Deadline;
 use crate::guard::lock;
@@ -138,6 +138,12 @@ impl LocalApic {
         if let Some(message) = effects.message {
             bus.deliver(message);
         }
+    }
+
+    /// The registers, and when the timer interrupts next.
+    pub fn snapshot(&self) -> LapicSnapshot {
+        let now_ns = self.timer.clock().now_ns();
+        self.lock().snapshot(now_ns, self.kind.rates)
     }
 
     /// The index of the CPU.

@@ -39,6 +39,11 @@ impl VectorSet {
         u8::try_from(index as u32 * 32 + bit).ok()
     }
 
+    /// The members, the lowest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = u8> + '_ {
+        (0..=u8::MAX).filter(|&vector| self.contains(vector))
+    }
+
     /// The 32 bits that the register at `index` of eight shows; zero beyond.
     pub(super) fn word(&self, index: u32) -> u32 {
         self.0.get(index as usize).copied().unwrap_or(0)

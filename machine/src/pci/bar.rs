@@ -79,6 +79,19 @@ impl BarSpec {
     }
 }
 
+/// A BAR, for who looks at the machine from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BarSnapshot {
+    /// Register number, 0 to 5.
+    pub index: u8,
+    /// What kind of addresses it holds.
+    pub kind: BarKind,
+    /// Its size.
+    pub bytes: u64,
+    /// Where it is decoded, if it is.
+    pub base: Option<u64>,
+}
+
 /// The BARs of one function and where they are mapped now.
 pub struct Bars {
     space: Arc<PhysicalSpace>,
@@ -123,6 +136,17 @@ impl Bars {
                 *mapped = map(&self.space, &self.ports, spec, base).then_some(base);
             }
         }
+    }
+
+    /// Each BAR: its register, what it holds, its size, and where it is mapped now.
+    pub fn snapshot(&self) -> Vec<BarSnapshot> {
+        let row = |(spec, mapped): &(BarSpec, Option<u64>)| BarSnapshot {
+            index: spec.index,
+            kind: spec.kind,
+            bytes: spec.size(),
+            base: *mapped,
+        };
+        self.bars.iter().map(row).collect()
     }
 
     /// Where BAR `index` is mapped now.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use memory::{PhysicalSpace, PortSpace, Width};
 use serde::{Deserialize, Serialize};
 
-use super::bar::{BarKind, BarSpec, Bars};
+use super::bar::{BarKind, BarSnapshot, BarSpec, Bars};
 use super::config_space::{COMMAND, COMMAND_INTX_DISABLE, ConfigSpace, Identity, STATUS_INTERRUPT};
 use super::msi::{Message, Msi};
 use super::msix::{MsixTable, SavedTable};
@@ -180,6 +180,10 @@ impl Endpoint {
 }
 
 impl PciFunction for Endpoint {
+    fn bars(&self) -> Vec<BarSnapshot> {
+        lock(&self.state).bars.snapshot()
+    }
+
     fn config_read(&self, offset: u16, width: Width) -> u32 {
         lock(&self.state).config.read(offset, width)
     }

@@ -29,6 +29,7 @@ pub mod testdev;
 use memory::Width;
 
 use crate::chip::Chip;
+use bar::BarSnapshot;
 
 /// Device and function number on bus 0: device in bits 7..3, function in bits 2..0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,6 +59,10 @@ pub trait PciFunction: Chip {
     fn config_read(&self, offset: u16, width: Width) -> u32;
     /// Writes configuration registers; `offset` as for reads.
     fn config_write(&self, offset: u16, width: Width, value: u32);
+    /// What it decodes.
+    fn bars(&self) -> Vec<BarSnapshot> {
+        Vec::new()
+    }
 }
 
 /// Takes message-signalled interrupts: memory writes to the local APICs' range. Called with no lock

@@ -1,9 +1,36 @@
 //! Commands on the machine as a whole.
 
+use std::fmt;
+
+use machine::signals::PowerEvent;
+
 use super::{Answer, Call, Command, Effect, no_cpu, reply};
+use crate::cli::values;
+use crate::config::EngineKind;
+use crate::logging::{self, Filter};
+use crate::vm::Request;
 
 pub(super) const COMMANDS: &[Command] = &[
     Command::anytime("quit", &["q"], "", "end the run", |_| Ok(Effect::Quit)),
+    Command::paused("system_reset", &[], "", "reset the machine, as by its button", |call| {
+        call.machine.board().control.request(Request::Power(PowerEvent::Reset));
+        reply("")
+    }),
+    Command::anytime("system_powerdown", &[], "", "press the power button", |call| {
+        call.machine.board().pc.acpi_pm().power_button();
+        reply("")
+    }),
+    Command::anytime("nmi", &[], "", "send an NMI to every CPU, by LINT1", |call| {
+        call.machine.board().pc.nmi();
+        reply("")
+    }),
+    Command::paused(
+        "accel",
+        &[],
+        "[jit|interp|kvm]",
+        "the engine, or another one from here on, of those of --switch-engines",
+        accel,
+    ),
     Command::anytime(
         "vanish",
         &[],
@@ -11,8 +38,86 @@ pub(super) const COMMANDS: &[Command] = &[
         "what a stopped guest does if gdb vanishes",
         vanish,
     ),
+    Command::anytime(
+        "log",
+        &[],
+        "[none|ITEMS]",
+        "what is logged, or other items of --log from here on",
+        log,
+    ),
     Command::paused("info jit", &[], "", "figures of the CPU's translator", jit_figures),
+    Command::paused("info kvm", &[], "", "whether KVM is the engine", |call| reply(kvm(call))),
+    Command::anytime("info version", &[], "", "the version", |_| reply(Version)),
 ];
+
+/// The engine that the guest runs on.
+struct Accel(Option<EngineKind>);
+
+fn accel(call: &mut Call<'_>) -> Answer {
+    if !call.arguments.is_empty() {
+        let engine = values::engine(call.arguments).map_err(|error| format!("accel: {error}"))?;
+        call.machine.board().switcher.switch(engine).map_err(|error| error.to_string())?;
+        return reply("");
+    }
+    reply(Accel(call.machine.engine()))
+}
+
+impl fmt::Display for Accel {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |engine| writeln!(out, "{engine}"))
+    }
+}
+
+/// Whether KVM is the engine.
+struct Kvm {
+    is_engine: bool,
+}
+
+fn kvm(call: &Call<'_>) -> Kvm {
+    Kvm { is_engine: call.machine.engine() == Some(EngineKind::Kvm) }
+}
+
+impl fmt::Display for Kvm {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "kvm support: {}", if self.is_engine { "enabled" } else { "disabled" })
+    }
+}
+
+/// The program's version.
+struct Version;
+
+impl fmt::Display for Version {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "Volvelle {}", env!("CARGO_PKG_VERSION"))
+    }
+}
+
+/// What is logged.
+struct Logged(Vec<Filter>);
+
+fn log(call: &mut Call<'_>) -> Answer {
+    let filters = match call.arguments {
+        "" => return reply(Logged(logging::filters())),
+        "help" => return reply(logging::help()),
+        "none" => Vec::new(),
+        items => items
+            .split(',')
+            .map(|item| logging::parse_filter(item.trim()))
+            .collect::<Result<_, _>>()
+            .map_err(|error| format!("log: {error}"))?,
+    };
+    logging::change(filters).map_err(|error| format!("log: {error}"))?;
+    reply("")
+}
+
+impl fmt::Display for Logged {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return writeln!(out, "warnings");
+        }
+        self.0.iter().try_for_each(|filter| writeln!(out, "{filter}"))
+    }
+}
 
 fn vanish(call: &mut Call<'_>) -> Answer {
     let what = call.arguments;

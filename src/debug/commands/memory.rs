@@ -35,6 +35,31 @@ pub(super) const COMMANDS: &[Command] = &[
             reply(call.on_cpu(|cpu| translate(cpu, linear))?)
         },
     ),
+    Command::paused("print", &["p"], "[/FORMAT] ADDRESS", "the value of an ADDRESS", |call| {
+        let value = call.address()?;
+        reply(print(call.format, value)?)
+    }),
+    Command::paused(
+        "sum",
+        &[],
+        "ADDRESS BYTES",
+        "the 16-bit checksum of physical memory",
+        |call| {
+            let (address, bytes) = super::word(call.arguments);
+            let start = call.on_cpu(|cpu| parse::address(address, cpu))??;
+            reply(call.on_cpu(|cpu| sum(cpu, start, bytes))??)
+        },
+    ),
+    Command::paused(
+        "info tlb",
+        &[],
+        "[ADDRESS]",
+        "which page is where, from an address on",
+        |call| {
+            let from = if call.arguments.is_empty() { 0 } else { call.address()? };
+            reply(call.on_cpu(|cpu| pages(cpu, from))?)
+        },
+    ),
     Command::paused("info mem", &[], "", "what is mapped, with its rights", |call| {
         reply(call.on_cpu(|cpu| mapped(cpu))?)
     }),
@@ -76,6 +101,112 @@ impl fmt::Display for Mapped {
     }
 }
 
+/// Pages of [`Pages`] at most.
+const PAGES_MAX: usize = 1024;
+
+/// Which page is where.
+struct Pages {
+    /// The linear address, the physical one, log2 of the bytes, and the entry.
+    pages: Vec<(u64, u64, u32, u64)>,
+    /// Where it goes on, if that is not all.
+    rest: Option<u64>,
+}
+
+fn pages(cpu: &Cpu, from: u64) -> Pages {
+    let (ranges, mut rest) = cpu.mapped_ranges(from & !0xfff, RANGES_MAX);
+    let mut pages = Vec::new();
+    'ranges: for range in ranges {
+        let mut linear = range.start;
+        while linear <= range.last {
+            let walk = cpu.inspect(linear);
+            let (Some((GuestPhysical(at), shift)), Some(level)) = (walk.found, walk.levels.last())
+            else {
+                break;
+            };
+            if pages.len() == PAGES_MAX {
+                rest = Some(linear);
+                break 'ranges;
+            }
+            pages.push((linear, at, shift, level.entry));
+            let Some(next) =
+                (linear >> shift).checked_add(1).and_then(|page| page.checked_mul(1 << shift))
+            else {
+                break;
+            };
+            linear = next;
+        }
+    }
+    Pages { pages, rest }
+}
+
+impl fmt::Display for Pages {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.pages.is_empty() {
+            return writeln!(out, "no page is mapped");
+        }
+        for (linear, at, shift, entry) in &self.pages {
+            writeln!(
+                out,
+                "{linear:016x}: {at:016x} {:>7} KiB {}",
+                1u64 << (shift - 10),
+                bits(*entry)
+            )?;
+        }
+        match self.rest {
+            Some(rest) => writeln!(out, "and more from {rest:#x} on"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn bits(entry: u64) -> String {
+    let is_set = |(bit, _): &&(u32, &'static str)| entry >> bit & 1 != 0;
+    let names: Vec<_> = ENTRY_BITS.iter().filter(is_set).map(|(_, name)| *name).collect();
+    names.join(" ")
+}
+
+fn print(format: &str, value: u64) -> Result<String, String> {
+    let layout = parse::layout(format)?;
+    if layout.style == Style::Instruction || layout.count != 1 {
+        return Err(format!("print/{format}: a value has no instructions, and is one"));
+    }
+    let size = if format.is_empty() || layout.size == 4 { 8 } else { layout.size };
+    let bytes = value.to_le_bytes();
+    let text = shown(bytes.get(..size).unwrap_or(&bytes), layout.style);
+    let digits = text.strip_prefix("0x").map(|digits| digits.trim_start_matches('0'));
+    Ok(match digits {
+        Some("") => "0x0\n".into(),
+        Some(digits) => format!("0x{digits}\n"),
+        None => text + "\n",
+    })
+}
+
+/// Bytes of `sum` at most: CPUs stand meanwhile.
+const SUM_BYTES_MAX: u64 = 64 << 20;
+
+/// The checksum of `bytes` bytes of physical memory, as BSD's and QEMU's `sum` have it.
+fn sum(cpu: &mut Cpu, start: u64, bytes: &str) -> Result<String, String> {
+    let count = parse::number(bytes).filter(|count| (1..=SUM_BYTES_MAX).contains(count));
+    let count = count.ok_or_else(|| format!("sum: take 1 to {SUM_BYTES_MAX} bytes"))?;
+    let mut sum = 0u16;
+    let mut chunk = vec![0; 4096];
+    let mut done = 0;
+    while done < count {
+        let at = start.wrapping_add(done);
+        // As far as the end of a page, so that what is no memory is told from where on.
+        let length = (4096 - (at & 0xfff)).min(count - done);
+        let part = chunk.get_mut(..length as usize).unwrap_or_default();
+        if !cpu.inspect_physical(GuestPhysical(at), part) {
+            return Err(format!("sum: {at:#x}: nothing is there, or a device"));
+        }
+        for &byte in &*part {
+            sum = sum.rotate_right(1).wrapping_add(u16::from(byte));
+        }
+        done += length;
+    }
+    Ok(format!("{sum:05}\n"))
+}
+
 /// A page walk.
 pub(crate) struct Translation {
     linear: u64,
@@ -97,17 +228,8 @@ const ENTRY_BITS: &[(u32, &str)] = &[
 impl fmt::Display for Translation {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         for level in &self.walk.levels {
-            let bits: Vec<&str> = ENTRY_BITS
-                .iter()
-                .filter(|(bit, _)| level.entry >> bit & 1 != 0)
-                .map(|(_, name)| *name)
-                .collect();
             let (shift, at, entry) = (level.shift, level.at.0, level.entry);
-            writeln!(
-                out,
-                "bit {shift:>2} up: entry at {at:#x} is {entry:#018x} {}",
-                bits.join(" ")
-            )?;
+            writeln!(out, "bit {shift:>2} up: entry at {at:#x} is {entry:#018x} {}", bits(entry))?;
         }
         match self.walk.found {
             Some((GuestPhysical(at), shift)) if !self.walk.levels.is_empty() => {

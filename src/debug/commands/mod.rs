@@ -4,16 +4,18 @@
 //! them. A command is found by its words ([`run`]) and answers with an [`Effect`]: data that shows
 //! itself as text, so that a protocol for programs can call the same functions.
 
+mod chips;
 mod help;
 mod machine;
 mod memory;
 mod points;
+mod ports;
 mod registers;
+mod run;
 
 use std::fmt;
 
 use cpu::Cpu;
-use cpu::debugger::WatchHit;
 
 use super::machine::Machine;
 use super::parse;
@@ -27,8 +29,6 @@ pub(crate) struct Context {
     pub(crate) cpu: usize,
     /// The machine goes on when the debugger vanishes.
     pub(crate) goes_on_alone: bool,
-    /// The last watchpoint that was met.
-    pub(crate) last_watch: Option<WatchHit>,
 }
 
 /// What a command leads to.
@@ -37,6 +37,19 @@ pub(crate) enum Effect {
     Reply(Box<dyn fmt::Display>),
     /// The run is to end.
     Quit,
+    /// The machine is to stop or to go on. Who serves the debugger knows whether it may.
+    Run(Run),
+}
+
+/// How the machine is to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Run {
+    /// Not at all.
+    Stop,
+    /// Until something stops it.
+    Continue,
+    /// So many instructions of the CPU that commands are about.
+    Step(u64),
 }
 
 /// What a command comes back with; an error is one line for the user.
@@ -99,8 +112,37 @@ impl Command {
 }
 
 /// The families, in the order of `help`.
-const FAMILIES: &[&[Command]] =
-    &[help::COMMANDS, machine::COMMANDS, registers::COMMANDS, memory::COMMANDS, points::COMMANDS];
+#[rustfmt::skip]
+const FAMILIES: &[&[Command]] = &[
+    help::COMMANDS,
+    run::COMMANDS,
+    machine::COMMANDS,
+    registers::COMMANDS,
+    memory::COMMANDS,
+    ports::COMMANDS,
+    points::COMMANDS,
+    chips::COMMANDS,
+];
+
+/// Commands of QEMU's that ask for what Volvelle has not.
+#[rustfmt::skip]
+const REFUSED: &[(&str, &[&str])] = &[
+    ("there is no keyboard to type at from here", &["sendkey", "mouse_move", "mouse_button"]),
+    ("machines cannot be saved", &["savevm", "loadvm", "delvm", "migrate", "migrate_incoming"]),
+    ("devices are there from the start", &[
+        "device_add", "device_del", "netdev_add", "netdev_del", "chardev-add", "chardev-remove",
+        "object_add", "object_del",
+    ]),
+    ("there are no disks", &[
+        "drive_add", "drive_del", "block_resize", "commit", "eject", "change", "snapshot_blkdev",
+        "qemu-io", "boot_set",
+    ]),
+    ("there is no display", &["screendump", "set_password", "expire_password"]),
+    ("gdb is served by --gdb", &["gdbserver"]),
+    ("nothing is written to the host's files from here", &[
+        "memsave", "pmemsave", "dump-guest-memory", "logfile", "wavcapture",
+    ]),
+];
 
 fn all() -> impl Iterator<Item = &'static Command> {
     FAMILIES.iter().copied().flatten()
@@ -142,7 +184,10 @@ fn find(line: &str) -> Result<(&'static Command, &str, &str), String> {
     }
     match all().find(|command| command.is_called(name)) {
         Some(command) => Ok((command, format, rest)),
-        None => Err(format!("{name}: no such command; `help` lists what there is")),
+        None => Err(match REFUSED.iter().find(|(_, names)| names.contains(&name)) {
+            Some((reason, _)) => format!("{name}: not supported yet ({reason})"),
+            None => format!("{name}: no such command; `help` lists what there is"),
+        }),
     }
 }
 
@@ -150,6 +195,11 @@ fn word(line: &str) -> (&str, &str) {
     let line = line.trim();
     let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     (word, rest.trim())
+}
+
+/// What the command that `line` calls needs of the machine.
+pub(crate) fn needs(line: &str) -> Needs {
+    find(line).map_or(Needs::Nothing, |(command, _, _)| command.needs)
 }
 
 /// Runs one command line. Unless the command needs nothing, all CPUs are stopped.

@@ -1,25 +1,49 @@
 //! What clients did, for the machine's owner, who looks only when the machine is stopped.
 //!
-//! The thread that reads from the client puts things in; unless the owner is at the inbox already,
-//! it asks for the machine to be stopped. Both is decided under one lock, so nothing lies there
+//! The threads that read from clients put things in; unless the owner is at the inbox already,
+//! they ask for the machine to be stopped. Both is decided under one lock, so nothing lies there
 //! that nobody comes for. What a client sends faster than it is answered waits at the client.
 
 use std::collections::VecDeque;
+use std::sync::mpsc::Sender;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::commands::Context;
 use crate::sockets::Client;
 
 /// Bytes that may lie in the inbox.
 const BYTES_MAX: usize = 64 << 10;
 
+/// A command of a monitor, whose session waits for the answer.
+pub(crate) struct Question {
+    /// The command line.
+    pub(crate) line: String,
+    /// What the session keeps from one command to the next.
+    pub(crate) context: Context,
+    /// Where the answer goes; it is dropped where there will be none.
+    pub(crate) reply: Sender<Answered>,
+}
+
+/// The answer to a [`Question`].
+pub(crate) struct Answered {
+    /// What to show.
+    pub(crate) text: String,
+    /// The question's, as the command left it.
+    pub(crate) context: Context,
+}
+
 /// Something that happened.
-pub(super) enum Event {
-    /// A client is there.
+pub(crate) enum Event {
+    /// A client of gdb's protocol is there.
     Connected(Client),
     /// It sent this.
     Bytes(Vec<u8>),
     /// It went.
     Closed,
+    /// A monitor asks something. Each session has one question at a time.
+    Asked(Box<Question>),
+    /// A monitor's user wants the machine to stand, and waits for nothing.
+    Interrupted,
     /// The machine ends.
     Quit,
 }
@@ -34,7 +58,7 @@ struct Shared {
 }
 
 /// See the head of this file.
-pub(super) struct Inbox {
+pub(crate) struct Inbox {
     shared: Mutex<Shared>,
     changed: Condvar,
     /// Asks the owner to come.
@@ -42,7 +66,7 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    pub(super) fn new(call: Box<dyn Fn() + Send + Sync>) -> Self {
+    pub(crate) fn new(call: Box<dyn Fn() + Send + Sync>) -> Self {
         Self { shared: Mutex::default(), changed: Condvar::new(), call }
     }
 
@@ -55,7 +79,7 @@ impl Inbox {
     }
 
     /// Puts `event` in, when there is room for it.
-    pub(super) fn put(&self, event: Event) {
+    pub(crate) fn put(&self, event: Event) {
         let mut shared = self.lock();
         let bytes = if let Event::Bytes(bytes) = &event { bytes.len() } else { 0 };
         while bytes != 0 && shared.bytes + bytes > BYTES_MAX && !shared.is_over {
@@ -73,12 +97,12 @@ impl Inbox {
     }
 
     /// The owner is here until [`Inbox::leave`].
-    pub(super) fn attend(&self) {
+    pub(crate) fn attend(&self) {
         self.lock().is_attended = true;
     }
 
     /// The owner goes, unless something lies there. True if it may.
-    pub(super) fn leave(&self) -> bool {
+    pub(crate) fn leave(&self) -> bool {
         let mut shared = self.lock();
         let is_empty = shared.events.is_empty();
         shared.is_attended = !is_empty;
@@ -86,7 +110,7 @@ impl Inbox {
     }
 
     /// The next event, which is waited for.
-    pub(super) fn next(&self) -> Event {
+    pub(crate) fn next(&self) -> Event {
         let mut shared = self.lock();
         loop {
             if let Some(event) = shared.events.pop_front() {

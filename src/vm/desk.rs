@@ -1,0 +1,239 @@
+//! Where debuggers are served: what gdb's client and monitors ask for, on a machine that stands.
+//!
+//! Everything comes by one [`Inbox`] and is done one thing after the other by the machine's owner,
+//! for whom all CPUs are parked. A command of a monitor takes a moment, and then all go on, unless
+//! the machine is *halted*: from a stop on, until gdb or a monitor lets it go on. While a client of
+//! gdb's has it halted it alone does.
+
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Result;
+use cpu::debugger::{DebugStop, Resume};
+
+use super::control::{Control, Quit, Request};
+use crate::config::GdbConfig;
+use crate::debug::commands::{self, Context, Effect, Run};
+use crate::debug::inbox::{Answered, Event, Inbox, Question};
+use crate::debug::{Machine, Point, StopReport};
+use crate::gdb;
+use crate::monitor::Audience;
+
+/// What a monitor hears that wants what only gdb may do now.
+const GDB_HAS_IT: &str = "gdb has stopped the machine; let it go on there\n";
+
+/// A monitor's step that is under way.
+struct Steps {
+    cpu: usize,
+    /// How many are to come.
+    left: u64,
+    context: Context,
+    reply: Sender<Answered>,
+}
+
+/// See the head of this file.
+pub(crate) struct Desk {
+    machine: Arc<Machine>,
+    inbox: Arc<Inbox>,
+    gdb: Option<gdb::Server>,
+    /// The monitors, who are told of stops.
+    audience: Arc<Audience>,
+    steps: Option<Steps>,
+    /// The CPU that stopped last.
+    reported: usize,
+}
+
+/// Locks the desk. A panic at it ends the machine's run anyway.
+pub(crate) fn lock(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
+    desk.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An inbox whose owner is `control`'s.
+pub(crate) fn inbox(control: &Arc<Control>) -> Arc<Inbox> {
+    let owner = Arc::downgrade(control);
+    let inbox = Arc::new(Inbox::new(Box::new(move || {
+        if let Some(control) = owner.upgrade() {
+            control.request_debugger();
+        }
+    })));
+    let quitting = Arc::clone(&inbox);
+    control.on_quit(Box::new(move || quitting.put(Event::Quit)));
+    inbox
+}
+
+impl Desk {
+    /// A desk with a server of gdb's, if there is to be one.
+    pub(crate) fn open(
+        gdb: Option<&GdbConfig>,
+        inbox: &Arc<Inbox>,
+        machine: &Arc<Machine>,
+        audience: &Arc<Audience>,
+    ) -> Result<Self> {
+        let gdb = gdb.map(|config| gdb::Server::start(config, inbox, Arc::clone(machine)));
+        Ok(Self {
+            machine: Arc::clone(machine),
+            inbox: Arc::clone(inbox),
+            gdb: gdb.transpose()?,
+            audience: Arc::clone(audience),
+            steps: None,
+            reported: 0,
+        })
+    }
+
+    fn control(&self) -> &Arc<Control> {
+        &self.machine.board().control
+    }
+
+    /// Serves until the machine may go on, or has something else to do. All CPUs are stopped.
+    pub(crate) fn serve(&mut self) {
+        self.inbox.attend();
+        self.report_stop();
+        while self.machine.is_halted() || !self.inbox.leave() {
+            match self.inbox.next() {
+                Event::Connected(client) => {
+                    self.end_steps("gdb stops the machine\n");
+                    self.with_gdb(|gdb| gdb.begin(client));
+                }
+                Event::Bytes(bytes) => self.with_gdb(|gdb| gdb.take(&bytes)),
+                Event::Closed => self.with_gdb(gdb::Server::vanish),
+                Event::Asked(question) => self.answer(*question),
+                Event::Interrupted => self.interrupt(),
+                Event::Quit => return,
+            }
+            if self.control().has_request() {
+                // That goes first; a halted machine comes back here behind it.
+                self.control().request_debugger();
+                return;
+            }
+        }
+    }
+
+    /// Tells gdb's client that the machine has ended with exit status `status`.
+    pub(crate) fn finish(&mut self, status: u8) {
+        self.with_gdb(|gdb| gdb.finish(status));
+    }
+
+    fn with_gdb(&mut self, act: impl FnOnce(&mut gdb::Server)) {
+        if let Some(gdb) = &mut self.gdb {
+            act(gdb);
+        }
+    }
+
+    /// A CPU may have stopped: whoever waits for that is told.
+    fn report_stop(&mut self) {
+        let Some((cpu, stop)) = self.machine.take_stop() else { return };
+        if stop == DebugStop::Step
+            && let Some(steps) = &mut self.steps
+            && steps.left > 1
+        {
+            steps.left -= 1;
+            return self.step_on();
+        }
+        self.halt(cpu, Some(stop));
+    }
+
+    /// The machine stands from here on; `stop` is none for a user's wish.
+    fn halt(&mut self, cpu: usize, stop: Option<DebugStop>) {
+        self.machine.set_halted(true);
+        self.reported = cpu;
+        let point = stop.as_ref().and_then(Point::of);
+        let is_ours = point.is_none_or(|point| self.machine.number_of(point).is_some());
+        let is_gdbs = self.gdb.as_ref().is_some_and(gdb::Server::is_waiting);
+        let report = StopReport::of(&self.machine, cpu, stop);
+        let report = report.map(|report| report.to_string()).unwrap_or_default();
+        self.with_gdb(|gdb| gdb.report_stop(cpu, stop));
+        let is_stepped = self.steps.is_some();
+        self.end_steps(&report);
+        let concerns_all = !is_stepped && (!is_gdbs || is_ours && stop != Some(DebugStop::Step));
+        if concerns_all && stop.is_some() {
+            self.audience.tell(cpu, &report);
+        }
+    }
+
+    /// A step that is under way ends with `text`.
+    fn end_steps(&mut self, text: &str) {
+        if let Some(Steps { cpu, mut context, reply, .. }) = self.steps.take() {
+            context.cpu = cpu;
+            respond(&reply, context, text.to_owned());
+        }
+    }
+
+    /// A monitor's Ctrl-C.
+    fn interrupt(&mut self) {
+        if !self.machine.is_halted() {
+            let cpu = self.steps.as_ref().map_or(self.reported, |steps| steps.cpu);
+            self.halt(cpu, None);
+        }
+    }
+
+    fn answer(&mut self, question: Question) {
+        let Question { line, mut context, reply } = question;
+        let text = match commands::run(&self.machine, &mut context, &line) {
+            Ok(Effect::Reply(view)) => view.to_string(),
+            Ok(Effect::Quit) => {
+                self.control().request(Request::Quit(Quit::User));
+                String::new()
+            }
+            Ok(Effect::Run(run)) => match self.run(run, context, &reply) {
+                Some((back, text)) => {
+                    context = back;
+                    text
+                }
+                None => return,
+            },
+            Err(error) => format!("{error}\n"),
+        };
+        respond(&reply, context, text);
+    }
+
+    /// Stops the machine or lets it go on. The answer and the context; none if it comes later.
+    fn run(
+        &mut self,
+        run: Run,
+        context: Context,
+        reply: &Sender<Answered>,
+    ) -> Option<(Context, String)> {
+        if self.gdb.as_ref().is_some_and(gdb::Server::has_the_machine) {
+            return Some((context, GDB_HAS_IT.into()));
+        }
+        if self.steps.is_some() {
+            return Some((context, "another monitor steps; `stop` ends that\n".into()));
+        }
+        match run {
+            Run::Stop => {
+                let cpu = context.cpu;
+                if !self.machine.is_halted() {
+                    self.halt(cpu, None);
+                }
+                let report = StopReport::of(&self.machine, cpu, None);
+                Some((context, report.map(|report| report.to_string()).unwrap_or_default()))
+            }
+            Run::Continue => {
+                if self.machine.is_halted() {
+                    self.machine.resume(self.reported, |_| Resume::Continue);
+                    self.machine.set_halted(false);
+                }
+                Some((context, String::new()))
+            }
+            Run::Step(left) => {
+                let cpu = context.cpu;
+                self.steps = Some(Steps { cpu, left, context, reply: reply.clone() });
+                self.step_on();
+                None
+            }
+        }
+    }
+
+    /// One instruction of the CPU that is stepped; the others stand still.
+    fn step_on(&mut self) {
+        let Some(cpu) = self.steps.as_ref().map(|steps| steps.cpu) else { return };
+        let how = |index| if index == cpu { Resume::Step } else { Resume::Hold };
+        self.machine.resume(cpu, how);
+        self.machine.set_halted(false);
+    }
+}
+
+/// A session that has gone needs no answer.
+fn respond(reply: &Sender<Answered>, context: Context, text: String) {
+    let _ = reply.send(Answered { text, context });
+}
