@@ -273,7 +273,7 @@ fn pages_are_shown_one_by_one() {
          0000000000800000: 0000000000800000    4096 KiB PS/PAT W P\n"
     );
     assert_eq!(bench.ask("info tlb 0x401000").lines().count(), 2);
-    bench.check("info mem", "0x0000000000401000-0x0000000000401fff -rwx");
+    bench.check("info mem", "0x0000000000400000-0x0000000000401fff -rwx");
     bench.check("translate 0x401234", "0x401234 is at 0x9234");
 }
 
