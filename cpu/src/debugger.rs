@@ -376,6 +376,39 @@ impl Cpu {
         self.debugger.update();
     }
 
+    /// The bytes of a page around the `bytes` bytes at `linear` that no watchpoint meets by
+    /// `access`: the first one, and how many. The error is a watchpoint that meets these bytes, or
+    /// may.
+    pub fn unwatched_around(
+        &self,
+        linear: u64,
+        bytes: u64,
+        access: Access,
+    ) -> Result<(u64, u64), Watchpoint> {
+        let page = linear & !(PAGE_SIZE - 1);
+        // Offsets in the page, so that its end is a number on the last page too.
+        let (offset, mut low, mut high) = (linear - page, 0, PAGE_SIZE);
+        let is_met = |watchpoint: &&Watchpoint| {
+            // What writes may read too, in an instruction that changes its operand.
+            access == Access::Write || watchpoint.stops(access)
+        };
+        for watchpoint in self.debugger.watchpoints.iter().filter(is_met) {
+            if watchpoint.overlaps(linear, bytes) {
+                return Err(*watchpoint);
+            }
+            if !watchpoint.overlaps(page, PAGE_SIZE) {
+                continue;
+            }
+            if watchpoint.start > linear {
+                high = high.min(watchpoint.start - page);
+            } else {
+                low = low.max(watchpoint.start.wrapping_add(watchpoint.length).wrapping_sub(page));
+            }
+        }
+        debug_assert!(low <= offset && offset + bytes <= high, "inside of a page");
+        Ok((page + low, high - low))
+    }
+
     /// Notes the watchpoint that an access meets; the CPU stops behind the instruction.
     #[inline]
     pub(crate) fn check_watchpoints(&mut self, linear: u64, bytes: u64, access: Access) {

@@ -24,6 +24,8 @@ pub struct DataPage {
     pub is_global: bool,
     /// log2 of the bytes of the page that it is part of.
     pub shift: u32,
+    /// A debugger watches some of it: each access asks [`Cpu::unwatched_around`] first.
+    pub is_watched: bool,
 }
 
 /// A page that code may be fetched from.
@@ -119,12 +121,12 @@ impl Cpu {
     }
 
     /// Translates one page for data, setting accessed and dirty bits as the access asks. `None` if
-    /// the page is no RAM (or read-only memory and the access a write) or is watched: each access
-    /// must then go by the interpreter.
+    /// the page is no RAM (or read-only memory and the access a write): each access must then go by
+    /// the interpreter.
     pub fn data_page(&mut self, linear: u64, access: Access) -> Exec<Option<DataPage>> {
         let translation = self.translate(linear, access, self.mmu.view())?;
         let physical = translation.physical.page();
-        if physical.0 == self.mmu.lapic_page || self.is_watched_page(linear) {
+        if physical.0 == self.mmu.lapic_page {
             return Ok(None);
         }
         let ram_page = match self.ram_page(physical.0) {
@@ -136,7 +138,8 @@ impl Cpu {
             },
         };
         let Translation { is_global, shift, .. } = translation;
-        Ok(ram_page.map(|ram_page| DataPage { ram_page, is_global, shift }))
+        let is_watched = self.is_watched_page(linear);
+        Ok(ram_page.map(|ram_page| DataPage { ram_page, is_global, shift, is_watched }))
     }
 
     /// True if the page of `linear` may be written and its dirty bit is set. Changes nothing.

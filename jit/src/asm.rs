@@ -128,6 +128,7 @@ pub(crate) enum Alu {
 
 /// Condition codes, as encodings have them.
 pub(crate) mod cc {
+    pub(crate) const B: u8 = 2;
     pub(crate) const E: u8 = 4;
     pub(crate) const NE: u8 = 5;
     pub(crate) const BE: u8 = 6;

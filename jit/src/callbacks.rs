@@ -3,13 +3,15 @@
 //! A callback counts as outside of translated code (see [`crate::remote`]): it declares the vCPU in
 //! code again as its last act, and looks at what other threads have asked for meanwhile.
 
+use cpu::debugger::Watchpoint;
 use cpu::engine::Vcpu;
 use cpu::events::Events;
 use cpu::mmu::Access;
-use cpu::state::rflags;
+use cpu::state::{gpr, rflags};
 
 use crate::context::{entry_index, no_page};
 use crate::exit::Exit;
+use crate::gaps::{Gap, Met};
 use crate::handlers::Handler;
 use crate::runtime;
 use crate::vcpu::Inner;
@@ -66,6 +68,7 @@ impl Inner {
 
     fn host_address(&mut self, address: u64, what: Wanted) -> Option<u64> {
         let Wanted { size, is_write, is_aligned, .. } = what;
+        let run = if what.is_run { self.slots.current_context().gpr[gpr::RCX] } else { 1 };
         if is_aligned && address & u64::from(size - 1) != 0 {
             // The fault comes before anything that a translation would leave.
             return None;
@@ -78,7 +81,7 @@ impl Inner {
             }
             return bounced;
         }
-        let Some(page) = self.keeping_cr2(|inner| inner.fill(address, size, is_write)) else {
+        let Some(page) = self.keeping_cr2(|inner| inner.fill(address, size, run, is_write)) else {
             // Else the interpreter raises what is to be raised.
             self.fault = self.fault.filter(|_| what.raises).map(|fault| (fault.0, address));
             return None;
@@ -93,7 +96,9 @@ impl Inner {
             return None;
         }
         let first_bytes = (4096 - (address & 0xfff)) as usize;
-        let pages = [self.readable(address)?, self.readable(second)?];
+        let second_bytes = u64::from(size) - first_bytes as u64;
+        let pages =
+            [self.readable(address, first_bytes as u64)?, self.readable(second, second_bytes)?];
         let mut bytes = [0; 64];
         let (low, high) = bytes[..size as usize].split_at_mut(first_bytes.min(size as usize));
         self.cpu.ram().read_bytes(pages[0] | address & 0xfff, low);
@@ -111,18 +116,34 @@ impl Inner {
         result
     }
 
-    /// Offset in RAM of the page at `address`, if it may be read.
-    fn readable(&mut self, address: u64) -> Option<u64> {
+    /// Offset in RAM of the page at `address`, if `bytes` bytes there may be read without a look.
+    fn readable(&mut self, address: u64, bytes: u64) -> Option<u64> {
         if self.cpu.mode.is_64() && !self.cpu.mode.is_canonical(address) {
             return None;
         }
         let page = self.keeping_cr2(|inner| inner.cpu.data_page(address, Access::Read));
-        page.ok()?.map(|page| page.ram_page)
+        let page = page.ok()??;
+        if page.is_watched {
+            self.unwatched(address, bytes, Access::Read)?;
+        }
+        Some(page.ram_page)
     }
 
-    /// Puts the page of an access into the TLB; its host address. `None` if the interpreter must do
-    /// the access.
-    fn fill(&mut self, address: u64, size: u32, is_write: bool) -> Option<u64> {
+    /// What no watchpoint meets around an access to a watched page; `None` if one meets it.
+    fn unwatched(&mut self, address: u64, bytes: u64, access: Access) -> Option<(u64, u64)> {
+        self.cpu
+            .unwatched_around(address, bytes, access)
+            .inspect_err(|watchpoint| {
+                self.slow.watched += 1;
+                let Watchpoint { start, length, .. } = *watchpoint;
+                self.slots.current_context().gaps.note_met(Met { start, length });
+            })
+            .ok()
+    }
+
+    /// Puts the page of `run` accesses into the TLB, or what is not watched of it among the gaps;
+    /// its host address. `None` if the interpreter must do the access.
+    fn fill(&mut self, address: u64, size: u32, run: u64, is_write: bool) -> Option<u64> {
         self.fault = None;
         if self.cpu.mode.is_64() && !self.cpu.mode.is_canonical(address) {
             return None;
@@ -140,6 +161,11 @@ impl Inner {
                 return None;
             }
         };
+        let gap = if page.is_watched {
+            Some(self.unwatched(address, run.saturating_mul(u64::from(size)), access)?)
+        } else {
+            None
+        };
         let number = page.ram_page >> 12;
         if is_write && !self.may_write(number, address & 0xfff, size) {
             self.slow.code_pages += 1;
@@ -154,6 +180,13 @@ impl Inner {
         let linear = address & !0xfff;
         if is_write {
             self.slots.note_writer(number, linear);
+        }
+        if let Some((start, length)) = gap {
+            // A gap may go, and the operand that the x87 unit points to with it.
+            self.note_x87_before_switch();
+            let gap = Gap { start, length, delta: host.wrapping_sub(linear) };
+            self.slots.current_context().gaps.keep(view, is_write, gap);
+            return Some(host);
         }
         let entry = self.slots.current_context().entry_to_fill(view, address)?;
         if entry.read_tag != linear || entry.host != host {
@@ -187,7 +220,7 @@ impl Inner {
             // the store be the first access.
             let is_certain =
                 is_inside && (!is_write || what.own_writes || self.cpu.is_dirty_page(address));
-            let fill = |inner: &mut Self| inner.fill(address, span, is_write);
+            let fill = |inner: &mut Self| inner.fill(address, span, 1, is_write);
             let host = if is_certain { self.keeping_cr2(fill) } else { None };
             let Some(host) = host else {
                 self.find_fault(address, what, is_certain);

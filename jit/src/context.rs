@@ -15,6 +15,8 @@ use cpu::fpu::FpuState;
 use cpu::mmu::View;
 use cpu::platform::LinearTime;
 
+use crate::gaps::Gaps;
+
 /// One page of a software TLB.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -146,6 +148,8 @@ pub(crate) struct Context {
     pub(crate) saved_rsp: u64,
     /// Bytes of an access over two pages.
     pub(crate) bounce: [u8; 64],
+    /// What may be accessed of pages with watchpoints.
+    pub(crate) gaps: Gaps,
     /// The guest's vector registers and MXCSR while translated code does not run.
     pub(crate) fpu: *mut FpuState,
     /// The owner, for helpers.
@@ -295,6 +299,9 @@ impl Context {
         {
             return Some(entry.read_tag);
         }
+        if let Some(linear) = self.gaps.page_at(view, host) {
+            return Some(linear);
+        }
         let mut filled = self.filled[view_index(view)];
         while filled != 0 {
             let chunk = filled.trailing_zeros() as usize;
@@ -322,17 +329,18 @@ impl Context {
             empty_all(self.tlb(view));
         }
         self.filled = [0; 3];
-        self.forget_stacks();
+        self.forget_shortcuts();
     }
 
-    /// Forgets the stacks' pages.
-    pub(crate) fn forget_stacks(&mut self) {
+    /// Forgets the stacks' pages, and the gaps between watchpoints.
+    pub(crate) fn forget_shortcuts(&mut self) {
         self.stack = [StackEntry { tag: NO_PAGE, delta: 0 }; 3];
+        self.gaps.clear();
     }
 
     /// Drops all entries of the TLB of `view`, at a cost by what is in it.
     pub(crate) fn clear_tlb(&mut self, view: View) {
-        self.forget_stacks();
+        self.forget_shortcuts();
         let mut filled = std::mem::take(&mut self.filled[view_index(view)]);
         while filled != 0 {
             let chunk = filled.trailing_zeros() as usize;
@@ -352,7 +360,7 @@ impl Context {
 
     /// Drops every store's shortcut to the page of RAM at host address `host`.
     pub(crate) fn drop_write_tags(&mut self, host: u64) {
-        self.forget_stacks();
+        self.forget_shortcuts();
         for view in VIEWS {
             let mut filled = self.filled[view_index(view)];
             while filled != 0 {
@@ -371,7 +379,7 @@ impl Context {
 
     /// Drops `linear`'s page from all TLBs.
     pub(crate) fn drop_page(&mut self, linear: u64) {
-        self.forget_stacks();
+        self.forget_shortcuts();
         for view in VIEWS {
             if let Some(entry) = self.entry(view, linear)
                 && (entry.read_tag == linear || entry.write_tag == linear)

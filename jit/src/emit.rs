@@ -377,7 +377,7 @@ impl<'a> Emitter<'a> {
         let count = self.steps.len() as i32;
         self.asm.alu_imm(true, Alu::Cmp, Rm::Mem(budget), count);
         // Not enough: the rest is the interpreter's.
-        let enough = self.asm.jcc(cc::A - 4); // AE
+        let enough = self.asm.jcc(cc::B + 1); // AE
         let link = self.add_link(0, self.rip, Entry::Guarded, None);
         self.leave_by(link, false);
         self.asm.patch_here(enough);

@@ -27,6 +27,7 @@ mod exit;
 mod flags;
 mod flow;
 mod forms;
+mod gaps;
 mod grouping;
 mod handlers;
 mod host;

@@ -228,6 +228,7 @@ impl Emitter<'_> {
             step.row.memory.is_aligned && step.action == Action::Copy && size.is_power_of_two()
         });
         let raises = step.is_some_and(|step| self.raises_page_faults(step));
+        let repeats = |step: &Step| matches!(step.action, Action::String(s) if s.is_repeated());
         Wanted {
             size: size.max(1),
             is_write,
@@ -235,6 +236,7 @@ impl Emitter<'_> {
             raises,
             own_writes: is_write,
             is_x87: step.is_some_and(|step| step.row.unit == Unit::X87),
+            is_run: step.is_some_and(repeats),
             own_offset: 0,
         }
     }

@@ -290,7 +290,7 @@ impl Slots {
     fn flush_range(&mut self, index: usize, linear: u64, shift: u32, cache: &Cache) {
         let range = linear >> shift;
         let context = self.context(index);
-        context.forget_stacks();
+        context.forget_shortcuts();
         for view in VIEWS {
             for (number, entry) in context.tlb(view).iter_mut().enumerate() {
                 if entry.read_tag >> shift == range || entry.write_tag >> shift == range {
@@ -325,7 +325,7 @@ impl Slots {
                 continue;
             }
             let context = self.context(index);
-            context.forget_stacks();
+            context.forget_shortcuts();
             if writer == MANY_WRITERS {
                 context.drop_write_tags(host);
                 continue;

@@ -74,18 +74,18 @@ impl Emitter<'_> {
     }
 
     fn emit_slow_path(&mut self, path: &SlowPath) {
-        let thunks = self.around.thunks;
+        let (thunks, view) = (self.around.thunks, self.around.view);
         match path.kind {
             SlowKind::Access { wanted } => {
                 self.recover_address(wanted.is_write);
                 self.asm.constant(S1, wanted.word());
-                self.asm.call_to(thunks.access);
+                self.asm.call_to(thunks.access(view));
                 self.asm.jmp_to(path.back);
             }
             SlowKind::Constant { address, wanted } => {
                 self.asm.constant(S0, address);
                 self.asm.constant(S1, wanted.word());
-                self.asm.call_to(thunks.access);
+                self.asm.call_to(thunks.access(view));
                 let offset = (address & 0xfff) as i32;
                 if offset != 0 {
                     self.asm.lea(S0, Mem::at(S0).with_disp(-offset));
@@ -94,14 +94,12 @@ impl Emitter<'_> {
             }
             SlowKind::Group { wanted } => {
                 self.recover_address(wanted.is_write);
-                self.leave_group_at_page_end(wanted.size);
-                self.asm.constant(S1, wanted.word());
-                self.asm.call_to(thunks.group);
+                self.find_group(wanted);
                 self.asm.jmp_to(path.back);
             }
             SlowKind::Interpreted => {
                 self.asm.constant(S1, Wanted::NOTHING.word());
-                self.asm.call_to(thunks.access);
+                self.asm.call_to(thunks.access(view));
             }
             SlowKind::Stack { wanted } => self.emit_stack_slow_path(path, wanted),
             SlowKind::Link { link, .. } if path.back == INDIRECT => {
@@ -156,13 +154,22 @@ impl Emitter<'_> {
         Mem::context(offset_of!(Context, counters) + size_of::<u32>() * index)
     }
 
+    /// Calls for a group's delta, unless it is to go on in code that checks its accesses one by one.
+    fn find_group(&mut self, wanted: Wanted) {
+        let alone = self.leave_group_at_page_end(wanted.size);
+        self.asm.constant(S1, wanted.word());
+        self.asm.call_to(self.around.thunks.group(self.around.view));
+        self.asm.jcc_to(cc::B, alone);
+    }
+
     /// A group whose bytes, from the address in S0 on, lie in two pages goes on in code that checks
-    /// its accesses one by one.
-    fn leave_group_at_page_end(&mut self, span: u32) {
+    /// its accesses one by one. Gives the position from which others get there too.
+    fn leave_group_at_page_end(&mut self, span: u32) -> usize {
         self.asm.mov32(S1, S0);
         self.asm.alu_imm(false, Alu::And, Rm::Reg(S1), 0xfff);
         self.asm.alu_imm(false, Alu::Cmp, Rm::Reg(S1), 4096 - span as i32);
         let inside = self.asm.jcc(cc::BE);
+        let alone = self.asm.here();
         if let Flags::Recipe(number) = self.flags {
             self.compute_flags(number);
             self.spill_flags();
@@ -175,6 +182,7 @@ impl Emitter<'_> {
         self.asm.patch_here(patch);
         self.leave_by(link, false);
         self.asm.patch_here(inside);
+        alone
     }
 
     /// S0 becomes the address again.
@@ -200,9 +208,7 @@ impl Emitter<'_> {
         self.asm.jmp_to(path.back);
         self.asm.patch_here(miss);
         self.recover_address(true);
-        self.leave_group_at_page_end(wanted.size);
-        self.asm.constant(S1, wanted.word());
-        self.asm.call_to(self.around.thunks.group);
+        self.find_group(wanted);
         self.asm.jmp_to(path.back);
     }
 }

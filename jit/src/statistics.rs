@@ -20,6 +20,8 @@ pub(crate) struct SlowReasons {
     pub(crate) faults: u64,
     pub(crate) code_pages: u64,
     pub(crate) ungrouped: u64,
+    /// Accesses that met a watchpoint, or might have.
+    pub(crate) watched: u64,
     pub(crate) handlers: u64,
     pub(crate) signals: u64,
     pub(crate) interpreted: u64,
@@ -58,6 +60,16 @@ impl Statistics {
     /// Accesses that took the slow path.
     pub fn tlb_misses(&self) -> u64 {
         self.slow.tlb_misses
+    }
+
+    /// Times that the interpreter was called.
+    pub fn interpreted(&self) -> u64 {
+        self.slow.interpreted
+    }
+
+    /// Times that translated code was left.
+    pub fn exits(&self) -> u64 {
+        self.slow.exits.iter().sum()
     }
 
     /// True if the vCPU's count of retired instructions is exact.
@@ -112,13 +124,15 @@ impl fmt::Display for Statistics {
         )?;
         writeln!(
             f,
-            "slow accesses {} (over pages {}, devices {}, faults {}, code pages {}, ungrouped {})",
+            "slow accesses {} (over pages {}, devices {}, faults {}, code pages {}, ungrouped {}, watched \
+             {})",
             slow.tlb_misses,
             slow.page_crossings,
             slow.devices,
             slow.faults,
             slow.code_pages,
-            slow.ungrouped
+            slow.ungrouped,
+            slow.watched
         )?;
         if slow.accesses != 0 {
             let hits = 100.0 * (1.0 - per(slow.tlb_misses, slow.accesses));

@@ -58,6 +58,11 @@ impl Kind {
 }
 
 impl StringOperation {
+    /// True with a REP prefix.
+    pub(crate) fn is_repeated(self) -> bool {
+        self.repeat != 0
+    }
+
     /// `iced` in 64-bit mode, if it is one that is translated.
     pub(crate) fn of(iced: &Instruction) -> Option<Self> {
         let (kind, size) = kind_and_size(iced.code())?;

@@ -15,8 +15,9 @@ use cpu::fpu::FpuState;
 use cpu::mmu::View;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
 
-use crate::context::{Context, JUMP_HASH, JUMP_SHIFT, JUMP_UNITS, view_offsets};
+use crate::context::{Context, JUMP_HASH, JUMP_SHIFT, JUMP_UNITS, VIEWS, view_index, view_offsets};
 use crate::exit::Exit;
+use crate::gaps::{self, Found};
 
 type Ops = VecAssembler<X64Relocation>;
 
@@ -36,10 +37,10 @@ pub(crate) struct Thunks {
     /// The same with the flags in the context.
     pub(crate) leave_signal_spilled: usize,
     /// Calls the helper for an access: address in S0, size and kind in S1; the host address comes
-    /// back in S0.
-    pub(crate) access: usize,
-    /// Calls the helper for a group: as access; the delta comes back in S0.
-    pub(crate) group: usize,
+    /// back in S0. By view.
+    access: [usize; 3],
+    /// Calls the helper for a group: as access; the delta comes back in S0. By view.
+    group: [usize; 3],
     /// Calls the helper that runs the handler with number S1.
     pub(crate) handler: usize,
     /// Where host returns go whose return site does not match, by view.
@@ -52,13 +53,19 @@ pub(crate) struct Thunks {
 }
 
 impl Thunks {
+    /// The thunk for accesses that `view` makes.
+    pub(crate) fn access(&self, view: View) -> usize {
+        self.access[view_index(view)]
+    }
+
+    /// The thunk for groups of them.
+    pub(crate) fn group(&self, view: View) -> usize {
+        self.group[view_index(view)]
+    }
+
     /// Where code of `view` goes with a return address in S0 that no host return leads to.
     pub(crate) fn mispredicted(&self, view: View) -> usize {
-        match view {
-            View::User => self.mispredicted[0],
-            View::Supervisor => self.mispredicted[1],
-            View::SupervisorAc => self.mispredicted[2],
-        }
+        self.mispredicted[view_index(view)]
     }
 }
 
@@ -123,10 +130,8 @@ pub(crate) fn emit(unit: VectorUnit, helpers: Helpers) -> (Vec<u8>, Thunks) {
     let indirect = ops.new_dynamic_label();
     dynasm!(ops ; .arch x64 ; =>indirect ; gs mov [at!(rip)], r14);
     leave_as(&mut ops, Exit::Indirect);
-    thunks.access = ops.offset().0;
-    emit_call(&mut ops, unit, helpers.access);
-    thunks.group = ops.offset().0;
-    emit_call(&mut ops, unit, helpers.group);
+    thunks.access = emit_access(&mut ops, unit, Found::Host, helpers.access);
+    thunks.group = emit_access(&mut ops, unit, Found::Delta, helpers.group);
     thunks.handler = ops.offset().0;
     emit_call(&mut ops, unit, helpers.handler);
     let supervisor = ops.new_dynamic_label();
@@ -301,6 +306,19 @@ fn emit_leave(ops: &mut Ops, unit: VectorUnit) {
         ; pop rbx
         ; ret
     );
+}
+
+/// For each view a thunk that looks among the gaps between watchpoints, and else calls `helper`.
+fn emit_access(ops: &mut Ops, unit: VectorUnit, found: Found, helper: usize) -> [usize; 3] {
+    let other = ops.new_dynamic_label();
+    let entries = VIEWS.map(|view| {
+        let entry = ops.offset().0;
+        gaps::emit_search(ops, view, found, other);
+        entry
+    });
+    dynasm!(ops ; .arch x64 ; =>other);
+    emit_call(ops, unit, helper);
+    entries
 }
 
 /// A helper is `fn(owner, S0, S1, return address) -> S0`; zero is to leave.

@@ -15,11 +15,20 @@ pub(crate) struct Wanted {
     pub(crate) own_writes: bool,
     /// The step is an x87 instruction.
     pub(crate) is_x87: bool,
+    /// It is the first of as many accesses, one behind the other, as RCX says; they end in the page.
+    pub(crate) is_run: bool,
     /// Where in a group the step's own access is.
     pub(crate) own_offset: u32,
 }
 
 impl Wanted {
+    /// The bit of a word for what writes.
+    pub(crate) const WRITES: u64 = 1 << 16;
+    /// The bit of a word for what is aligned.
+    pub(crate) const ALIGNED: u64 = 1 << 17;
+    /// The bit of a word for a run.
+    pub(crate) const RUN: u64 = 1 << 21;
+
     /// More than any page has: the helper leaves it to the interpreter.
     pub(crate) const NOTHING: Self = Self {
         size: 0xffff,
@@ -28,14 +37,16 @@ impl Wanted {
         raises: false,
         own_writes: false,
         is_x87: false,
+        is_run: false,
         own_offset: 0,
     };
 
     /// The word.
     pub(crate) fn word(self) -> u64 {
-        let flags = [self.is_write, self.is_aligned, self.raises, self.own_writes, self.is_x87];
+        let Self { is_write, is_aligned, raises, own_writes, is_x87, is_run, .. } = self;
+        let flags = [is_write, is_aligned, raises, own_writes, is_x87, is_run];
         let flags = flags.iter().rev().fold(0, |word, &flag| word << 1 | u64::from(flag));
-        u64::from(self.size) | flags << 16 | u64::from(self.own_offset) << 21
+        u64::from(self.size) | flags << 16 | u64::from(self.own_offset) << 22
     }
 
     /// What the word says.
@@ -48,7 +59,8 @@ impl Wanted {
             raises: flag(2),
             own_writes: flag(3),
             is_x87: flag(4),
-            own_offset: (word >> 21) as u32,
+            is_run: flag(5),
+            own_offset: (word >> 22) as u32,
         }
     }
 }
@@ -59,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_word_says_all() {
-        for flags in 0..32 {
+        for flags in 0..64 {
             let wanted = Wanted {
                 size: 1024,
                 is_write: flags & 1 != 0,
@@ -67,9 +79,14 @@ mod tests {
                 raises: flags & 4 != 0,
                 own_writes: flags & 8 != 0,
                 is_x87: flags & 16 != 0,
+                is_run: flags & 32 != 0,
                 own_offset: 1016,
             };
-            assert_eq!(Wanted::of(wanted.word()), wanted);
+            let word = wanted.word();
+            assert_eq!(Wanted::of(word), wanted);
+            assert_eq!(word & Wanted::WRITES != 0, wanted.is_write);
+            assert_eq!(word & Wanted::ALIGNED != 0, wanted.is_aligned);
+            assert_eq!(word & Wanted::RUN != 0, wanted.is_run);
         }
     }
 }
