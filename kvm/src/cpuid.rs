@@ -24,6 +24,9 @@ const LEAF_1_EDX_OURS: u32 = bit(Feature::Apic) | 1 << 28;
 /// exits.
 const TSC_DEADLINE: u32 = bit(Feature::TscDeadline);
 const X2APIC: u32 = bit(Feature::X2apic);
+/// CPUID.8000_0001:ECX that KVM answers for by its MSRs on every host, and says nothing about where
+/// the host's processor has not got it: OSVW, by which guests hear that errata are mended.
+const LEAF_8000_0001_ECX_OURS: u32 = bit(Feature::Osvw);
 /// KVM's features that work without its local APICs: clocks, no delay for I/O, steal time.
 const KVM_FEATURES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 24;
 /// Leaves whose answers depend on the subleaf, and how many subleaves are asked for.
@@ -101,6 +104,7 @@ fn mask(leaf: u32, subleaf: u32, supported: &[kvm_cpuid_entry2], has_msr_exits: 
             mask[3] |= LEAF_1_EDX_OURS;
         }
         0x4000_0001 => mask[0] &= KVM_FEATURES,
+        0x8000_0001 => mask[2] |= LEAF_8000_0001_ECX_OURS,
         _ => {}
     }
     mask
@@ -128,5 +132,7 @@ mod tests {
     fn what_kvm_says_nothing_about_is_not_there_and_other_leaves_stay() {
         assert_eq!(mask(7, 0, &supported(0, 0), true), [u32::MAX, 0, 0, 0]);
         assert_eq!(mask(0x15, 0, &supported(0, 0), true), [u32::MAX; 4]);
+        let errata_are_mended = [u32::MAX, u32::MAX, LEAF_8000_0001_ECX_OURS, 0];
+        assert_eq!(mask(0x8000_0001, 0, &supported(0, 0), true), errata_are_mended);
     }
 }

@@ -168,6 +168,12 @@ pub(crate) enum Undelivered {
     Interrupt(u8),
 }
 
+/// True if KVM has an exception to deliver.
+pub(crate) fn has_exception(fd: &VcpuFd) -> Result<bool, KvmError> {
+    let from = fd.get_vcpu_events().map_err(KvmError::of("KVM_GET_VCPU_EVENTS"))?;
+    Ok(from.exception.injected != 0 || from.exception.pending != 0)
+}
+
 /// Takes over the shadow of STI and MOV SS and the state of NMIs; gives what waits to be delivered.
 pub(crate) fn fetch_events(
     fd: &VcpuFd,

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use cpu::engine::{Vcpu, VmExit};
-use cpu::testing::{Bench, CODE, DATA};
+use cpu::testing::{Bench, CODE, DATA, IDT};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
@@ -106,6 +106,33 @@ fn vectors_and_msrs() {
         a.wrmsr()?;
         a.xor(eax, eax)?;
         a.rdmsr()
+    });
+}
+
+/// The trap behind HLT ends it, without any interrupt.
+#[test]
+fn a_single_step_ends_hlt() {
+    const TF: i32 = 1 << 8;
+    compare(|a| {
+        let (mut handler, mut start) = (a.create_label(), a.create_label());
+        a.jmp(start)?;
+        a.set_label(&mut handler)?;
+        a.inc(rbx)?;
+        a.and(qword_ptr(rsp + 16), !TF)?;
+        a.iretq()?;
+        a.set_label(&mut start)?;
+        a.xor(ebx, ebx)?;
+        // The gate of #DB.
+        a.lea(rax, ptr(handler))?;
+        a.mov(word_ptr(IDT + 16), ax)?;
+        a.mov(dword_ptr(IDT + 18), 0x8e00_0008_u32 as i32)?;
+        a.shr(rax, 16)?;
+        a.mov(dword_ptr(IDT + 22), eax)?;
+        a.pushfq()?;
+        a.or(qword_ptr(rsp), TF)?;
+        a.popfq()?;
+        a.hlt()?;
+        a.add(rbx, 16)
     });
 }
 

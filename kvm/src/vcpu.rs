@@ -246,7 +246,10 @@ impl KvmCpu {
             }
             KVM_EXIT_HLT => {
                 self.statistics.halts += 1;
-                self.is_halted = true;
+                // The trap of a single step ends HLT, and KVM takes no interrupt before it.
+                let is_stepped =
+                    !self.page.takes_interrupts() && registers::has_exception(&self.fd)?;
+                self.is_halted = !is_stepped;
             }
             KVM_EXIT_SHUTDOWN => {
                 self.fetch()?;
