@@ -10,6 +10,9 @@ const PROMPT: &str = "(volvelle) ";
 /// Back to the first column, and away with what stands in the line.
 const CLEAR_LINE: &str = "\r\x1b[K";
 
+/// Bytes that are held for behind an answer, and no more of them once there are so many.
+const HELD_MAX: usize = 4096;
+
 /// Whether keys are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Echo {
@@ -19,10 +22,23 @@ pub(crate) enum Echo {
     Off,
 }
 
+/// What the user does.
+#[derive(Default)]
+enum User {
+    /// Something else: what is typed is not for the monitor.
+    #[default]
+    Away,
+    /// Waits for an answer.
+    Waits,
+    /// Is asked for a line, of which this much is there.
+    Types(String),
+}
+
 #[derive(Default)]
 struct Shown {
-    /// The user is asked for a line, of which this much is there.
-    prompted: Option<String>,
+    user: User,
+    /// What comes behind the answer.
+    held: String,
     /// The CPU that stopped since the session last looked.
     stopped: Option<usize>,
 }
@@ -51,7 +67,7 @@ impl Screen {
 
     /// Writes a key's echo behind the line, which is `line` with it.
     pub(super) fn echo(&self, echo: &[u8], line: &str) {
-        if let Some(shown) = &mut self.lock().prompted {
+        if let User::Types(shown) = &mut self.lock().user {
             line.clone_into(shown);
         }
         if self.echo == Echo::On {
@@ -61,14 +77,22 @@ impl Screen {
 
     /// Asks for a line, of which `line` is there.
     pub(super) fn prompt(&self, line: &str) {
-        self.lock().prompted = Some(line.to_owned());
+        let mut shown = self.lock();
+        shown.user = User::Types(line.to_owned());
+        let held = std::mem::take(&mut shown.held);
+        drop(shown);
         let line = if self.echo == Echo::On { line } else { "" };
-        self.write(format!("{PROMPT}{line}").as_bytes());
+        self.write(format!("{held}{PROMPT}{line}").as_bytes());
     }
 
-    /// Asks for no line any more.
+    /// The user has asked something.
+    pub(super) fn wait(&self) {
+        self.lock().user = User::Waits;
+    }
+
+    /// The user has turned to something else.
     pub(super) fn leave(&self) {
-        self.lock().prompted = None;
+        self.lock().user = User::Away;
     }
 
     /// Shows the line anew, of which `line` is there.
@@ -84,18 +108,25 @@ impl Screen {
         self.lock().stopped.take()
     }
 
-    /// Shows `text`, which nobody asked for, above the line. A reader who is so far behind that
-    /// there is no room does without.
+    /// Shows `text`, which nobody asked for, above the line or behind the answer. A reader who is
+    /// so far behind that there is no room does without.
     fn tell(&self, cpu: usize, text: &str) {
         let mut shown = self.lock();
         shown.stopped = Some(cpu);
-        let clear = if self.echo == Echo::On { CLEAR_LINE } else { "\n" };
-        let line = shown.prompted.as_ref().map(|line| match self.echo {
-            Echo::On => format!("{PROMPT}{line}"),
-            Echo::Off => PROMPT.to_owned(),
-        });
+        let line = match (&shown.user, self.echo) {
+            (User::Types(line), Echo::On) => format!("{PROMPT}{line}"),
+            (User::Types(_), Echo::Off) => PROMPT.to_owned(),
+            (User::Away, _) => String::new(),
+            (User::Waits, _) => {
+                if shown.held.len() < HELD_MAX {
+                    shown.held.push_str(text);
+                }
+                return;
+            }
+        };
         drop(shown);
-        let text = format!("{clear}{text}{}", line.unwrap_or_default());
+        let clear = if self.echo == Echo::On { CLEAR_LINE } else { "\n" };
+        let text = format!("{clear}{text}{line}");
         self.output.offer(text.as_bytes());
     }
 }
@@ -112,9 +143,18 @@ impl Audience {
         screens.push(Arc::downgrade(screen));
     }
 
+    /// Waits until everything that was answered is written.
+    pub(crate) fn flush(&self) {
+        self.screens().for_each(|screen| screen.output.flush());
+    }
+
+    fn screens(&self) -> impl Iterator<Item = Arc<Screen>> {
+        let screens = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        screens.into_iter().filter_map(|screen| screen.upgrade())
+    }
+
     /// Shows that CPU `cpu` stopped, as `text` says.
     pub(crate) fn tell(&self, cpu: usize, text: &str) {
-        let screens = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        screens.iter().filter_map(Weak::upgrade).for_each(|screen| screen.tell(cpu, text));
+        self.screens().for_each(|screen| screen.tell(cpu, text));
     }
 }

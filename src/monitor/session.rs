@@ -127,7 +127,7 @@ impl Session {
     }
 
     fn execute(&mut self, line: String, context: &mut Context) -> Next {
-        self.screen.leave();
+        self.screen.wait();
         if let Some(stopped) = self.screen.take_stopped() {
             context.cpu = stopped;
         }

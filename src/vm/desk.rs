@@ -108,9 +108,11 @@ impl Desk {
         }
     }
 
-    /// Tells gdb's client that the machine has ended with exit status `status`.
+    /// The machine has ended with exit status `status`: gdb's client is told, and monitors' users
+    /// get the answers that are on their way.
     pub(crate) fn finish(&mut self, status: u8) {
         self.with_gdb(|gdb| gdb.finish(status));
+        self.audience.flush();
     }
 
     fn with_gdb(&mut self, act: impl FnOnce(&mut gdb::Server)) {

@@ -148,8 +148,11 @@ fn the_machine_is_reset_and_ended() {
     user.check("system_reset", &[]);
     user.check("x/i", &["0xfffffff0: "]);
     user.check("info status", &["paused"]);
-    user.type_in("quit\n");
+    user.type_in("info version\nquit\n");
     assert_eq!(machine.status(), Some(0));
+    let mut text = String::new();
+    user.stream.read_to_string(&mut text).unwrap();
+    check(&text, &["Volvelle"]);
 }
 
 #[test]
@@ -198,7 +201,8 @@ fn gdb_and_the_monitor_agree_on_who_has_the_machine() {
     check(&user.answer(), &["CPU 0: breakpoint 1", "0xf0400: "]);
     send(&mut gdb, "D");
     check(&reply(&mut gdb), &["OK"]);
-    user.check("info breakpoints", &["1   break 0xf0400"]);
+    // Without gdb it is the monitor's alone, and is met again.
+    told(&mut user, "info breakpoints", "1   break 0xf0400");
 }
 
 fn send(stream: &mut std::os::unix::net::UnixStream, body: &str) {

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Instant;
 
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 
@@ -134,12 +135,26 @@ fn ctrl_a_c_goes_to_the_monitor_and_back_and_the_terminal_is_put_back() {
     terminal.until(PROMPT);
     check(&terminal.ask("cont"), &["cont"]);
     // The stop is shown above the line that is being typed.
-    terminal.ask(&format!("break {}", guest::TOP));
-    terminal.until("breakpoint 1");
+    terminal.type_in(&format!("break {}\r", guest::TOP));
+    terminal.until("CPU 0: breakpoint 1");
     check(&terminal.until(PROMPT), &["inc"]);
     terminal.type_in("quit\r");
     assert_eq!(terminal.status(), Some(0));
     assert!(!terminal.is_raw());
+}
+
+#[test]
+fn signals_put_the_terminal_back_too() {
+    for (signal, status) in [(Signal::TERM, 143), (Signal::HUP, 129)] {
+        let mut terminal = counting(&status.to_string(), &[]);
+        terminal.type_in(CTRL_A_C);
+        terminal.until(PROMPT);
+        assert!(terminal.is_raw());
+        let pid = Pid::from_child(&terminal.child);
+        kill_process(pid, signal).unwrap();
+        assert_eq!(terminal.status(), Some(status));
+        assert!(!terminal.is_raw());
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The monitor's commands: a table of functions that give data, and the text of it.
 //!
 //! Each family is a file with a table of its own; [`FAMILIES`] lists them, and `help` is made of
-//! them. A command is found by its words ([`run`]) and answers with an [`Effect`]: data that shows
-//! itself as text, so that a protocol for programs can call the same functions.
+//! them. A command is found by its words ([`run()`]) and answers with an [`Effect`]: data that
+//! shows itself as text, so that a protocol for programs can call the same functions.
 
 mod chips;
 mod help;
