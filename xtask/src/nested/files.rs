@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use firmware::guests::clocks;
 
-use super::{CLOCKS_MILLISECONDS, QEMU_IN_THERE};
+use super::{CLOCKS_MILLISECONDS, InThere, QEMU_IN_THERE};
 use crate::bench::emulator::QEMU;
 use crate::child::{self, Output};
 use crate::guests::{File, Guests, Kernel};
@@ -26,7 +26,8 @@ const QEMU_ROMS: [&str; 5] = [
 const LDD_LIMIT: Duration = Duration::from_secs(60);
 const COMPILATION_LIMIT: Duration = Duration::from_secs(3600);
 
-/// Tests that are to run in the first guest, as cargo makes them.
+/// Tests that are to run in the first guest, as cargo makes them; none by default.
+#[derive(Default)]
 pub struct Tests {
     /// By the names of their targets.
     binaries: Vec<(String, PathBuf)>,
@@ -61,8 +62,11 @@ impl Tests {
     }
 
     fn files(&self, volvelle: &Path) -> Result<Vec<File>> {
-        // They know the command by the path where cargo puts it.
-        let mut files = vec![File::program(&inside(&self.command), read(volvelle)?)];
+        let mut files = Vec::new();
+        if !self.binaries.is_empty() {
+            // They know the command by the path where cargo puts it.
+            files.push(File::program(&inside(&self.command), read(volvelle)?));
+        }
         for (name, path) in &self.binaries {
             files.push(File::program(&inside(Path::new(&Self::path(name))), read(path)?));
         }
@@ -96,12 +100,8 @@ fn artifacts(words: &[&str], prefix: &str) -> Result<Vec<Artifact>> {
 }
 
 /// Everything that is packed. Programs bring the libraries that they are loaded with.
-pub fn all(
-    guests: &Guests,
-    volvelle: &Path,
-    tests: &Tests,
-    gdb: Option<&Path>,
-) -> Result<Vec<File>> {
+pub fn all(in_there: &InThere, gdb: Option<&Path>) -> Result<Vec<File>> {
+    let InThere { guests, volvelle, tests, .. } = in_there;
     let mut files = guests_files(guests)?;
     files.push(File::program("kvm/volvelle", read(volvelle)?));
     files.extend(tests.files(volvelle)?);
@@ -110,7 +110,7 @@ pub fn all(
     for rom in QEMU_ROMS.iter().filter_map(|rom| fs::read(rom).ok().map(|bytes| (rom, bytes))) {
         files.push(File::data(&inside(Path::new(rom.0)), &rom.1));
     }
-    let mut programs = vec![volvelle.to_owned(), qemu];
+    let mut programs = vec![volvelle.clone(), qemu];
     programs.extend(tests.binaries.iter().map(|(_, path)| path.clone()));
     if let Some(gdb) = gdb {
         files.push(File::program("bin/gdb", read(gdb)?));

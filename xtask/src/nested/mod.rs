@@ -10,6 +10,7 @@ mod beside_qemu;
 mod files;
 mod monitors;
 mod test_binaries;
+mod tour;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -49,8 +50,8 @@ const TOLERANCE_NS: u64 = 2_000_000;
 /// What to run in there.
 #[derive(clap::Args, Default)]
 pub struct Options {
-    /// Run only cases whose name contains this.
-    filter: Option<String>,
+    /// Run only cases whose name contains one of these.
+    filter: Vec<String>,
     /// Program to test instead of the release build.
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
@@ -67,6 +68,8 @@ struct Case {
 
 /// What the first guest has beside the guests' files.
 struct InThere {
+    guests: Guests,
+    volvelle: PathBuf,
     tests: Tests,
     has_gdb: bool,
 }
@@ -87,6 +90,7 @@ const CASES: &[Case] = &[
     Case { name: "complaints, 1 CPU", run: |console, _| beside_qemu::complaints(console, 1) },
     Case { name: "the built-in guest, 1 CPU", run: |console, _| built_in(console, 1) },
     Case { name: "the built-in guest, 2 CPUs", run: |console, _| built_in(console, 2) },
+    Case { name: "a tour of Linux", run: tour::compare },
     Case { name: "the engine's own tests", run: |console, _| test_binaries::engine(console) },
     Case { name: "the command's tests", run: test_binaries::command },
     Case { name: "gdb", run: test_binaries::gdb },
@@ -120,7 +124,6 @@ pub fn chosen(options: &Options) -> Result<(Tally, Vec<String>)> {
     if let Err(error) = &gdb {
         skips.push(format!("gdb on KVM, which cannot be had: {error:#}"));
     }
-    let in_there = InThere { tests: Tests::build()?, has_gdb: gdb.is_ok() };
     let volvelle = match &options.binary {
         Some(binary) => binary.clone(),
         None => {
@@ -128,8 +131,10 @@ pub fn chosen(options: &Options) -> Result<(Tally, Vec<String>)> {
             workspace::release_binary()
         }
     };
-    let packed = files::all(&guests, &volvelle, &in_there.tests, gdb.ok().as_deref())?;
-    let mut console = Console::start(&mut qemu(&guests, &packed)?, LIMIT)?;
+    let tests = if options.time.is_some() { Tests::default() } else { Tests::build()? };
+    let in_there = InThere { guests, volvelle, tests, has_gdb: gdb.is_ok() };
+    let packed = files::all(&in_there, gdb.ok().as_deref())?;
+    let mut console = Console::start(&mut qemu(&in_there.guests, &packed)?, LIMIT)?;
     let tally = run(&mut console, &in_there, options);
     boot::keep_log("nested-kvm", &console.transcript());
     Ok((tally, skips))
@@ -169,8 +174,11 @@ fn run(console: &mut Console, in_there: &InThere, options: &Options) -> Tally {
         count(&mut tally, console, "times", |console| beside_qemu::times(console, rounds));
         return tally;
     }
-    let filter = options.filter.as_deref().unwrap_or("");
-    for case in CASES.iter().filter(|case| case.name.contains(filter)) {
+    let wanted = |case: &&Case| {
+        let filter = &options.filter;
+        filter.is_empty() || filter.iter().any(|part| case.name.contains(part))
+    };
+    for case in CASES.iter().filter(wanted) {
         if !count(&mut tally, console, case.name, |console| (case.run)(console, in_there)) {
             // What the console shows next belongs to this case.
             break;
