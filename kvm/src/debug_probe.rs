@@ -1,7 +1,7 @@
 //! Whether debug registers stop guests on this host. KVM takes KVM_SET_GUEST_DEBUG everywhere, but
-//! where there is no hardware under it a guest may run past its breakpoints: QEMU's TCG, when it
-//! emulates SVM, and KVMs that emulate a processor, stop at none or at code alone. A debugger that
-//! waits for ever is worse than one that is told.
+//! one without hardware under it, which emulates a processor, may stop at code alone or at nothing:
+//! the guest runs past its breakpoints. A debugger that waits for ever is worse than one that is
+//! told.
 
 use std::sync::{Arc, OnceLock};
 
