@@ -1,5 +1,7 @@
 //! What the control registers add up to: the mode the CPU is in, derived once a change.
 
+use std::fmt;
+
 use crate::state::{State, attr, cr0, cr4, efer, rflags, seg};
 
 /// The operating mode (SDM Vol. 3A, "Modes of Operation").
@@ -15,6 +17,18 @@ pub enum OperatingMode {
     Compatibility,
     /// Long mode running a 64-bit code segment.
     Long64,
+}
+
+impl fmt::Display for OperatingMode {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Real => "real mode",
+            Self::Virtual8086 => "virtual-8086 mode",
+            Self::Protected => "protected mode",
+            Self::Compatibility => "compatibility mode",
+            Self::Long64 => "64-bit mode",
+        })
+    }
 }
 
 /// Everything decoding, gating and addressing ask of the control registers.

@@ -2,10 +2,11 @@
 //!
 //! `fuzz_targets/` gives them to libFuzzer, `random.rs` drives them by chance alone, and the
 //! crates' own tests run them for a few seconds. What they do is beside what they test:
-//! `cpu::testing::fuzz`, [`jit_code`](mod@jit_code), `machine::board_fuzz`,
-//! `machine::device_fuzz`.
+//! `cpu::testing::fuzz`, [`gdb_packets`](mod@gdb_packets), [`jit_code`](mod@jit_code),
+//! `machine::board_fuzz`, `machine::device_fuzz`.
 #![forbid(unsafe_code)]
 
+pub mod gdb_packets;
 pub mod jit_code;
 
 use std::fmt::Debug;
@@ -33,6 +34,11 @@ pub fn loaders(input: &[u8]) {
 /// Random saved states for every chip, and accesses to what comes of it.
 pub fn restore(input: &[u8]) {
     report(machine::board_fuzz::restored(input));
+}
+
+/// Random bytes of a gdb that lies.
+pub fn gdb_packets(input: &[u8]) {
+    report(gdb_packets::run(input));
 }
 
 fn report<E: Debug>(outcome: Result<(), E>) {

@@ -4,8 +4,8 @@
 //! a run of bytes of such a page that no watchpoint meets, found when the first access to it is
 //! made; the thunk looks for the access in the last few gaps, before it calls anybody, and goes on
 //! in translated code. Only what meets a watchpoint, or may, leaves to the interpreter, which
-//! decides. A group of accesses that meets one goes on in code that checks them one by one, which the
-//! thunk says by the carry flag if it knows the watchpoint.
+//! decides. A group of accesses that meets one goes on in code that checks them one by one, which
+//! the thunk says by the carry flag if it knows the watchpoint.
 //!
 //! Invariant: a gap lives no longer than an entry of the TLB would: whatever drops one of those
 //! drops all gaps of its context (`Context::forget_shortcuts`). The emitted code is the same

@@ -154,7 +154,7 @@ impl Emitter<'_> {
         Mem::context(offset_of!(Context, counters) + size_of::<u32>() * index)
     }
 
-    /// Calls for a group's delta, unless it is to go on in code that checks its accesses one by one.
+    /// Calls for a group's delta, unless it is to go on in code that checks accesses one by one.
     fn find_group(&mut self, wanted: Wanted) {
         let alone = self.leave_group_at_page_end(wanted.size);
         self.asm.constant(S1, wanted.word());

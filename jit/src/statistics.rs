@@ -124,8 +124,8 @@ impl fmt::Display for Statistics {
         )?;
         writeln!(
             f,
-            "slow accesses {} (over pages {}, devices {}, faults {}, code pages {}, ungrouped {}, watched \
-             {})",
+            "slow accesses {} (over pages {}, devices {}, faults {}, code pages {}, ungrouped {}, \
+             watched {})",
             slow.tlb_misses,
             slow.page_crossings,
             slow.devices,

@@ -15,7 +15,7 @@ pub(crate) struct Wanted {
     pub(crate) own_writes: bool,
     /// The step is an x87 instruction.
     pub(crate) is_x87: bool,
-    /// It is the first of as many accesses, one behind the other, as RCX says; they end in the page.
+    /// It is the first of as many accesses, in a row, as RCX says; they end in the page.
     pub(crate) is_run: bool,
     /// Where in a group the step's own access is.
     pub(crate) own_offset: u32,

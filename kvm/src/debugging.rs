@@ -24,6 +24,10 @@ const READS_ALONE: &str = "no debug register stops at reads alone: watch reads a
     (awatch), or take --accel jit";
 const NO_HARDWARE: &str = "this host's KVM runs past breakpoints or watchpoints of this kind, for \
     it has no hardware under it; take --accel jit";
+const PHYSICAL: &str = "KVM stops at linear addresses; breakpoints on physical ones want the \
+    translator, --accel jit";
+const CATCHING: &str = "KVM does not tell of events inside of the guest; catching them wants the \
+    translator, --accel jit";
 
 /// One debug register: an address, and R/W and LEN as DR7 has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +40,15 @@ pub(crate) struct Slot {
 
 /// The debug registers for what `debugger` wants, or why they do not do.
 pub(crate) fn slots(debugger: &Debugger) -> Result<Vec<Slot>, &'static str> {
-    let execute = |&address: &u64| Slot { address, kind: 0, length: 0, watchpoint: None };
-    let mut slots: Vec<Slot> = debugger.breakpoints().iter().take(SLOTS + 1).map(execute).collect();
+    if debugger.breakpoints().has_physical() {
+        return Err(PHYSICAL);
+    }
+    if !debugger.catchpoints().is_empty() {
+        return Err(CATCHING);
+    }
+    let execute = |address: u64| Slot { address, kind: 0, length: 0, watchpoint: None };
+    let mut slots: Vec<Slot> =
+        debugger.breakpoints().linear().into_iter().take(SLOTS + 1).map(execute).collect();
     for &watchpoint in debugger.watchpoints() {
         let kind = match watchpoint.kind {
             WatchKind::Write => 1,

@@ -1,16 +1,27 @@
 //! The CPUs of a stopped machine, the points at which they stop, and the board around them.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cpu::Cpu;
-use cpu::debugger::{DebugStop, Resume, WatchHit};
+use cpu::debugger::{Breakpoint, Caught, DebugStop, Resume, WatchHit};
 use machine::pc::Pc;
 use machine::timers::Timers;
 
-use super::points::{Owner, Point, PointError, Points};
+use super::points::{Kind, Owner, Point, PointError, Points};
 use crate::config::EngineKind;
 use crate::vm::{Control, Engine, SharedCpu, Switcher, lock};
+
+/// The machine was moved to the translator, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moved(&'static str);
+
+impl fmt::Display for Moved {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "the guest goes on on the engine {}: {}", EngineKind::Jit, self.0)
+    }
+}
 
 /// What is around the CPUs.
 pub(crate) struct Board {
@@ -31,6 +42,8 @@ pub(crate) struct Machine {
     points: Mutex<Points>,
     /// The last watchpoint that was met.
     last_watch: Mutex<Option<WatchHit>>,
+    /// What was caught last.
+    last_caught: Mutex<Option<Caught>>,
     /// The machine stands until somebody lets it go on.
     is_halted: AtomicBool,
 }
@@ -38,7 +51,14 @@ pub(crate) struct Machine {
 impl Machine {
     pub(crate) fn new(cpus: Vec<SharedCpu>, board: Board) -> Self {
         let is_halted = AtomicBool::new(false);
-        Self { cpus, board, points: Mutex::default(), last_watch: Mutex::default(), is_halted }
+        Self {
+            cpus,
+            board,
+            points: Mutex::default(),
+            last_watch: Mutex::default(),
+            last_caught: Mutex::default(),
+            is_halted,
+        }
     }
 
     /// What is around the CPUs.
@@ -90,35 +110,85 @@ impl Machine {
     }
 
     /// Stops every CPU at `point`, for `owner`.
-    pub(crate) fn add_point(&self, owner: Owner, point: Point) -> Result<(), PointError> {
+    pub(crate) fn add_point(
+        &self,
+        owner: Owner,
+        point: Point,
+    ) -> Result<Option<Moved>, PointError> {
         let mut points = self.points();
+        let mut moved = None;
         if points.is_free(point) {
-            self.change_points(|cpu| set(cpu, point), |cpu| unset(cpu, point))?;
+            moved = self.change_points(|_, cpu| set(cpu, point), |cpu| unset(cpu, point))?;
         }
         points.add(owner, point);
-        Ok(())
+        Ok(moved)
     }
 
-    /// Changes the points of every CPU, and takes the change back where one cannot follow.
+    /// Stops CPU `only`, or all, at a breakpoint of `owner`'s, in place of its kind's there.
+    pub(crate) fn add_breakpoint(
+        &self,
+        owner: Owner,
+        breakpoint: &Breakpoint,
+        only: Option<usize>,
+    ) -> Result<Option<Moved>, PointError> {
+        let Breakpoint { at, number, .. } = *breakpoint;
+        let mut points = self.points();
+        let change = |index, cpu: &mut Cpu| {
+            if only.is_none_or(|only| only == index) {
+                return cpu.set_breakpoint(breakpoint.clone());
+            }
+            cpu.clear_breakpoint(at, number);
+            true
+        };
+        let moved = self.change_points(change, |cpu| cpu.clear_breakpoint(at, number));
+        let point = Point::Breakpoint(at, Kind::of(number));
+        match moved {
+            Ok(_) => points.add(owner, point),
+            // What it was to replace is gone with it.
+            Err(_) => drop(points.remove(owner, point)),
+        }
+        moved
+    }
+
+    /// Changes the points of every CPU. Where the engine cannot follow, the machine is moved to the
+    /// translator if it was made with it; else the change is taken back.
     fn change_points(
         &self,
-        change: impl Fn(&mut Cpu) -> bool,
+        change: impl Fn(usize, &mut Cpu) -> bool,
         undo: impl Fn(&mut Cpu) -> bool,
-    ) -> Result<(), PointError> {
-        let mut outcome = Ok(());
-        self.for_each(|_, engine| {
-            if !change(engine.cpu_mut()) {
+    ) -> Result<Option<Moved>, PointError> {
+        let mut outcome = Ok(None);
+        self.for_each(|index, engine| {
+            if !change(index, engine.cpu_mut()) {
                 outcome = Err(PointError::Refused);
-            } else if let Err(reason) = engine.check_debug_points() {
+            } else if let Err(reason) = engine.check_debug_points()
+                && outcome.is_ok()
+            {
                 outcome = Err(PointError::Engine(reason));
             }
         });
+        if let Err(PointError::Engine(reason)) = outcome
+            && self.move_to_translator()
+        {
+            let moved = Moved(reason);
+            log::info!("{moved}");
+            return Ok(Some(moved));
+        }
         if outcome.is_err() {
             self.for_each(|_, engine| {
                 undo(engine.cpu_mut());
             });
         }
         outcome
+    }
+
+    /// Moves all CPUs to the translator. False if the machine was made without it.
+    fn move_to_translator(&self) -> bool {
+        let is_prepared = self.cpus.iter().all(|cpu| lock(cpu).has(EngineKind::Jit));
+        if is_prepared {
+            self.for_each(|_, engine| engine.switch(EngineKind::Jit));
+        }
+        is_prepared
     }
 
     /// Takes a point of `owner`'s away. False if it had set none there.
@@ -155,10 +225,38 @@ impl Machine {
     pub(crate) fn take_stop(&self) -> Option<(usize, DebugStop)> {
         let stop_of = |cpu: &SharedCpu| lock(cpu).cpu_mut().take_debug_stop();
         let stop = self.cpus.iter().enumerate().find_map(|(i, cpu)| Some((i, stop_of(cpu)?)))?;
-        if let (_, DebugStop::Watchpoint(hit)) = stop {
-            *self.last_watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(hit);
+        match stop.1 {
+            DebugStop::Watchpoint(hit) => {
+                *self.last_watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(hit);
+            }
+            DebugStop::Caught(caught) => {
+                *self.last_caught.lock().unwrap_or_else(PoisonError::into_inner) = Some(caught);
+            }
+            DebugStop::Breakpoint(_) | DebugStop::Step => {}
         }
         Some(stop)
+    }
+
+    /// What was caught last.
+    pub(crate) fn last_caught(&self) -> Option<Caught> {
+        *self.last_caught.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The point that CPU `index` stopped at, if it was one. Whose an event is nobody asks.
+    pub(crate) fn point_of(&self, index: usize, stop: &DebugStop) -> Option<Point> {
+        match stop {
+            DebugStop::Breakpoint(_) => {
+                let (at, number) = self.with(index, |cpu| cpu.debugger().met())??;
+                Some(Point::Breakpoint(at, Kind::of(number)))
+            }
+            DebugStop::Watchpoint(hit) => Some(Point::Watchpoint(hit.watchpoint)),
+            DebugStop::Caught(_) | DebugStop::Step => None,
+        }
+    }
+
+    /// True if `owner` has set `point`.
+    pub(crate) fn has_point(&self, owner: Owner, point: Point) -> bool {
+        self.points().has(owner, point)
     }
 
     /// The last watchpoint that was met.
@@ -185,14 +283,18 @@ impl Machine {
 
 fn set(cpu: &mut Cpu, point: Point) -> bool {
     match point {
-        Point::Breakpoint(linear) => cpu.add_breakpoint(linear),
+        Point::Breakpoint(at, kind) => {
+            cpu.set_breakpoint(Breakpoint { at, number: kind as u32, condition: None })
+        }
         Point::Watchpoint(watchpoint) => cpu.add_watchpoint(watchpoint),
+        Point::Catchpoint(catchpoint) => cpu.add_catchpoint(catchpoint),
     }
 }
 
 fn unset(cpu: &mut Cpu, point: Point) -> bool {
     match point {
-        Point::Breakpoint(linear) => cpu.remove_breakpoint(linear),
+        Point::Breakpoint(at, kind) => cpu.clear_breakpoint(at, kind as u32),
         Point::Watchpoint(watchpoint) => cpu.remove_watchpoint(watchpoint),
+        Point::Catchpoint(catchpoint) => cpu.remove_catchpoint(catchpoint),
     }
 }

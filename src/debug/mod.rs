@@ -8,6 +8,7 @@
 //! the machine's owner.
 
 pub(crate) mod commands;
+mod condition;
 mod disassembly;
 pub(crate) mod inbox;
 mod machine;
@@ -16,6 +17,6 @@ mod points;
 pub(crate) mod registers;
 mod stop;
 
-pub(crate) use machine::{Board, Machine};
-pub(crate) use points::{Owner, Point, PointError};
+pub(crate) use machine::{Board, Machine, Moved};
+pub(crate) use points::{Kind, Owner, Point, PointError};
 pub(crate) use stop::StopReport;

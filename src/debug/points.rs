@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cpu::debugger::{DebugStop, Watchpoint};
+use cpu::debugger::{Catchpoint, CodeAddress, Watchpoint};
 
 /// Why a point cannot be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,19 +26,32 @@ pub(crate) enum Owner {
 /// Where CPUs stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Point {
-    /// Before the instruction at this linear address.
-    Breakpoint(u64),
+    /// Before the instruction there. A place has one of each kind, and each its condition.
+    Breakpoint(CodeAddress, Kind),
     /// Behind an access that meets this.
     Watchpoint(Watchpoint),
+    /// At such an event.
+    Catchpoint(Catchpoint),
 }
 
-impl Point {
-    /// The point that a CPU stopped at, if it was one.
-    pub(crate) fn of(stop: &DebugStop) -> Option<Self> {
-        match stop {
-            DebugStop::Breakpoint(linear) => Some(Self::Breakpoint(*linear)),
-            DebugStop::Watchpoint(hit) => Some(Self::Watchpoint(hit.watchpoint)),
-            DebugStop::Step => None,
+/// Kinds of breakpoints at one address; as a number that CPUs tell them apart by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// gdb's software breakpoint.
+    Software = 0,
+    /// gdb's hardware breakpoint.
+    Hardware = 1,
+    /// The monitor's.
+    Monitor = 2,
+}
+
+impl Kind {
+    /// The kind with this number.
+    pub(crate) fn of(number: u32) -> Self {
+        match number {
+            0 => Self::Software,
+            1 => Self::Hardware,
+            _ => Self::Monitor,
         }
     }
 }
@@ -55,6 +68,11 @@ impl Points {
     /// True if nobody has set `point`.
     pub(super) fn is_free(&self, point: Point) -> bool {
         !self.owners.contains_key(&point)
+    }
+
+    /// True if `owner` has set `point`.
+    pub(super) fn has(&self, owner: Owner, point: Point) -> bool {
+        self.owners.get(&point).is_some_and(|owners| owners.contains(&owner))
     }
 
     /// True if there are none.
@@ -105,7 +123,8 @@ mod tests {
 
     #[test]
     fn a_point_stays_until_its_last_owner_takes_it_away() {
-        let (mut points, point) = (Points::default(), Point::Breakpoint(0x1000));
+        let breakpoint = |linear| Point::Breakpoint(CodeAddress::Linear(linear), Kind::Monitor);
+        let (mut points, point) = (Points::default(), breakpoint(0x1000));
         assert!(points.is_free(point));
         points.add(Owner::Monitor, point);
         points.add(Owner::Monitor, point);
@@ -116,7 +135,7 @@ mod tests {
         assert_eq!(points.remove(Owner::Gdb, point), None);
         assert_eq!(points.remove(Owner::Monitor, point), Some(true));
         assert!(points.is_free(point) && points.numbered().is_empty());
-        points.add(Owner::Monitor, Point::Breakpoint(0));
+        points.add(Owner::Monitor, breakpoint(0));
         assert!(points.numbered().contains_key(&2));
     }
 }

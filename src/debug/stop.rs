@@ -6,7 +6,6 @@ use cpu::debugger::DebugStop;
 
 use super::disassembly::Disassembly;
 use super::machine::Machine;
-use super::points::Point;
 
 /// A CPU that stopped.
 pub(crate) struct StopReport {
@@ -22,7 +21,8 @@ pub(crate) struct StopReport {
 impl StopReport {
     /// About CPU `index` of a stopped machine, if there is one.
     pub(crate) fn of(machine: &Machine, index: usize, reason: Option<DebugStop>) -> Option<Self> {
-        let number = reason.as_ref().and_then(Point::of).and_then(|point| machine.number_of(point));
+        let point = reason.as_ref().and_then(|stop| machine.point_of(index, stop));
+        let number = point.and_then(|point| machine.number_of(point));
         machine.with(index, |cpu| Self {
             cpu: index,
             reason,
@@ -40,6 +40,7 @@ impl fmt::Display for StopReport {
             None => writeln!(out, ": stopped")?,
             Some(DebugStop::Step) => writeln!(out, ":")?,
             Some(DebugStop::Breakpoint(_)) => writeln!(out, ": breakpoint{number}")?,
+            Some(DebugStop::Caught(caught)) => writeln!(out, ": caught {caught}")?,
             Some(DebugStop::Watchpoint(hit)) => {
                 let old = hit.old.map_or_else(|| "unknown".into(), |old| format!("{old:#x}"));
                 let (start, at) = (hit.watchpoint.start, hit.address);

@@ -16,7 +16,7 @@ use gdbstub::conn::Connection;
 use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{DisconnectReason, GdbStubBuilder, MultiThreadStopReason};
 
-use super::guard::{Guard, PACKET_BYTES};
+use super::guard::{self, Guard, PACKET_BYTES, Verdict};
 use super::target::{GdbTarget, thread_of};
 use crate::config::{Endpoint, GdbConfig};
 use crate::debug::Machine;
@@ -44,7 +44,7 @@ impl Connection for Reply {
     }
 
     fn flush(&mut self) -> Result<(), Self::Error> {
-        let bytes = std::mem::take(&mut self.bytes);
+        let bytes = guard::complete(std::mem::take(&mut self.bytes));
         self.client.write_all(&bytes)
     }
 }
@@ -117,12 +117,23 @@ impl Server {
         let interrupted =
             MultiThreadStopReason::SignalWithThread { tid: thread_of(cpu), signal: Signal::SIGINT };
         let reason = stop.map_or(interrupted, |stop| self.target.stop_reason(cpu, stop));
+        self.say();
         self.advance(|session, target| match session {
             GdbStubStateMachine::Running(running) => {
                 running.report_stop(target, reason).map_err(|error| error.to_string())
             }
             other => Ok(other),
         });
+    }
+
+    /// Tells the client what has happened, in words: it listens while the guest runs.
+    fn say(&mut self) {
+        for message in self.target.take_messages() {
+            let Some(client) = &mut self.client else { return };
+            if let Err(error) = client.write_all(&guard::console_packet(&message)) {
+                log::debug!(target: "gdb", "the client does not hear: {error}");
+            }
+        }
     }
 
     /// A client is there, and finds the machine stopped.
@@ -158,8 +169,12 @@ impl Server {
             if self.session.is_none() {
                 return;
             }
-            if !self.guard.take(byte) {
-                return self.drop_for("it asks for more memory than a reply holds");
+            match self.guard.take(byte) {
+                Verdict::Pass => {}
+                Verdict::Breakpoint(options) => self.target.take_options(&options),
+                Verdict::Refuse => {
+                    return self.drop_for("it asks for more memory than a reply holds");
+                }
             }
             self.advance(|session, target| match session {
                 GdbStubStateMachine::Idle(idle) => {
@@ -199,6 +214,7 @@ impl Server {
             Ok(session) => {
                 if self.target.take_resumed() {
                     self.target.machine().set_halted(false);
+                    self.say();
                 }
                 self.session = Some(session);
             }

@@ -1,10 +1,10 @@
 //! The machine as `gdbstub` sees it: a thread for each CPU, addresses that are linear ones of that
 //! CPU, and points at which all of them stop.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cpu::debugger::{DebugStop, Resume, WatchKind, Watchpoint};
+use cpu::debugger::{Breakpoint, CodeAddress, Condition, DebugStop, Resume, WatchKind, Watchpoint};
 use gdbstub::common::{Signal, Tid};
 use gdbstub::stub::MultiThreadStopReason;
 use gdbstub::target::ext::base::BaseOps;
@@ -22,10 +22,11 @@ use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOp
 use gdbstub::target::{Target, TargetError, TargetResult};
 
 use super::arch::{Block, RegisterNumber, X86};
+use super::conditions;
 use super::guard::PACKET_BYTES;
 use crate::debug::commands::{Context, Effect};
 use crate::debug::registers::REGISTERS;
-use crate::debug::{Machine, Owner, Point, PointError, commands};
+use crate::debug::{Kind, Machine, Moved, Owner, Point, PointError, StopReport, commands};
 use crate::vm::{Control, Quit, Request};
 
 /// Errors that gdb is told by number: no such thing, bad address, not permitted, no room.
@@ -57,9 +58,10 @@ fn cpu_of(tid: Tid) -> usize {
 /// See the head of this file.
 pub(super) struct GdbTarget {
     machine: Arc<Machine>,
-    /// Addresses of breakpoints as gdb set them.
-    software: BTreeSet<u64>,
-    hardware: BTreeSet<u64>,
+    /// The condition of the breakpoint that comes next, or that it is refused.
+    condition: Result<Option<Arc<dyn Condition>>, ()>,
+    /// What gdb's user is to be told.
+    messages: Vec<String>,
     /// What the CPUs that were named do next, and what the others do.
     plan: BTreeMap<usize, Resume>,
     others: Resume,
@@ -75,8 +77,8 @@ impl GdbTarget {
     pub(super) fn new(machine: Arc<Machine>) -> Self {
         Self {
             machine,
-            software: BTreeSet::new(),
-            hardware: BTreeSet::new(),
+            condition: Ok(None),
+            messages: Vec::new(),
             plan: BTreeMap::new(),
             others: Resume::Continue,
             is_resumed: false,
@@ -98,6 +100,7 @@ impl GdbTarget {
         self.reported = 0;
         self.context = Context::default();
         self.is_resumed = false;
+        self.messages.clear();
     }
 
     /// The CPU that gdb was told of last.
@@ -117,8 +120,6 @@ impl GdbTarget {
 
     /// Takes all of gdb's points away.
     pub(super) fn detach(&mut self) {
-        self.software.clear();
-        self.hardware.clear();
         self.machine.detach(Owner::Gdb);
     }
 
@@ -132,19 +133,29 @@ impl GdbTarget {
         self.context.cpu = cpu;
         let tid = thread_of(cpu);
         let trap = MultiThreadStopReason::SignalWithThread { tid, signal: Signal::SIGTRAP };
+        // gdb goes on from what it did not set, unless it is told of a signal.
+        let point = self.machine.point_of(cpu, &stop);
+        let is_gdbs = point.is_some_and(|point| self.machine.has_point(Owner::Gdb, point));
         match stop {
             DebugStop::Step => trap,
+            DebugStop::Caught(caught) => {
+                self.messages.push(format!("caught {caught}\n"));
+                trap
+            }
+            DebugStop::Breakpoint(_) | DebugStop::Watchpoint(_) if !is_gdbs => {
+                let report = StopReport::of(&self.machine, cpu, Some(stop));
+                self.messages.extend(report.map(|report| report.to_string()));
+                trap
+            }
             DebugStop::Breakpoint(linear) => {
                 // gdb looks for its breakpoint at RIP, and goes on if it finds none there.
                 let rip = self.machine.with(cpu, |cpu| cpu.state.rip);
-                if rip != Some(linear) {
-                    trap
-                } else if self.hardware.contains(&linear) {
-                    MultiThreadStopReason::HwBreak(tid)
-                } else if self.software.contains(&linear) {
-                    MultiThreadStopReason::SwBreak(tid)
-                } else {
-                    trap
+                match point {
+                    Some(Point::Breakpoint(_, Kind::Hardware)) if rip == Some(linear) => {
+                        MultiThreadStopReason::HwBreak(tid)
+                    }
+                    _ if rip == Some(linear) => MultiThreadStopReason::SwBreak(tid),
+                    _ => trap,
                 }
             }
             DebugStop::Watchpoint(hit) => {
@@ -159,14 +170,35 @@ impl GdbTarget {
         }
     }
 
-    fn add_breakpoint(&mut self, linear: u64) -> TargetResult<(), Self> {
-        self.machine.add_point(Owner::Gdb, Point::Breakpoint(linear)).map_err(refusal)
+    /// Takes the options of the breakpoint that comes next.
+    pub(super) fn take_options(&mut self, options: &[u8]) {
+        let condition = conditions::read(options);
+        self.condition = condition.map_err(|refusal| log::error!(target: "gdb", "{refusal}"));
     }
 
-    fn remove_breakpoint(&mut self, linear: u64) {
-        if !self.software.contains(&linear) && !self.hardware.contains(&linear) {
-            self.machine.remove_point(Owner::Gdb, Point::Breakpoint(linear));
-        }
+    /// Takes what gdb's user is to be told.
+    pub(super) fn take_messages(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.messages)
+    }
+
+    /// That the machine was moved for a point is told when gdb listens.
+    fn tell(&mut self, moved: Option<Moved>) {
+        self.messages.extend(moved.map(|moved| format!("{moved}\n")));
+    }
+
+    fn set_breakpoint(&mut self, linear: u64, kind: Kind) -> TargetResult<bool, Self> {
+        let condition = std::mem::replace(&mut self.condition, Ok(None));
+        let condition = condition.map_err(|()| TargetError::Errno(EINVAL))?;
+        let at = CodeAddress::Linear(linear);
+        let breakpoint = Breakpoint { at, number: kind as u32, condition };
+        let moved = self.machine.add_breakpoint(Owner::Gdb, &breakpoint, None).map_err(refusal)?;
+        self.tell(moved);
+        Ok(true)
+    }
+
+    fn clear_breakpoint(&mut self, linear: u64, kind: Kind) -> TargetResult<bool, Self> {
+        let point = Point::Breakpoint(CodeAddress::Linear(linear), kind);
+        Ok(self.machine.remove_point(Owner::Gdb, point))
     }
 
     fn plan(&mut self, tid: Tid, resume: Resume) -> Result<(), Misled> {
@@ -372,29 +404,21 @@ impl Breakpoints for GdbTarget {
 
 impl breakpoints::SwBreakpoint for GdbTarget {
     fn add_sw_breakpoint(&mut self, linear: u64, _: usize) -> TargetResult<bool, Self> {
-        self.add_breakpoint(linear)?;
-        self.software.insert(linear);
-        Ok(true)
+        self.set_breakpoint(linear, Kind::Software)
     }
 
     fn remove_sw_breakpoint(&mut self, linear: u64, _: usize) -> TargetResult<bool, Self> {
-        let is_known = self.software.remove(&linear);
-        self.remove_breakpoint(linear);
-        Ok(is_known)
+        self.clear_breakpoint(linear, Kind::Software)
     }
 }
 
 impl breakpoints::HwBreakpoint for GdbTarget {
     fn add_hw_breakpoint(&mut self, linear: u64, _: usize) -> TargetResult<bool, Self> {
-        self.add_breakpoint(linear)?;
-        self.hardware.insert(linear);
-        Ok(true)
+        self.set_breakpoint(linear, Kind::Hardware)
     }
 
     fn remove_hw_breakpoint(&mut self, linear: u64, _: usize) -> TargetResult<bool, Self> {
-        let is_known = self.hardware.remove(&linear);
-        self.remove_breakpoint(linear);
-        Ok(is_known)
+        self.clear_breakpoint(linear, Kind::Hardware)
     }
 }
 
@@ -406,7 +430,9 @@ impl breakpoints::HwWatchpoint for GdbTarget {
         kind: breakpoints::WatchKind,
     ) -> TargetResult<bool, Self> {
         let point = Point::Watchpoint(watchpoint(start, length, kind));
-        self.machine.add_point(Owner::Gdb, point).map(|()| true).map_err(refusal)
+        let moved = self.machine.add_point(Owner::Gdb, point).map_err(refusal)?;
+        self.tell(moved);
+        Ok(true)
     }
 
     fn remove_hw_watchpoint(

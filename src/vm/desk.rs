@@ -15,7 +15,7 @@ use super::control::{Control, Quit, Request};
 use crate::config::GdbConfig;
 use crate::debug::commands::{self, Context, Effect, Run};
 use crate::debug::inbox::{Answered, Event, Inbox, Question};
-use crate::debug::{Machine, Point, StopReport};
+use crate::debug::{Machine, StopReport};
 use crate::gdb;
 use crate::monitor::Audience;
 
@@ -138,8 +138,10 @@ impl Desk {
     fn halt(&mut self, cpu: usize, stop: Option<DebugStop>) {
         self.machine.set_halted(true);
         self.reported = cpu;
-        let point = stop.as_ref().and_then(Point::of);
-        let is_ours = point.is_none_or(|point| self.machine.number_of(point).is_some());
+        let point = stop.as_ref().and_then(|stop| self.machine.point_of(cpu, stop));
+        let is_caught = matches!(stop, Some(DebugStop::Caught(_)));
+        let is_ours =
+            is_caught || point.is_none_or(|point| self.machine.number_of(point).is_some());
         let is_gdbs = self.gdb.as_ref().is_some_and(gdb::Server::is_waiting);
         let report = StopReport::of(&self.machine, cpu, stop);
         let report = report.map(|report| report.to_string()).unwrap_or_default();

@@ -121,6 +121,11 @@ impl Engine {
         self.runner.take_over(handover);
     }
 
+    /// True if `kind` runs the CPU, or may.
+    pub(crate) fn has(&self, kind: EngineKind) -> bool {
+        self.kind() == kind || self.others.iter().any(|other| other.kind() == kind)
+    }
+
     /// The translator, whether or not it runs the CPU now.
     pub(crate) fn translator(&self) -> Option<&JitCpu> {
         std::iter::once(&self.runner).chain(&self.others).find_map(|runner| match runner {

@@ -4,6 +4,7 @@
 
 mod guest;
 mod hostile;
+mod points;
 mod scripts;
 
 use std::fs;

@@ -7,7 +7,7 @@ use crate::guest::{self, COUNTER, FIRST_NOP, NOPS, TOP};
 use crate::{Machine, check, engines, has_gdb, has_python, printed, software_engines};
 
 /// Runs the counting guest, stopped before its first instruction.
-fn counting(name: &str, accel: &str, words: &[&str]) -> Machine {
+pub fn counting(name: &str, accel: &str, words: &[&str]) -> Machine {
     let rom = guest::rom(&format!("gdb-{name}-{accel}.rom"));
     Machine::start(name, accel, &[&["--bios", rom.to_str().unwrap()], words].concat())
 }

@@ -36,7 +36,7 @@ const DIFFERENTIAL: [&str; 6] = [
     "programs_of_users_without_paging",
 ];
 /// The targets of `fuzz/`.
-const TARGETS: [&str; 5] = ["guest_code", "jit_code", "chips", "loaders", "restore"];
+const TARGETS: [&str; 6] = ["guest_code", "jit_code", "chips", "loaders", "restore", "gdb_packets"];
 
 #[derive(Args)]
 pub struct Options {

@@ -8,6 +8,7 @@ use iced_x86::Code;
 
 use crate::Cpu;
 use crate::cpuid::{CpuidPolicy, Feature};
+use crate::debugger::Caught;
 use crate::exception::{Exception, Exec};
 use crate::flags::Word;
 use crate::interp::dispatch::Table;
@@ -236,7 +237,13 @@ fn move_from<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 fn move_to<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let value = cpu.reg::<T>(insn.src).to_u64();
-    cpu.set_control_register(insn.dst, value)
+    let old = cpu.state.cr3;
+    cpu.set_control_register(insn.dst, value)?;
+    if insn.dst == 3 {
+        let new = cpu.state.cr3;
+        cpu.catch(|| Caught::Cr3 { old, new });
+    }
+    Ok(())
 }
 
 fn smsw<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {

@@ -5,6 +5,7 @@ use iced_x86::Code;
 use memory::Width;
 
 use crate::Cpu;
+use crate::debugger::Caught;
 use crate::exception::{Exception, Exec};
 use crate::flags::Word;
 use crate::interp::dispatch::Table;
@@ -44,13 +45,20 @@ impl Cpu {
     /// Reads a port, permission checked.
     pub(crate) fn port_read<T: Word>(&mut self, port: u16) -> T {
         self.check_io_breakpoints(port, T::BYTES);
-        T::from_u64(u64::from(self.env.ports.read(port, width::<T>())))
+        let value = u64::from(self.env.ports.read(port, width::<T>()));
+        self.catch_port::<T>(port, value, false);
+        T::from_u64(value)
     }
 
     /// Writes a port, permission checked.
     pub(crate) fn port_write<T: Word>(&mut self, port: u16, value: T) {
         self.check_io_breakpoints(port, T::BYTES);
         self.env.ports.write(port, width::<T>(), value.to_u64() as u32);
+        self.catch_port::<T>(port, value.to_u64(), true);
+    }
+
+    fn catch_port<T: Word>(&mut self, port: u16, value: u64, is_write: bool) {
+        self.catch(|| Caught::Port { port, bytes: T::BYTES as u8, value, is_write });
     }
 }
 

@@ -3,6 +3,7 @@
 use iced_x86::Code;
 
 use crate::Cpu;
+use crate::debugger::Caught;
 use crate::exception::{Exception, Exec};
 use crate::interp::dispatch::Table;
 use crate::interp::insn::Insn;
@@ -10,13 +11,18 @@ use crate::state::cr4;
 use crate::state::gpr::{RAX, RCX, RDX};
 
 fn rdmsr(cpu: &mut Cpu, _: &Insn) -> Exec {
-    let value = cpu.read_msr(cpu.state.gpr[RCX] as u32)?;
+    let number = cpu.state.gpr[RCX] as u32;
+    let value = cpu.read_msr(number)?;
     cpu.set_edx_eax(value);
+    cpu.catch(|| Caught::Msr { number, value, is_write: false });
     Ok(())
 }
 
 fn wrmsr(cpu: &mut Cpu, _: &Insn) -> Exec {
-    cpu.write_msr(cpu.state.gpr[RCX] as u32, cpu.edx_eax())
+    let (number, value) = (cpu.state.gpr[RCX] as u32, cpu.edx_eax());
+    cpu.write_msr(number, value)?;
+    cpu.catch(|| Caught::Msr { number, value, is_write: true });
+    Ok(())
 }
 
 /// SDM Vol. 2B, "RDPKRU": #UD without CR4.PKE, #GP if ECX is not zero.

@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use memory::{GuestPhysical, PAGE_SIZE, PageKind, Width};
 
 use crate::Cpu;
+use crate::debugger::Caught;
 use crate::exception::{Exception, Exec};
 use crate::flags::Word;
 use crate::mmu::{Access, View};
@@ -363,11 +364,17 @@ impl Cpu {
     fn read_place<T: Word>(&mut self, place: Place) -> T {
         // BYTES is 1, 2, 4 or 8: a width always exists.
         let width = Width::from_bytes(T::BYTES as usize).unwrap_or(Width::Byte);
-        match place {
-            Place::Ram(at) => self.ram.load(at),
-            Place::Space(at) => T::from_u64(self.env.space.read(at, width)),
-            Place::Lapic(offset) => T::from_u64(self.read_lapic(offset, width)),
-        }
+        let (at, value) = match place {
+            Place::Ram(at) => return self.ram.load(at),
+            Place::Space(at) => (at.0, self.env.space.read(at, width)),
+            Place::Lapic(offset) => (self.mmu.lapic_page + offset, self.read_lapic(offset, width)),
+        };
+        self.catch_mmio::<T>(at, value, false);
+        T::from_u64(value)
+    }
+
+    fn catch_mmio<T: Word>(&mut self, address: u64, value: u64, is_write: bool) {
+        self.catch(|| Caught::Mmio { address, bytes: T::BYTES as u8, value, is_write });
     }
 
     fn read_lapic(&mut self, offset: u64, width: Width) -> u64 {
@@ -403,10 +410,13 @@ impl Cpu {
             Place::Space(at) => {
                 self.env.space.write(at, width, value.to_u64());
                 self.device_written = true;
+                self.catch_mmio::<T>(at.0, value.to_u64(), true);
             }
             Place::Lapic(offset) => {
+                let at = self.mmu.lapic_page + offset;
                 self.write_lapic(offset, width, value.to_u64());
                 self.device_written = true;
+                self.catch_mmio::<T>(at, value.to_u64(), true);
             }
         }
     }

@@ -5,6 +5,7 @@
 
 use crate::Cpu;
 use crate::debug::{DR6_BD, DR7_GD};
+use crate::debugger::Caught;
 use crate::descriptor::Selector;
 use crate::exception::{Exception, Exec, Vector};
 use crate::mode::OperatingMode;
@@ -103,7 +104,9 @@ impl Cpu {
     /// and a triple fault shuts the CPU down.
     pub(crate) fn deliver_exception(&mut self, exception: Exception) {
         let mut current = exception;
+        let rip = self.state.rip;
         for _ in 0..MAX_NESTING {
+            self.catch_exception(current, rip);
             log::trace!(target: "cpu::exception", "{current:x?} at {:#x}", self.state.rip);
             let event = self.exception_event(current);
             let Err(nested) = self.deliver(&event) else { return };
@@ -115,6 +118,7 @@ impl Cpu {
         log::debug!(target: "cpu::exception", "triple fault at {:#x}", self.state.rip);
         self.state.activity = Activity::Shutdown;
         self.break_block = true;
+        self.catch(|| Caught::TripleFault { rip });
     }
 
     /// Delivers a maskable interrupt.
@@ -135,6 +139,7 @@ impl Cpu {
             rflags: self.state.rflags,
             return_rip: self.state.rip,
         };
+        self.catch(|| Caught::Interrupt { vector, rip: event.return_rip });
         if let Err(fault) = self.deliver(&event) {
             self.deliver_exception(external(fault));
         }
@@ -142,6 +147,7 @@ impl Cpu {
 
     /// INT n, INT3, INTO and INT1, from inside the instruction. A fault is the instruction's.
     pub(crate) fn software_interrupt(&mut self, vector: u8, kind: Software) -> Exec {
+        let rip = self.state.rip;
         let event = Event {
             vector,
             error_code: None,
@@ -156,6 +162,7 @@ impl Cpu {
             let delivered = self.deliver(&event);
             delivered.map_err(|fault| if event.is_software { fault } else { external(fault) })?;
         }
+        self.catch_software(vector, kind, rip);
         if kind == Software::Int1 && self.pending_dr6 != 0 {
             // What waited behind MOV SS is part of this #DB.
             self.record_debug_conditions();
@@ -164,6 +171,14 @@ impl Cpu {
         self.suppress_step = true;
         self.break_block = true;
         Ok(())
+    }
+
+    /// Stops at INT n, an interrupt, or at the others, exceptions.
+    fn catch_software(&mut self, vector: u8, kind: Software, rip: u64) {
+        self.catch(|| match kind {
+            Software::IntN => Caught::Interrupt { vector, rip },
+            _ => Caught::Exception { vector, error_code: None, rip },
+        });
     }
 
     /// The event of an exception at RIP. A debug exception leaves its conditions in DR6 and opens

@@ -5,6 +5,7 @@
 
 use crate::Cpu;
 use crate::debug::DR6_BT;
+use crate::debugger::Caught;
 use crate::descriptor::{Descriptor, Selector, SystemType};
 use crate::exception::{Exception, Exec};
 use crate::mmu::View;
@@ -318,8 +319,9 @@ impl Cpu {
         if self.state.cr4 & cr4::PAE != 0 {
             self.load_pdptes(cr3)?;
         }
-        self.state.cr3 = cr3;
+        let old = std::mem::replace(&mut self.state.cr3, cr3);
         self.flush_translations();
+        self.catch(|| Caught::Cr3 { old, new: cr3 });
         Ok(())
     }
 

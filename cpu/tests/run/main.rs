@@ -5,3 +5,4 @@ mod code;
 mod debug;
 mod debugger;
 mod events;
+mod points;

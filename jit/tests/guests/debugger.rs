@@ -191,8 +191,8 @@ fn a_hundred_breakpoints_beside_the_way_change_only_the_blocks_that_would_hold_t
     assert_eq!(rips(&plain), rips(&broken));
     let (mut changed, mut same) = (0, 0);
     for ((rip, plain), (_, broken)) in plain.iter().zip(&broken) {
-        // A piece's block goes on with its own INC, and ends there. The loop's end is a block of its
-        // own before the load, which is two bytes long.
+        // A piece's block goes on with its own INC, and ends there. The loop's end is a block of
+        // its own before the load, which is two bytes long.
         let next = cold.iter().find(|&&linear| linear >= *rip).copied();
         let is_loops_end = next == cold.last().copied() && next.is_some_and(|n| *rip < n - 2);
         if !is_loops_end && next.is_some_and(|linear| breakpoints.contains(&linear)) {

@@ -4,6 +4,7 @@
 //! them. A command is found by its words ([`run()`]) and answers with an [`Effect`]: data that
 //! shows itself as text, so that a protocol for programs can call the same functions.
 
+mod catch;
 mod chips;
 mod help;
 mod machine;
@@ -121,6 +122,7 @@ const FAMILIES: &[&[Command]] = &[
     memory::COMMANDS,
     ports::COMMANDS,
     points::COMMANDS,
+    catch::COMMANDS,
     chips::COMMANDS,
 ];
 

@@ -3,15 +3,23 @@
 //! The monitor's points have numbers. gdb's are shown beside them, and are gdb's to take away.
 
 use std::fmt;
+use std::sync::Arc;
 
 use cpu::Cpu;
-use cpu::debugger::{WatchKind, Watchpoint};
+use cpu::debugger::{Breakpoint, CodeAddress, Condition, WatchKind, Watchpoint};
 
 use super::{Answer, Call, Command, reply};
-use crate::debug::{Machine, Owner, Point, PointError, parse};
+use crate::debug::condition::{self, When};
+use crate::debug::{Kind, Machine, Moved, Owner, Point, PointError, parse};
 
 pub(super) const COMMANDS: &[Command] = &[
-    Command::paused("break", &["b"], "ADDRESS", "stop every CPU before an instruction", set_break),
+    Command::paused(
+        "break",
+        &["b"],
+        "ADDRESS [phys] [cr3 VALUE] [cpu N] [if EXPRESSION]",
+        "stop before an instruction: if $rcx == 5 && dword[0x600] != 0",
+        set_break,
+    ),
     Command::paused(
         "watch",
         &[],
@@ -39,6 +47,8 @@ const WATCH_BYTES: u64 = 8;
 pub(crate) struct Numbered {
     number: Option<u32>,
     point: Point,
+    /// A breakpoint's, as it is shown.
+    condition: String,
 }
 
 impl fmt::Display for Numbered {
@@ -48,7 +58,13 @@ impl fmt::Display for Numbered {
             None => write!(out, "gdb ")?,
         }
         match self.point {
-            Point::Breakpoint(linear) => writeln!(out, "break {linear:#x}"),
+            Point::Breakpoint(CodeAddress::Linear(at), _) => {
+                writeln!(out, "break {at:#x}{}", self.condition)
+            }
+            Point::Breakpoint(CodeAddress::Physical(at), _) => {
+                writeln!(out, "break {at:#x} phys{}", self.condition)
+            }
+            Point::Catchpoint(catchpoint) => writeln!(out, "catch {catchpoint}"),
             Point::Watchpoint(Watchpoint { start, length, kind }) => {
                 writeln!(out, "watch {start:#x}, {length} bytes, {kind:?}")
             }
@@ -56,9 +72,80 @@ impl fmt::Display for Numbered {
     }
 }
 
+/// What stands behind `break`.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Wish<'a> {
+    address: String,
+    is_physical: bool,
+    cr3: Option<&'a str>,
+    cpu: Option<&'a str>,
+    expression: Option<&'a str>,
+}
+
+impl<'a> Wish<'a> {
+    fn read(arguments: &'a str) -> Result<Self, String> {
+        let mut wish = Self::default();
+        let mut rest = arguments;
+        loop {
+            let (word, behind) = super::word(rest);
+            match word {
+                "" => break,
+                "phys" => wish.is_physical = true,
+                "if" => {
+                    wish.expression = Some(behind);
+                    break;
+                }
+                "cr3" | "cpu" => {
+                    let (value, behind) = super::word(behind);
+                    let place = if word == "cr3" { &mut wish.cr3 } else { &mut wish.cpu };
+                    *place = Some(value).filter(|value| !value.is_empty());
+                    if place.is_none() {
+                        return Err(format!("{word}: say which"));
+                    }
+                    rest = behind;
+                    continue;
+                }
+                // Words of one sum.
+                part => wish.address += part,
+            }
+            rest = behind;
+        }
+        if wish.address.is_empty() {
+            return Err("break: say where, as in break 0x7c00".into());
+        }
+        Ok(wish)
+    }
+}
+
 fn set_break(call: &mut Call<'_>) -> Answer {
-    let point = Point::Breakpoint(call.address()?);
-    set(call.machine, point)
+    let wish = Wish::read(call.arguments)?;
+    let address = call.on_cpu(|cpu| parse::address(&wish.address, cpu))??;
+    let cr3 = match wish.cr3 {
+        Some(value) => Some(call.on_cpu(|cpu| parse::address(value, cpu))??),
+        None => None,
+    };
+    let expression = wish.expression.map(condition::parse).transpose()?;
+    let only = wish.cpu.map(|number| cpu_number(call.machine, number)).transpose()?;
+    let condition = When::new(cr3, expression).map(|when| Arc::new(when) as Arc<dyn Condition>);
+    let at = if wish.is_physical {
+        CodeAddress::Physical(address)
+    } else {
+        CodeAddress::Linear(address)
+    };
+    let breakpoint = Breakpoint { at, number: Kind::Monitor as u32, condition };
+    let moved = call.machine.add_breakpoint(Owner::Monitor, &breakpoint, only).map_err(refusal)?;
+    let shown = shown_condition(breakpoint.condition.as_ref());
+    answer(call.machine, moved, Point::Breakpoint(at, Kind::Monitor), shown)
+}
+
+/// The number of a CPU that there is.
+fn cpu_number(machine: &Machine, number: &str) -> Result<usize, String> {
+    let index = number.parse().ok().filter(|&index: &usize| index < machine.cpu_count());
+    index.ok_or_else(|| format!("cpu {number}: {}", super::no_cpu(machine)))
+}
+
+fn shown_condition(condition: Option<&Arc<dyn Condition>>) -> String {
+    condition.map(|condition| condition.to_string()).unwrap_or_default()
 }
 
 fn set_watch(call: &mut Call<'_>) -> Answer {
@@ -77,12 +164,25 @@ fn set_watch(call: &mut Call<'_>) -> Answer {
     set(call.machine, Point::Watchpoint(Watchpoint { start, length, kind }))
 }
 
-fn set(machine: &Machine, point: Point) -> Answer {
-    machine.add_point(Owner::Monitor, point).map_err(|error| match error {
-        PointError::Refused => "there are as many as can be, or the range has no end".to_owned(),
-        PointError::Engine(reason) => reason.to_owned(),
-    })?;
-    reply(Numbered { number: machine.number_of(point), point })
+/// Sets a point without a condition, on all CPUs.
+pub(super) fn set(machine: &Machine, point: Point) -> Answer {
+    let moved = machine.add_point(Owner::Monitor, point).map_err(refusal)?;
+    answer(machine, moved, point, String::new())
+}
+
+/// What is said of a point that was set, and of an engine that was changed for it.
+fn answer(machine: &Machine, moved: Option<Moved>, point: Point, condition: String) -> Answer {
+    let moved = moved.map(|moved| format!("{moved}\n")).unwrap_or_default();
+    let numbered = Numbered { number: machine.number_of(point), point, condition };
+    reply(format!("{moved}{numbered}"))
+}
+
+/// Why a point cannot be set.
+fn refusal(error: PointError) -> String {
+    match error {
+        PointError::Refused => "there are as many as can be, or the range has no end".into(),
+        PointError::Engine(reason) => reason.into(),
+    }
 }
 
 fn delete(call: &mut Call<'_>) -> Answer {
@@ -106,10 +206,16 @@ pub(crate) struct Points(Vec<Numbered>);
 
 /// Where the CPU stops.
 pub(crate) fn points(machine: &Machine, cpu: &Cpu) -> Points {
-    let breakpoints = cpu.debugger().breakpoints().iter().copied().map(Point::Breakpoint);
-    let watchpoints = cpu.debugger().watchpoints().iter().copied().map(Point::Watchpoint);
-    let numbered = |point| Numbered { number: machine.number_of(point), point };
-    Points(breakpoints.chain(watchpoints).map(numbered).collect())
+    let debugger = cpu.debugger();
+    let numbered =
+        |point| Numbered { number: machine.number_of(point), point, condition: String::new() };
+    let breakpoints = debugger.breakpoints().iter().map(|(at, number, condition)| Numbered {
+        condition: shown_condition(condition),
+        ..numbered(Point::Breakpoint(at, Kind::of(number)))
+    });
+    let watchpoints = debugger.watchpoints().iter().copied().map(Point::Watchpoint);
+    let catchpoints = debugger.catchpoints().iter().copied().map(Point::Catchpoint);
+    Points(breakpoints.chain(watchpoints.chain(catchpoints).map(numbered)).collect())
 }
 
 impl fmt::Display for Points {
@@ -130,4 +236,25 @@ fn watch(machine: &Machine) -> String {
     let (start, at) = (hit.watchpoint.start, hit.address);
     let old = hit.old.map_or_else(|| "unknown".into(), |old| format!("{old:#x}"));
     format!("an access at {at:#x} met the watchpoint at {start:#x}, where was {old}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_behind_break_may_come_in_any_order_but_if_is_last() {
+        let wish = Wish::read("$lstar + 8 cpu 1 phys cr3 0x1000 if $rcx == 5").unwrap();
+        let expected = Wish {
+            address: "$lstar+8".into(),
+            is_physical: true,
+            cr3: Some("0x1000"),
+            cpu: Some("1"),
+            expression: Some("$rcx == 5"),
+        };
+        assert_eq!(wish, expected);
+        for (text, word) in [("", "say where"), ("phys", "say where"), ("1 cpu", "say which")] {
+            assert!(Wish::read(text).unwrap_err().contains(word), "{text}");
+        }
+    }
 }

@@ -65,13 +65,6 @@ pub(crate) fn cpu_summary(machine: &Machine, index: usize) -> Option<CpuSummary>
 impl fmt::Display for CpuSummary {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { index, mode, activity, rip, linear, cpl } = self;
-        let mode = match mode {
-            OperatingMode::Real => "real mode",
-            OperatingMode::Virtual8086 => "virtual-8086 mode",
-            OperatingMode::Protected => "protected mode",
-            OperatingMode::Compatibility => "compatibility mode",
-            OperatingMode::Long64 => "64-bit mode",
-        };
         let activity = match activity {
             Activity::Active => "active",
             Activity::Halted => "halted",

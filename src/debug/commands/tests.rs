@@ -12,7 +12,7 @@ use super::*;
 use crate::config::{
     Accel, Config, DeviceConfig, MonitorConfig, Scheduler, StdioMonitor, TimeBase,
 };
-use crate::debug::{Owner, Point};
+use crate::debug::{Kind, Owner, Point};
 use crate::vm::Vm;
 
 /// A machine before its first instruction.
@@ -344,7 +344,8 @@ fn points_have_numbers_and_owners() {
     assert_eq!(bench.ask("watch/a $rsp+8 16"), "2   watch 0x8, 16 bytes, Access\n");
     assert_eq!(bench.ask("watch/r 0x2000"), "3   watch 0x2000, 8 bytes, Read\n");
     let machine = Arc::clone(bench.vm.machine());
-    machine.add_point(Owner::Gdb, Point::Breakpoint(0x3000)).expect("room");
+    let point = Point::Breakpoint(cpu::debugger::CodeAddress::Linear(0x3000), Kind::Software);
+    machine.add_point(Owner::Gdb, point).expect("room");
     bench.check("info b", "gdb break 0x3000");
     bench.check("info b", "2   watch 0x8, 16 bytes, Access");
     bench.ask("delete 2");
@@ -358,7 +359,7 @@ fn points_have_numbers_and_owners() {
         ("watch/x 0", "/r, /w or /a"),
         ("watch 0 y", "no length"),
         ("delete 1", "no such point"),
-        ("break", "give a number"),
+        ("break", "say where"),
     ] {
         let error = answer(&machine, &mut bench.context, line).expect_err(line);
         assert!(error.contains(part), "{line}: {error}");
