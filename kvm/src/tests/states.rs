@@ -208,8 +208,9 @@ fn msrs(state: &mut State, random: &mut Random) {
     (msrs.lstar, msrs.cstar, msrs.kernel_gs_base) =
         (canonical(random), canonical(random), canonical(random));
     (msrs.star, msrs.sfmask) = (random.bits(), random.bits() & 0xffff_ffff);
-    (msrs.sysenter_cs, msrs.sysenter_esp, msrs.sysenter_eip) =
-        (random.bits() & 0xffff, canonical(random), canonical(random));
+    // AMD's processors have 32 bits of the last two, and KVM keeps no more for their guests.
+    let mut low = || random.bits() & 0xffff_ffff;
+    (msrs.sysenter_cs, msrs.sysenter_esp, msrs.sysenter_eip) = (low() & 0xffff, low(), low());
     let memory_types = [0, 1, 4, 5, 6, 7];
     msrs.pat = u64::from_le_bytes(std::array::from_fn(|_| random.pick(&memory_types)));
 }
