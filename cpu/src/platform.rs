@@ -47,6 +47,18 @@ pub trait Platform: Send + Sync {
     }
 }
 
+/// The registers of a local APIC on their way to an engine that has one of its own, and back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LapicImage {
+    /// IA32_APIC_BASE.
+    pub base: u64,
+    /// The registers by their numbers, which are their offsets in xAPIC's page divided by 16. In
+    /// x2APIC mode the ID has all its bits, and the destination of the ICR is in its high half.
+    pub registers: [u32; 64],
+    /// IA32_TSC_DEADLINE.
+    pub tsc_deadline: u64,
+}
+
 /// The CPU's own local APIC. Called from the CPU's own thread, but for nothing else: the chip
 /// itself takes interrupts from any thread.
 pub trait Lapic: Send + Sync {
@@ -90,4 +102,30 @@ pub trait Lapic: Send + Sync {
     /// Sends a fixed or NMI IPI in ICR format, the APIC ID of the destination in bits 63 to 32
     /// whatever the mode (for PV IPI).
     fn send_icr(&self, icr: u64);
+    /// The side of an engine that has local APICs of its own.
+    fn lending(&self) -> Option<&dyn LapicLending> {
+        None
+    }
+}
+
+/// A local APIC whose registers an engine takes, to give the CPU's interrupts by itself. The pins
+/// stay: an ExtINT is asked for here, and behind a rising LINT1 comes
+/// [`crate::events::Events::NMI`], whatever LVT LINT1 says. Until the registers are back
+/// [`Lapic`] has no interrupt to give, and of its registers only IA32_APIC_BASE and CR8 mean
+/// anything.
+pub trait LapicLending {
+    /// Gives the registers.
+    fn lend(&self) -> LapicImage;
+    /// Takes them back.
+    fn take_back(&self, image: &LapicImage);
+    /// Has messages to all local APICs wait while registers are moved of CPUs that run.
+    fn hold_messages(&self);
+    /// Delivers them.
+    fn release_messages(&self);
+    /// True if the PIC has an interrupt, should LVT LINT0 let it through.
+    fn has_extint(&self) -> bool;
+    /// Takes the PIC's vector.
+    fn acknowledge_extint(&self) -> Option<u8>;
+    /// A level-triggered interrupt has ended.
+    fn broadcast_eoi(&self, vector: u8);
 }

@@ -78,10 +78,14 @@ impl Registers {
 
     /// The message of input `pin`, if its entry is unmasked and means anything.
     fn message(&self, pin: usize) -> Option<Delivery> {
+        let is_masked = self.redirection.get(pin)? & RTE_MASKED != 0;
+        let message = self.entry_message(pin).filter(|_| !is_masked)?;
+        Some(Delivery { pin, message })
+    }
+
+    /// The message that the entry of input `pin` describes, masked or not.
+    fn entry_message(&self, pin: usize) -> Option<Message> {
         let entry = *self.redirection.get(pin)?;
-        if entry & RTE_MASKED != 0 {
-            return None;
-        }
         let delivery = DeliveryMode::from_bits(entry as u32)?;
         // Start-up is an IPI's alone; the data sheet reserves its encoding here.
         if delivery == DeliveryMode::StartUp {
@@ -89,13 +93,12 @@ impl Registers {
         }
         let id = destination_of(entry);
         let is_level = entry & RTE_LEVEL != 0 && delivery.has_vector();
-        let message = Message {
+        Some(Message {
             destination: Destination::from_bus(id, entry & RTE_LOGICAL != 0),
             delivery,
             vector: entry as u8,
             trigger: if is_level { TriggerMode::Level } else { TriggerMode::Edge },
-        };
-        Some(Delivery { pin, message })
+        })
     }
 
     /// The message of a level-triggered input that is asserted and has none under way.
@@ -294,6 +297,9 @@ impl IoApic {
         if let Some(delivery) = delivery {
             self.deliver(delivery);
         }
+        if offset == IOWIN {
+            self.sink.awaited_changed();
+        }
         Ok(())
     }
 }
@@ -304,6 +310,12 @@ impl EoiSink for IoApic {
         for delivery in again {
             self.deliver(delivery);
         }
+    }
+
+    fn awaited(&self) -> Vec<Message> {
+        let registers = self.lock();
+        let messages = (0..PINS).filter_map(|pin| registers.entry_message(pin));
+        messages.filter(|message| message.trigger == TriggerMode::Level).collect()
     }
 }
 
@@ -484,6 +496,18 @@ mod tests {
         rig.set(17, false);
         rig.ioapic.write(EOIR, Width::Dword, 0x51).unwrap();
         assert_eq!((rig.bus.vectors(), rig.entry(17)), (vec![], 0x51 | LEVEL));
+    }
+
+    #[test]
+    fn the_ends_of_level_triggered_entries_are_awaited_masked_or_not() {
+        let rig = Rig::new();
+        for (pin, entry) in [(3, 0x43), (4, 0x44 | LEVEL), (5, 0x45 | LEVEL | MASKED)] {
+            rig.set_entry(pin, entry);
+        }
+        // An NMI has no end, level-triggered or not.
+        rig.set_entry(6, 0x400 | LEVEL);
+        let vectors: Vec<_> = rig.ioapic.awaited().iter().map(|message| message.vector).collect();
+        assert_eq!(vectors, [0x44, 0x45]);
     }
 
     #[test]

@@ -5,9 +5,12 @@
 //! them, and takes EOIs of level-triggered interrupts to the I/O APICs. A CPU's thread talks to its
 //! [`LocalApic`]; whoever makes something deliverable calls [`crate::signals::CpuSignals`].
 //!
+//! An engine with local APICs of its own borrows the registers of all of them while its CPUs run
+//! ([`ApicBus::lend_to`]); the chips then keep the pins, and the bus sends there what is for CPUs.
+//!
 //! Parts: `state` is the chip (registers and rules), `access` its registers as xAPIC and x2APIC
-//! show them, `timer` its timer, `local` the chip with its lock, clock and wires, `bus` the
-//! rest of the system.
+//! show them, `timer` its timer, `image` its registers on their way, `local` the chip with its
+//! lock, clock and wires, `bus` the rest of the system.
 //!
 //! Lock order: an APIC's lock is a leaf. What an operation asks for is collected under it
 //! (`Effects`) and done after it is dropped.
@@ -24,6 +27,7 @@ mod access;
 mod address;
 mod bus;
 mod icr;
+mod image;
 mod local;
 mod lvt;
 mod message;
@@ -35,10 +39,12 @@ mod timer;
 mod vector_set;
 
 pub use bus::{ApicBus, LINT0_PIN, LINT1_PIN};
+pub use image::ApicImage;
 pub use local::{LocalApic, ResetKind};
 pub use lvt::LvtEntry;
 pub use message::{
-    DeliveryMode, Destination, EoiSink, ExtIntSource, Message, MessageSink, TriggerMode,
+    ApicBorrower, DeliveryMode, Destination, EoiSink, ExtIntSource, Message, MessageSink,
+    TriggerMode,
 };
 pub use snapshot::LapicSnapshot;
 use timer::Rates;

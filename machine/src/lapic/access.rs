@@ -14,8 +14,10 @@ use super::state::{
 use super::timer::{DCR_BITS, Rates};
 use super::{GeneralProtection, LocalApicKind};
 
-/// Version 15H, seven LVT entries, EOI-broadcast suppression (bit 24).
-pub(super) const VERSION: u32 = 0x0106_0015;
+/// Version 14H with six LVT entries, as KVM's own: a guest finds the same under every engine.
+pub(super) const VERSION: u32 = 0x0005_0014;
+/// The version register's bit for EOI-broadcast suppression, which comes with x2APIC.
+pub(super) const VERSION_EOI_SUPPRESSION: u32 = 1 << 24;
 
 /// Register numbers.
 pub(super) mod register {
@@ -34,7 +36,6 @@ pub(super) mod register {
     pub(in crate::lapic) const IRR: u32 = 0x20;
     pub(in crate::lapic) const IRR_END: u32 = 0x27;
     pub(in crate::lapic) const ESR: u32 = 0x28;
-    pub(in crate::lapic) const LVT_CMCI: u32 = 0x2F;
     pub(in crate::lapic) const ICR_LOW: u32 = 0x30;
     pub(in crate::lapic) const ICR_HIGH: u32 = 0x31;
     pub(in crate::lapic) const LVT_TIMER: u32 = 0x32;
@@ -58,7 +59,6 @@ fn lvt_entry(number: u32) -> Option<LvtEntry> {
         r::LVT_LINT0 => Some(LvtEntry::Lint0),
         r::LVT_LINT1 => Some(LvtEntry::Lint1),
         r::LVT_ERROR => Some(LvtEntry::Error),
-        r::LVT_CMCI => Some(LvtEntry::Cmci),
         _ => None,
     }
 }
@@ -83,11 +83,12 @@ impl Context<'_> {
 
 impl ApicState {
     /// Reads a register that both modes have; `None` if there is none of this number.
-    fn read_shared(&self, number: u32, context: Context<'_>) -> Option<u32> {
+    pub(super) fn read_shared(&self, number: u32, context: Context<'_>) -> Option<u32> {
         if let Some(entry) = lvt_entry(number) {
             return Some(self.lvt(entry));
         }
         Some(match number {
+            r::VERSION if context.kind.has_x2apic => VERSION | VERSION_EOI_SUPPRESSION,
             r::VERSION => VERSION,
             r::TPR => self.tpr.into(),
             r::PPR => self.ppr().into(),

@@ -1,12 +1,16 @@
 //! The bus between local APICs, I/O APICs and MSIs.
 
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use super::local::LocalApic;
 use super::lvt::LvtEntry;
-use super::message::{DeliveryMode, EoiSink, ExtIntSource, Message, MessageSink};
+use super::message::{
+    ApicBorrower, DeliveryMode, Destination, EoiSink, ExtIntSource, Message, MessageSink,
+    TriggerMode,
+};
 use super::{ApicConfig, LocalApicKind, Rates};
 use crate::chip::Chip;
+use crate::guard::lock;
 use crate::line::LineSink;
 use crate::signals::CpuSignals;
 use crate::timers::Timers;
@@ -24,6 +28,21 @@ pub struct ApicBus {
     apics: Vec<Arc<LocalApic>>,
     eoi_sinks: RwLock<Vec<Weak<dyn EoiSink>>>,
     extint_source: OnceLock<Weak<dyn ExtIntSource>>,
+    /// Held for reading while a message is delivered.
+    place: RwLock<Place>,
+    /// What came while registers were moved.
+    waiting: Mutex<Vec<Message>>,
+    /// What the borrower was told last to await the ends of.
+    awaited: Mutex<Vec<Message>>,
+}
+
+/// Where the registers of the local APICs are.
+#[derive(Default)]
+struct Place {
+    /// On their way: messages wait.
+    is_moving: bool,
+    /// With an engine; else with the chips.
+    borrower: Option<Arc<dyn ApicBorrower>>,
 }
 
 impl ApicBus {
@@ -48,6 +67,9 @@ impl ApicBus {
                 apics: (0..).zip(&config.ids).map(make).collect(),
                 eoi_sinks: RwLock::default(),
                 extint_source: OnceLock::new(),
+                place: RwLock::default(),
+                waiting: Mutex::default(),
+                awaited: Mutex::default(),
             }
         })
     }
@@ -93,6 +115,73 @@ impl ApicBus {
         }
     }
 
+    /// Sends messages to `borrower`, which takes the registers of all local APICs
+    /// ([`LocalApic::lend`]), or to the chips again. Called with all vCPUs stopped, between
+    /// [`ApicBus::hold`] and [`ApicBus::release`].
+    pub fn lend_to(&self, borrower: Option<Arc<dyn ApicBorrower>>) {
+        lock(&self.awaited).clear();
+        self.place.write().unwrap_or_else(PoisonError::into_inner).borrower = borrower;
+        self.awaited_changed();
+    }
+
+    /// Has messages wait while registers are moved. None is on its way when this returns.
+    pub fn hold(&self) {
+        self.place.write().unwrap_or_else(PoisonError::into_inner).is_moving = true;
+    }
+
+    /// Delivers the messages that waited, and lets others through.
+    pub fn release(&self) {
+        self.place.write().unwrap_or_else(PoisonError::into_inner).is_moving = false;
+        for message in std::mem::take(&mut *lock(&self.waiting)) {
+            // The I/O APIC was told that it was taken: it ends, and is tried again if it is still
+            // there.
+            if !self.deliver(message) && message.trigger == TriggerMode::Level {
+                self.broadcast_eoi(message.vector);
+            }
+        }
+    }
+
+    fn place(&self) -> RwLockReadGuard<'_, Place> {
+        self.place.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn awaited(&self) -> Vec<Message> {
+        let sinks = self.eoi_sinks.read().unwrap_or_else(PoisonError::into_inner);
+        let sinks: Vec<_> = sinks.iter().filter_map(Weak::upgrade).collect();
+        sinks.iter().flat_map(|sink| sink.awaited()).collect()
+    }
+
+    /// Delivers to an engine's local APICs, which know no senders.
+    fn deliver_away(&self, borrower: &dyn ApicBorrower, message: Message) -> bool {
+        let is_meant = |cpu: u32| match message.destination {
+            Destination::Only { sender } => cpu == sender,
+            Destination::AllBut { sender } => cpu != sender,
+            _ => false,
+        };
+        if !matches!(message.destination, Destination::Only { .. } | Destination::AllBut { .. }) {
+            return borrower.deliver(message);
+        }
+        let mut was_taken = false;
+        for apic in self.apics.iter().filter(|apic| is_meant(apic.cpu())) {
+            let destination = Destination::Physical(apic.id());
+            was_taken |= borrower.deliver(Message { destination, ..message });
+        }
+        was_taken
+    }
+
+    fn deliver_here(&self, message: Message) -> bool {
+        if message.delivery == DeliveryMode::LowestPriority {
+            return self.arbitrate(message).is_some_and(|apic| apic.accept(message));
+        }
+        let mut was_taken = false;
+        for apic in &self.apics {
+            if apic.address().is_meant(apic.cpu(), message.destination) {
+                was_taken |= apic.accept(message);
+            }
+        }
+        was_taken
+    }
+
     /// The destination with the lowest priority. Among equals the vector decides, which spreads
     /// interrupts over CPUs and is the same in every run.
     fn arbitrate(&self, message: Message) -> Option<&Arc<LocalApic>> {
@@ -113,16 +202,29 @@ impl ApicBus {
 
 impl MessageSink for ApicBus {
     fn deliver(&self, message: Message) -> bool {
-        if message.delivery == DeliveryMode::LowestPriority {
-            return self.arbitrate(message).is_some_and(|apic| apic.accept(message));
+        let place = self.place();
+        if place.is_moving {
+            lock(&self.waiting).push(message);
+            return true;
         }
-        let mut was_taken = false;
-        for apic in &self.apics {
-            if apic.address().is_meant(apic.cpu(), message.destination) {
-                was_taken |= apic.accept(message);
+        match &place.borrower {
+            Some(borrower) if message.delivery != DeliveryMode::ExtInt => {
+                self.deliver_away(&**borrower, message)
             }
+            _ => self.deliver_here(message),
         }
-        was_taken
+    }
+
+    fn awaited_changed(&self) {
+        let place = self.place();
+        let Some(borrower) = &place.borrower else { return };
+        // Under the lock: what is told last is what was found last.
+        let mut told = lock(&self.awaited);
+        let awaited = self.awaited();
+        if *told != awaited {
+            borrower.await_ends(&awaited);
+            *told = awaited;
+        }
     }
 }
 

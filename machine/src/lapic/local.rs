@@ -8,9 +8,10 @@ use memory::{GuestPhysical, Width};
 use super::access::{Context, is_timer_register};
 use super::address::{Address, ApicMode};
 use super::bus::ApicBus;
+use super::image::ApicImage;
 use super::lvt::LvtEntry;
 use super::message::{Message, MessageSink};
-use super::state::{Acknowledged, ApicState, Effects, SVR_ENABLE};
+use super::state::{Acknowledged, ApicState, Effects, SVR_ENABLE, mode_of};
 use super::{GeneralProtection, LapicSnapshot, LocalApicKind};
 use crate::chip::{Chip, RestoreError, decode, encode};
 use crate::deadline::Deadline;
@@ -18,7 +19,7 @@ use crate::guard::lock;
 use crate::signals::CpuSignals;
 use crate::timers::{TimerTarget, Timers};
 
-const STATE_VERSION: u16 = 1;
+const STATE_VERSION: u16 = 2;
 
 /// The first MSR of x2APIC.
 const X2APIC_FIRST_MSR: u32 = 0x800;
@@ -46,6 +47,8 @@ pub struct LocalApic {
     address: AtomicU64,
     /// The CPU left the EOI to the guest's memory and wants to know of every request.
     is_pv_eoi_armed: AtomicBool,
+    /// An engine has the registers. Changes under the lock of `state`.
+    is_lent: AtomicBool,
     timer: Deadline,
     bus: Weak<ApicBus>,
     signals: Arc<dyn CpuSignals>,
@@ -66,6 +69,7 @@ impl LocalApic {
             address: AtomicU64::new(state.address().pack()),
             state: Mutex::new(state),
             is_pv_eoi_armed: AtomicBool::new(false),
+            is_lent: AtomicBool::new(false),
             timer: Deadline::new(timers.register(this.clone())),
             bus,
             signals,
@@ -81,7 +85,7 @@ impl LocalApic {
         let mut effects = Effects::default();
         let mut state = self.lock();
         let result = change(&mut state, &mut effects);
-        let is_deliverable = state.is_deliverable();
+        let is_deliverable = !self.is_lent() && state.is_deliverable();
         let was_deliverable = self.is_deliverable.swap(is_deliverable, Ordering::SeqCst);
         self.address.store(state.address().pack(), Ordering::Release);
         drop(state);
@@ -235,7 +239,14 @@ impl LocalApic {
 
     /// Writes IA32_APIC_BASE. CPUID.01H:EDX.APIC follows its EN bit.
     pub fn set_apic_base(&self, value: u64) -> Result<(), GeneralProtection> {
-        self.update_timed(|state, _, _| state.set_base(value, &self.kind))
+        self.update_timed(|state, _, _| match mode_of(value) {
+            // The engine that has the registers allowed it, and did not show all steps.
+            Some(_) if self.is_lent() => {
+                state.base = value;
+                Ok(())
+            }
+            _ => state.set_base(value, &self.kind),
+        })
     }
 
     /// The task priority; CR8 is its bits 7:4.
@@ -329,9 +340,78 @@ impl LocalApic {
         self.update(|state, effects| state.raise(entry, effects));
     }
 
-    /// Drives LINT0 or LINT1.
+    /// Drives LINT0 or LINT1. While an engine has the registers the CPU looks what they make of it.
     pub(super) fn set_lint(&self, pin: LvtEntry, level: bool) {
-        self.update(|state, effects| state.set_lint(pin, level, effects));
+        let is_lent = self.update(|state, effects| {
+            let is_lent = self.is_lent();
+            if is_lent {
+                state.note_lint(pin, level);
+            } else {
+                state.set_lint(pin, level, effects);
+            }
+            is_lent
+        });
+        match pin {
+            _ if !is_lent || !level => {}
+            LvtEntry::Lint1 => self.signals.nmi(self.kind.cpu),
+            _ => self.signals.interrupt(self.kind.cpu),
+        }
+    }
+
+    fn is_lent(&self) -> bool {
+        self.is_lent.load(Ordering::SeqCst)
+    }
+
+    /// Gives the registers to the CPU's engine, until [`Self::take_back`]. Called while the bus
+    /// holds its messages ([`ApicBus::hold`]).
+    pub fn lend(&self) -> ApicImage {
+        self.update_timed(|state, context, _| {
+            let image = state.image(context);
+            state.leave();
+            self.is_lent.store(true, Ordering::SeqCst);
+            image
+        })
+    }
+
+    /// Takes the registers back. Called while the bus holds its messages.
+    pub fn take_back(&self, image: &ApicImage) {
+        self.update_timed(|state, context, _| {
+            state.take_image(image, context);
+            self.is_lent.store(false, Ordering::SeqCst);
+        });
+    }
+
+    /// True if the 8259A pair has an interrupt for the CPU, should LINT0 let it through. For
+    /// engines that have the registers.
+    pub fn has_extint(&self) -> bool {
+        self.lock().has_extint()
+    }
+
+    /// Takes the pair's vector, for the same engines.
+    pub fn acknowledge_extint(&self) -> Option<u8> {
+        self.update(|state, _| state.take_extint());
+        self.bus.upgrade()?.acknowledge_extint()
+    }
+
+    /// Tells the I/O APICs that a level-triggered interrupt has ended, for the same engines.
+    pub fn broadcast_eoi(&self, vector: u8) {
+        if let Some(bus) = self.bus.upgrade() {
+            bus.broadcast_eoi(vector);
+        }
+    }
+
+    /// Has the messages to all local APICs wait while the registers of some are moved.
+    pub fn hold_messages(&self) {
+        if let Some(bus) = self.bus.upgrade() {
+            bus.hold();
+        }
+    }
+
+    /// Delivers them.
+    pub fn release_messages(&self) {
+        if let Some(bus) = self.bus.upgrade() {
+            bus.release();
+        }
     }
 
     /// A message on the bus is for this APIC; false if it is not taken.

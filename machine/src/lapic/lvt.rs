@@ -2,7 +2,7 @@
 
 use super::message::DeliveryMode;
 
-/// Entries of the local vector table, in the order of their MSRs, CMCI last.
+/// Entries of the local vector table, in the order of their MSRs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LvtEntry {
     /// The APIC timer.
@@ -17,12 +17,10 @@ pub enum LvtEntry {
     Lint1,
     /// Errors the APIC itself found.
     Error,
-    /// Corrected machine checks.
-    Cmci,
 }
 
 /// The number of entries.
-pub(super) const LVT_COUNT: usize = 7;
+pub(super) const LVT_COUNT: usize = 6;
 
 /// Bit 16: the entry raises nothing.
 pub(super) const LVT_MASKED: u32 = 1 << 16;
@@ -41,7 +39,6 @@ impl LvtEntry {
         Self::Lint0,
         Self::Lint1,
         Self::Error,
-        Self::Cmci,
     ];
 
     /// Bits that software can set.
@@ -49,7 +46,7 @@ impl LvtEntry {
         match self {
             Self::Timer => 0x0007_00FF,
             Self::Error => 0x0001_00FF,
-            Self::Thermal | Self::PerformanceMonitoring | Self::Cmci => 0x0001_07FF,
+            Self::Thermal | Self::PerformanceMonitoring => 0x0001_07FF,
             Self::Lint0 | Self::Lint1 => 0x0001_A7FF,
         }
     }
@@ -61,6 +58,11 @@ impl LvtEntry {
             _ => 0,
         };
         self.writable() | LVT_DELIVERY_STATUS | remote_irr
+    }
+
+    /// Bits that a value has of its own: writable ones and remote IRR.
+    pub(super) fn kept(self) -> u32 {
+        self.defined() & !LVT_DELIVERY_STATUS
     }
 
     /// What the entry with value `lvt` raises; `None` for a reserved mode.

@@ -111,16 +111,32 @@ pub struct Message {
     pub trigger: TriggerMode,
 }
 
-/// Takes interrupt messages: the bus of the local APICs, or the kernel's under KVM.
+/// Takes interrupt messages: the bus of the local APICs.
 pub trait MessageSink: Send + Sync {
     /// Delivers `message`; false if nobody took it. Called with no chip lock held.
     fn deliver(&self, message: Message) -> bool;
+    /// What [`EoiSink::awaited`] says may have changed. Called with no chip lock held.
+    fn awaited_changed(&self) {}
+}
+
+/// An engine's own local APICs, while all registers are with them. [`crate::lapic::ApicBus`] sends
+/// them what is for CPUs, and never an ExtINT: that is the CPU's to ask the chip for.
+pub trait ApicBorrower: Send + Sync {
+    /// Delivers `message`, which names its destination without its sender; false if nobody took it.
+    fn deliver(&self, message: Message) -> bool;
+    /// From now on [`crate::lapic::LocalApic::broadcast_eoi`] is to be called at the end of these
+    /// messages' interrupts; at the end of others it may be.
+    fn await_ends(&self, messages: &[Message]);
 }
 
 /// Learns of the end of level-triggered interrupts: an I/O APIC.
 pub trait EoiSink: Send + Sync {
     /// A local APIC ended level-triggered `vector`. Called with no chip lock held.
     fn end_of_interrupt(&self, vector: u8);
+    /// The level-triggered messages that it may send or has sent.
+    fn awaited(&self) -> Vec<Message> {
+        Vec::new()
+    }
 }
 
 /// Supplies the vector of an ExtINT: the 8259A pair.

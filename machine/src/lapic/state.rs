@@ -314,6 +314,11 @@ impl ApicState {
         }
     }
 
+    /// Replaces what ESR shows.
+    pub(super) fn set_esr(&mut self, value: u8) {
+        self.esr = value & ESR_BITS;
+    }
+
     /// A local source raises its interrupt.
     pub(super) fn raise(&mut self, entry: LvtEntry, effects: &mut Effects) {
         let lvt = self.lvt(entry);
@@ -346,6 +351,21 @@ impl ApicState {
         } else if is_rising {
             self.raise(pin, effects);
         }
+    }
+
+    /// The same while the registers are away.
+    pub(super) fn note_lint(&mut self, pin: LvtEntry, level: bool) {
+        self.lint[usize::from(pin == LvtEntry::Lint1)] = level;
+    }
+
+    /// True if the 8259A pair's output is high, or an ExtINT message came, whatever LINT0 says.
+    pub(super) fn has_extint(&self) -> bool {
+        self.extint_message || self.lint[0]
+    }
+
+    /// Forgets the ExtINT message, which the CPU takes.
+    pub(super) fn take_extint(&mut self) {
+        self.extint_message = false;
     }
 
     fn is_lint0_level(&self) -> bool {
@@ -427,7 +447,7 @@ impl ApicState {
 }
 
 /// The mode that `base` selects; `None` for EXTD without EN.
-fn mode_of(base: u64) -> Option<ApicMode> {
+pub(super) fn mode_of(base: u64) -> Option<ApicMode> {
     match (base & BASE_EN != 0, base & BASE_EXTD != 0) {
         (false, false) => Some(ApicMode::Disabled),
         (true, false) => Some(ApicMode::XApic),

@@ -152,6 +152,31 @@ impl ApicTimer {
         self.countdown = (from != 0).then_some(Countdown { start_ns, from, next_ticks });
     }
 
+    /// Nothing counts and nothing is armed.
+    pub(super) fn stop(&mut self) {
+        self.countdown = None;
+        self.tsc_deadline = 0;
+    }
+
+    /// Takes over the values of its registers: initial and current count, divide configuration.
+    /// A count of zero has run out, but for a periodic timer, which is about to reload.
+    pub(super) fn load(
+        &mut self,
+        lvt: u32,
+        (initial, current, divide): (u32, u32, u32),
+        tsc_deadline: u64,
+        now_ns: u64,
+    ) {
+        self.stop();
+        self.divide = divide & DCR_BITS;
+        self.initial = initial;
+        match TimerMode::of(lvt) {
+            TimerMode::TscDeadline => self.tsc_deadline = tsc_deadline,
+            TimerMode::Periodic if current == 0 => self.start(initial, now_ns),
+            _ => self.start(current, now_ns),
+        }
+    }
+
     /// Writes the divide configuration; a running count goes on at the new rate.
     pub(super) fn set_divide(&mut self, divide: u32, lvt: u32, now_ns: u64, rates: Rates) {
         let left = self.current(lvt, now_ns, rates);

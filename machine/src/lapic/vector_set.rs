@@ -8,6 +8,13 @@ pub(super) struct VectorSet([u32; 8]);
 
 // A vector shifted right by five is below eight, so no index here can miss.
 impl VectorSet {
+    /// The members by the words of the eight registers.
+    pub(super) fn of_words(word: impl Fn(u32) -> u32) -> Self {
+        let mut words = std::array::from_fn(|index| word(index as u32));
+        words[0] &= !0xFFFF;
+        Self(words)
+    }
+
     pub(super) fn insert(&mut self, vector: u8) {
         self.0[usize::from(vector >> 5)] |= 1 << (vector & 31);
     }

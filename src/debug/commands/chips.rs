@@ -143,7 +143,6 @@ fn lvt_name(entry: LvtEntry) -> &'static str {
         LvtEntry::Lint0 => "LVT0",
         LvtEntry::Lint1 => "LVT1",
         LvtEntry::Error => "LVTERR",
-        LvtEntry::Cmci => "LVTCMCI",
     }
 }
 
