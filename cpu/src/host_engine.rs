@@ -7,6 +7,12 @@ use crate::Cpu;
 use crate::state::{cr0, efer};
 
 impl Cpu {
+    /// Takes INIT, start-up IPIs and NMIs out of the mailbox, before the local APIC's registers go
+    /// to an engine that has its own.
+    pub fn take_posted_signals(&mut self) {
+        self.take_signals();
+    }
+
     /// Delivers interrupt `vector`, which the local APIC has handed out already.
     pub fn take_interrupt(&mut self, vector: u8) {
         self.deliver_interrupt(vector);

@@ -2,13 +2,17 @@
 //! chips as the other engines.
 //!
 //! [`KvmVm`] is one virtual machine of the kernel, [`KvmCpu`] one of its CPUs behind the trait that
-//! all engines have. Local APICs, interrupts between CPUs and HLT are the machine's own here as
-//! everywhere: KVM executes instructions, and a [`cpu::Cpu`] beside each of its CPUs takes what
-//! happens between two of them, in the same way as on the other engines. An instruction that KVM
-//! cannot execute is the interpreter's.
+//! all engines have. KVM executes instructions, and a [`cpu::Cpu`] beside each of its CPUs takes
+//! what happens between two of them, in the same way as on the other engines. An instruction that
+//! KVM cannot execute is the interpreter's.
+//!
+//! Local APICs, interrupts between CPUs and HLT are the kernel's, which borrows the registers of
+//! the machine's chips while the machine runs (`apics`, `lapic`). On a host whose kernel's are
+//! missing or no good they are the machine's own here as on every engine.
 //!
 //! Source: Linux, Documentation/virt/kvm/api.rst.
 
+mod apics;
 mod calls;
 mod cpuid;
 mod debug_probe;
@@ -16,11 +20,14 @@ mod debugging;
 mod error;
 mod exits;
 mod kick;
+mod lapic;
+mod msr_filter;
 mod msrs;
 mod probe;
 mod registers;
 mod run_page;
 mod slots;
+mod standstill;
 mod statistics;
 #[cfg(test)]
 mod tests;
@@ -28,10 +35,11 @@ mod vcpu;
 mod vm;
 mod xsave;
 
+pub use apics::Message;
 pub use debug_probe::{DebugRegisters, debug_registers};
 pub use debugging::check_debug_points;
 pub use error::{KvmError, Obstacle, Weakness};
 pub use probe::probe;
 pub use statistics::Statistics;
 pub use vcpu::KvmCpu;
-pub use vm::{Clocks, KvmVm, tsc_hz};
+pub use vm::{Apics, Clocks, KvmVm, tsc_hz};

@@ -1,10 +1,12 @@
 //! General, segment, control and debug registers, and what a CPU is in the middle of.
 
 use cpu::Cpu;
-use cpu::state::{InterruptShadow, Segment, State, attr, cr0, rflags, seg};
+use cpu::state::{Activity, InterruptShadow, Segment, State, attr, cr0, rflags, seg};
 use kvm_bindings::{
-    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, kvm_debugregs, kvm_dtable,
-    kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcr, kvm_xcrs,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW,
+    kvm_debugregs, kvm_dtable, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events,
+    kvm_xcr, kvm_xcrs,
 };
 use kvm_ioctls::VcpuFd;
 
@@ -67,6 +69,14 @@ fn segment_of(from: &kvm_segment) -> Segment {
     Segment { selector: from.selector, attributes, limit: from.limit, base: from.base }
 }
 
+/// The task register `tr`, as processors have it: behind INIT it is a 32-bit TSS, and KVM's is a
+/// 16-bit one, with which nobody gets into long mode elsewhere.
+fn behind_init(tr: Segment) -> Segment {
+    const OF_KVM: Segment =
+        Segment { selector: 0, attributes: attr::P | 0x3, limit: 0xffff, base: 0 };
+    if tr == OF_KVM { Segment { attributes: attr::P | 0xb, ..tr } } else { tr }
+}
+
 fn segment_to(from: &Segment) -> kvm_segment {
     let bit = |mask: u16| u8::from(from.attributes & mask != 0);
     kvm_segment {
@@ -91,7 +101,7 @@ pub(crate) fn fetch_system(fd: &VcpuFd, state: &mut State) -> Result<(), KvmErro
     let from = fd.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?;
     let segments = [&from.es, &from.cs, &from.ss, &from.ds, &from.fs, &from.gs];
     state.segments = segments.map(segment_of);
-    (state.ldtr, state.tr) = (segment_of(&from.ldt), segment_of(&from.tr));
+    (state.ldtr, state.tr) = (segment_of(&from.ldt), behind_init(segment_of(&from.tr)));
     (state.gdtr.base, state.gdtr.limit) = (from.gdt.base, from.gdt.limit);
     (state.idtr.base, state.idtr.limit) = (from.idt.base, from.idt.limit);
     (state.cr0, state.cr2, state.cr3, state.cr4) = (from.cr0, from.cr2, from.cr3, from.cr4);
@@ -106,7 +116,9 @@ pub(crate) fn fetch_system(fd: &VcpuFd, state: &mut State) -> Result<(), KvmErro
     Ok(())
 }
 
-pub(crate) fn put_system(fd: &VcpuFd, cpu: &Cpu) -> Result<(), KvmError> {
+/// Gives them, with `changed` bits of CR0 changed: if that is undone at once, it makes the kernel
+/// flush the CPU's translations.
+pub(crate) fn put_system(fd: &VcpuFd, cpu: &Cpu, changed: u64) -> Result<(), KvmError> {
     let state = &cpu.state;
     let [es, cs, ss, ds, fs, gs] = [0, 1, 2, 3, 4, 5].map(|n| segment_to(&state.segments[n]));
     let table = |register: &cpu::state::TableRegister| kvm_dtable {
@@ -125,7 +137,7 @@ pub(crate) fn put_system(fd: &VcpuFd, cpu: &Cpu) -> Result<(), KvmError> {
         ldt: segment_to(&state.ldtr),
         gdt: table(&state.gdtr),
         idt: table(&state.idtr),
-        cr0: state.cr0,
+        cr0: state.cr0 ^ changed,
         cr2: state.cr2,
         cr3: state.cr3,
         cr4: state.cr4,
@@ -159,6 +171,27 @@ pub(crate) fn put_debug(fd: &VcpuFd, state: &State) -> Result<(), KvmError> {
     fd.set_xcrs(&xcrs).map_err(KvmError::of("KVM_SET_XCRS"))
 }
 
+/// Takes over what the CPU is doing, and has KVM act on INIT and start-up IPIs first: the other
+/// registers are to be read behind this.
+pub(crate) fn fetch_activity(fd: &VcpuFd, state: &mut State) -> Result<(), KvmError> {
+    let from = fd.get_mp_state().map_err(KvmError::of("KVM_GET_MP_STATE"))?;
+    state.activity = match from.mp_state {
+        KVM_MP_STATE_HALTED => Activity::Halted,
+        KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED => Activity::WaitForSipi,
+        _ => Activity::Active,
+    };
+    Ok(())
+}
+
+pub(crate) fn put_activity(fd: &VcpuFd, state: &State) -> Result<(), KvmError> {
+    let mp_state = match state.activity {
+        Activity::Halted => KVM_MP_STATE_HALTED,
+        Activity::WaitForSipi => KVM_MP_STATE_INIT_RECEIVED,
+        Activity::Active | Activity::Shutdown => KVM_MP_STATE_RUNNABLE,
+    };
+    fd.set_mp_state(kvm_mp_state { mp_state }).map_err(KvmError::of("KVM_SET_MP_STATE"))
+}
+
 /// Something that KVM was about to deliver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Undelivered {
@@ -174,11 +207,12 @@ pub(crate) fn has_exception(fd: &VcpuFd) -> Result<bool, KvmError> {
     Ok(from.exception.injected != 0 || from.exception.pending != 0)
 }
 
-/// Takes over the shadow of STI and MOV SS and the state of NMIs; gives what waits to be delivered.
+/// Takes over the shadow of STI and MOV SS and the state of NMIs; gives what waits to be delivered,
+/// and how many NMIs wait in the kernel as they are.
 pub(crate) fn fetch_events(
     fd: &VcpuFd,
     state: &mut State,
-) -> Result<Option<Undelivered>, KvmError> {
+) -> Result<(Option<Undelivered>, u8), KvmError> {
     let from = fd.get_vcpu_events().map_err(KvmError::of("KVM_GET_VCPU_EVENTS"))?;
     state.shadow = match from.interrupt.shadow {
         0 => InterruptShadow::None,
@@ -191,22 +225,28 @@ pub(crate) fn fetch_events(
     if from.nmi.injected != 0 {
         state.nmi_blocked = false;
     }
+    let nmis = if from.nmi.injected == 0 { from.nmi.pending } else { u8::MAX };
     let exception = from.exception;
     if exception.injected != 0 || exception.pending != 0 {
         let code = (exception.has_error_code != 0).then_some(exception.error_code as u16);
-        return Ok(Some(Undelivered::Exception(exception.nr, code)));
+        return Ok((Some(Undelivered::Exception(exception.nr, code)), nmis));
     }
     // INT n that was being delivered is executed again: RIP is still at it.
     let is_interrupt = from.interrupt.injected != 0 && from.interrupt.soft == 0;
-    Ok(is_interrupt.then_some(Undelivered::Interrupt(from.interrupt.nr)))
+    Ok((is_interrupt.then_some(Undelivered::Interrupt(from.interrupt.nr)), nmis))
 }
 
-/// KVM has nothing to deliver behind this.
-pub(crate) fn put_events(fd: &VcpuFd, state: &State) -> Result<(), KvmError> {
-    let mut events = kvm_vcpu_events {
-        flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW,
-        ..Default::default()
-    };
+/// KVM has nothing to deliver behind this but NMIs, which stay as they are if there were as many as
+/// there are now (`kernel_nmis`): more of them may have come.
+pub(crate) fn put_events(
+    fd: &VcpuFd,
+    state: &State,
+    kernel_nmis: Option<u8>,
+) -> Result<(), KvmError> {
+    let keeps_nmis = kernel_nmis == Some(state.nmis_pending);
+    let nmis = if keeps_nmis { 0 } else { KVM_VCPUEVENT_VALID_NMI_PENDING };
+    let mut events =
+        kvm_vcpu_events { flags: nmis | KVM_VCPUEVENT_VALID_SHADOW, ..Default::default() };
     events.interrupt.shadow = match state.shadow {
         InterruptShadow::None => 0,
         InterruptShadow::Sti => SHADOW_STI,

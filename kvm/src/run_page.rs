@@ -136,6 +136,19 @@ impl RunPage {
         MsrExit { number: msr.index, value: &mut msr.data, error: &mut msr.error }
     }
 
+    /// What KVM_EXIT_IOAPIC_EOI is about: the vector.
+    pub(crate) fn ended_vector(&self) -> u8 {
+        // SAFETY: the exit is KVM_EXIT_IOAPIC_EOI, of which this is the member, and every bit
+        // pattern a value of it.
+        unsafe { self.page().__bindgen_anon_1.eoi.vector }
+    }
+
+    /// True if the next KVM_RUN is to finish the last exit only.
+    pub(crate) fn is_immediate_exit(&self) -> bool {
+        // SAFETY: the pointer is valid, see `immediate_exit`.
+        unsafe { (*self.immediate_exit()).load(Ordering::Relaxed) != 0 }
+    }
+
     /// What KVM_EXIT_DEBUG is about: DR6.
     pub(crate) fn debug_status(&self) -> u64 {
         // SAFETY: the exit is KVM_EXIT_DEBUG, of which this is the member, and every bit pattern a

@@ -17,9 +17,11 @@ pub struct Statistics {
     pub halts: u64,
     /// The guest takes interrupts again, or has lowered its task priority.
     pub windows: u64,
+    /// Level-triggered interrupts that ended.
+    pub ends: u64,
     /// Somebody wanted the CPU.
     pub kicks: u64,
-    /// Interrupts that KVM delivered.
+    /// Interrupts that KVM delivered for us.
     pub interrupts: u64,
     /// The state was moved out of KVM.
     pub moves: u64,
@@ -29,11 +31,11 @@ pub struct Statistics {
 
 impl fmt::Display for Statistics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { entries, ports, devices, msrs, halts, windows, kicks, .. } = self;
+        let Self { entries, ports, devices, msrs, halts, windows, ends, kicks, .. } = self;
         writeln!(
             f,
             "entries {entries}, exits: ports {ports} devices {devices} MSRs {msrs} HLT {halts} \
-             windows {windows} kicks {kicks}"
+             windows {windows} EOI {ends} kicks {kicks}"
         )?;
         let Self { interrupts, moves, refused, .. } = self;
         write!(f, "interrupts {interrupts}, state moved {moves}, instructions refused {refused}")

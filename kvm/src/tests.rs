@@ -11,14 +11,14 @@ use cpu::testing::{Bench, CODE, DATA, IDT};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use crate::{Clocks, KvmCpu, KvmVm};
+use crate::{Apics, Clocks, KvmCpu, KvmVm};
 
 /// The model of the CPUs: what every KVM can give.
 const MODEL: &str = "x86-64-v2";
 
 /// A machine with the bench's memory and CPU on KVM; `None` where there is none.
 fn on_kvm(bench: &Bench) -> Option<KvmCpu> {
-    let vm = match KvmVm::new(Clocks::Kernel) {
+    let vm = match KvmVm::new(Clocks::Kernel, Apics::Machine) {
         Ok(vm) => vm,
         Err(error) => {
             say(&format!("skipped: no KVM on this host: {error}"));
@@ -158,7 +158,7 @@ fn too_many_cpus_are_refused_with_their_number() {
     let mut bench = bench();
     let Some(_) = on_kvm(&bench) else { return };
     bench.cpu.env.index = 1 << 20;
-    let vm = KvmVm::new(Clocks::Kernel).expect("a machine");
+    let vm = KvmVm::new(Clocks::Kernel, Apics::Machine).expect("a machine");
     let error = KvmCpu::new(&vm, bench.cpu.env.clone()).err().map(|error| error.to_string());
     assert!(error.as_ref().is_some_and(|text| text.ends_with(" CPUs at most")), "{error:?}");
 }

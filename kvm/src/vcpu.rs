@@ -8,16 +8,17 @@
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
 
 use cpu::engine::{Vcpu, VmExit};
 use cpu::events::Events;
 use cpu::exception::Exception;
-use cpu::state::{Activity, State};
+use cpu::state::{Activity, State, cr0};
 use cpu::{Cpu, Environment, Handover};
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR,
-    KVM_EXIT_IO, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN,
-    KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR,
+    KVM_EXIT_IO, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR,
+    KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR,
 };
 use kvm_ioctls::VcpuFd;
 use memory::Width;
@@ -28,12 +29,14 @@ use crate::registers::{self, Undelivered};
 use crate::run_page::RunPage;
 use crate::statistics::Statistics;
 use crate::xsave::Layout;
-use crate::{Clocks, KvmError, KvmVm, calls, cpuid, debugging, exits};
+use crate::{Clocks, KvmError, KvmVm, calls, cpuid, debugging, exits, standstill};
 
 /// What is to be looked at whatever state the guest is in.
 const WAKE_ALWAYS: u32 = Events::INIT | Events::SIPI | Events::NMI | Events::KICK | Events::EXIT;
 /// Instructions that are interpreted at a time while an interrupt is held back.
 const HELD_BACK_STEPS: u64 = 64;
+/// Between two looks for what wakes a CPU that is stepped.
+const STEP_PAUSE: Duration = Duration::from_millis(1);
 /// Offset of the first word of a local APIC's interrupt request register.
 const IRR: u64 = 0x200;
 /// Bytes of code that are shown: of one instruction at least.
@@ -43,19 +46,25 @@ const REPORTS_MAX: u64 = 8;
 
 /// One CPU.
 pub struct KvmCpu {
-    cpu: Box<Cpu>,
-    fd: VcpuFd,
+    pub(crate) cpu: Box<Cpu>,
+    pub(crate) fd: VcpuFd,
     page: RunPage,
-    vm: Arc<KvmVm>,
+    pub(crate) vm: Arc<KvmVm>,
     kick: Arc<Kick>,
     layout: Layout,
     msrs: Shared,
     /// The kernel has the state; else [`KvmCpu::cpu`] has.
-    is_inside: bool,
+    pub(crate) is_inside: bool,
+    /// The kernel's local APIC has the registers of the machine's.
+    pub(crate) has_apic: bool,
+    /// NMIs that wait in the kernel, whose local APICs may have added to them.
+    kernel_nmis: Option<u8>,
     /// The last exit is finished by the next KVM_RUN.
     is_unfinished: bool,
-    /// The guest, whose state the kernel has, is in HLT.
+    /// The guest, whose state the kernel has, is in HLT, and the kernel does not know.
     is_halted: bool,
+    /// The processor may have translations by page tables that another engine has changed.
+    has_old_translations: bool,
     /// The generation of the space at which the kernel was last told of memory.
     memory_generation: Option<u64>,
     /// KVM stops the guest for a debugger.
@@ -67,25 +76,30 @@ impl KvmCpu {
     /// A CPU after RESET.
     pub fn new(vm: &Arc<KvmVm>, env: Environment) -> Result<Self, KvmError> {
         let mut fd = vm.create_vcpu(env.index, &env.space)?;
-        let entries = cpuid::entries(&env.cpuid, env.index, vm.supported(), vm.has_msr_exits())?;
+        let entries = cpuid::entries(&env.cpuid, env.index, vm.supported(), vm.offer())?;
         fd.set_cpuid2(&entries).map_err(KvmError::of("KVM_SET_CPUID2"))?;
         if vm.clocks() == Clocks::Machine && !calls::has_tsc_offset(&fd) {
             return Err(KvmError::Lacks("a time-stamp counter that follows the machine's"));
         }
         let kick = Arc::new(Kick::default());
         env.events.add_doorbell(Arc::clone(&kick) as _);
+        vm.traffic().add(&kick);
         let mut cpu = Box::new(Cpu::new(env));
+        vm.limit_msrs(|number| cpu.has_msr(number))?;
         Ok(Self {
             page: RunPage::of(&mut fd),
             layout: Layout::of_host(),
-            msrs: Shared::of(&mut cpu.state, vm.msrs(), vm.clocks()),
+            msrs: Shared::of(&mut cpu.state, vm),
             cpu,
             fd,
             vm: Arc::clone(vm),
             kick,
             is_inside: false,
+            has_apic: false,
+            kernel_nmis: None,
             is_unfinished: false,
             is_halted: false,
+            has_old_translations: false,
             memory_generation: None,
             has_debug_points: false,
             statistics: Statistics::default(),
@@ -104,8 +118,9 @@ impl KvmCpu {
 
     /// Goes on as the CPU that was handed over.
     pub fn take_over(&mut self, handover: Handover) {
-        self.vm.forget_memory();
+        self.vm.forget_page_tables();
         self.memory_generation = None;
+        self.has_old_translations = true;
         (self.is_inside, self.is_unfinished, self.is_halted) = (false, false, false);
         self.cpu.take_over(handover);
     }
@@ -117,24 +132,20 @@ impl KvmCpu {
 
     /// One entry of the guest, with what comes before and behind it.
     fn round(&mut self) -> Result<Option<VmExit>, KvmError> {
-        let generation = self.cpu.env.space.generation();
-        if self.memory_generation != Some(generation) {
-            self.vm.update_memory();
-            self.memory_generation = Some(generation);
-        }
+        self.update_memory();
         let pending = self.cpu.env.events.peek();
         if !self.is_inside || pending & !Events::INTERRUPT != 0 {
             self.fetch()?;
-            if let Some(exit) = self.cpu.at_boundary() {
-                return Ok(Some(exit));
-            }
-            if self.cpu.pending_dr6 != 0 || self.cpu.is_single_stepped() {
-                // KVM has no place for a trap that waits behind a MOV SS.
-                self.cpu.interpret(1);
-                return Ok(None);
+            if let Some(exit) = self.leave_or_interpret()? {
+                return Ok(exit);
             }
             self.put()?;
             debugging::put(&self.fd, &self.cpu, &mut self.has_debug_points)?;
+        }
+        if self.has_apic {
+            let is_window = self.offer_extint();
+            self.enter(if is_window { Events::INTERRUPT } else { 0 })?;
+            return Ok(None);
         }
         if self.is_halted && !self.wakes() {
             let interrupt = if self.page.takes_interrupts() { Events::INTERRUPT } else { 0 };
@@ -148,6 +159,70 @@ impl KvmCpu {
         let is_window = self.offer_interrupt();
         self.enter(if is_window { Events::INTERRUPT } else { 0 })?;
         Ok(None)
+    }
+
+    /// Tells the kernel of memory, if that has changed.
+    fn update_memory(&mut self) {
+        let generation = self.cpu.env.space.generation();
+        if self.memory_generation != Some(generation) {
+            self.vm.update_memory();
+            self.memory_generation = Some(generation);
+        }
+    }
+
+    /// What comes at a boundary before the guest is entered, if something does: a reason to leave,
+    /// or an instruction that has been interpreted.
+    fn leave_or_interpret(&mut self) -> Result<Option<Option<VmExit>>, KvmError> {
+        if self.has_apic {
+            self.filter_lint1()?;
+        }
+        match self.cpu.at_boundary() {
+            Some(VmExit::Halt { .. }) if self.has_apic && self.cpu.is_single_stepped() => {
+                self.await_step().map(Some)
+            }
+            // The kernel's local APICs know what wakes a CPU, and it sleeps there.
+            Some(VmExit::Halt { .. } | VmExit::WaitForSipi) if self.has_apic => Ok(None),
+            Some(exit) => Ok(Some(Some(exit))),
+            // KVM has no place for a trap that waits behind a MOV SS.
+            None if self.cpu.pending_dr6 != 0 || self.cpu.is_single_stepped() => {
+                self.alone(|cpu| cpu.interpret(1))?;
+                Ok(Some(None))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// A CPU in HLT that is stepped: the kernel would go on behind the interrupt that wakes it.
+    fn await_step(&mut self) -> Result<Option<VmExit>, KvmError> {
+        match self.alone(Cpu::at_boundary)? {
+            Some(VmExit::Halt { .. }) => {
+                std::thread::sleep(STEP_PAUSE);
+                Ok(None)
+            }
+            exit => Ok(exit),
+        }
+    }
+
+    /// Gives the guest the PIC's interrupt, if there is one and LVT LINT0 lets it through, which
+    /// the kernel knows. True if the guest will be left when it takes one.
+    fn offer_extint(&mut self) -> bool {
+        let Self { cpu, fd, page, statistics, .. } = self;
+        // The mark goes first: an interrupt that comes after the look sets it again.
+        cpu.env.events.take(Events::INTERRUPT);
+        let Some(lapic) = cpu.env.lapic.lending() else { return false };
+        if lapic.has_extint()
+            && page.takes_interrupts()
+            && let Some(vector) = lapic.acknowledge_extint()
+        {
+            statistics.interrupts += 1;
+            page.forget_interruptibility();
+            if !calls::inject(fd, vector) {
+                log::error!(target: "kvm::exit", "vector {vector:#x} is lost");
+            }
+        }
+        let is_waiting = lapic.has_extint();
+        page.request_interrupt_window(is_waiting);
+        is_waiting
     }
 
     /// Ends HLT if an interrupt does. Other events take the state out of KVM first.
@@ -199,13 +274,16 @@ impl KvmCpu {
     /// Enters the guest, unless something but `expected` waits, and does what it leaves for.
     fn enter(&mut self, expected: u32) -> Result<(), KvmError> {
         self.page.set_cr8(self.cpu.env.lapic.cr8());
+        let vm = Arc::clone(&self.vm);
+        let inside = vm.traffic().enter();
         self.kick.enter();
         fence(Ordering::SeqCst);
-        let waiting = self.cpu.env.events.peek() & !expected;
-        let outcome = if waiting == 0 { self.fd.run().map(drop) } else { Ok(()) };
+        let is_stopped = self.cpu.env.events.peek() & !expected != 0 || vm.traffic().is_stopped();
+        let outcome = if is_stopped { Ok(()) } else { self.fd.run().map(drop) };
         self.kick.leave();
+        drop(inside);
         self.page.set_immediate_exit(false);
-        if waiting != 0 {
+        if is_stopped {
             return Ok(());
         }
         self.is_unfinished = false;
@@ -244,6 +322,7 @@ impl KvmCpu {
             KVM_EXIT_IRQ_WINDOW_OPEN | KVM_EXIT_INTR | KVM_EXIT_SET_TPR => {
                 self.statistics.windows += 1;
             }
+            KVM_EXIT_IOAPIC_EOI => self.serve_end(),
             KVM_EXIT_HLT => {
                 self.statistics.halts += 1;
                 // The trap of a single step ends HLT, and KVM takes no interrupt before it.
@@ -265,6 +344,14 @@ impl KvmCpu {
             reason => self.interpret(reason)?,
         }
         Ok(())
+    }
+
+    /// A level-triggered interrupt has ended.
+    fn serve_end(&mut self) {
+        self.statistics.ends += 1;
+        if let Some(lapic) = self.cpu.env.lapic.lending() {
+            lapic.broadcast_eoi(self.page.ended_vector());
+        }
     }
 
     fn serve_access(&mut self) {
@@ -299,7 +386,7 @@ impl KvmCpu {
     }
 
     /// Has the guest's time-stamp counter show what the machine says, where that makes it.
-    fn put_tsc(&self) -> Result<(), KvmError> {
+    pub(crate) fn put_tsc(&self) -> Result<(), KvmError> {
         let platform = &self.cpu.env.platform;
         match platform.host_tsc_base().filter(|_| self.vm.clocks() == Clocks::Machine) {
             Some(base) => {
@@ -320,8 +407,7 @@ impl KvmCpu {
         if self.statistics.refused <= REPORTS_MAX {
             self.report_refusal(reason, failure);
         }
-        self.cpu.interpret(1);
-        Ok(())
+        self.alone(|cpu| cpu.interpret(1))
     }
 
     fn report_refusal(&mut self, reason: u32, failure: u64) {
@@ -347,8 +433,12 @@ impl KvmCpu {
         );
     }
 
-    /// Has KVM finish the last exit, so that its state is at an instruction's boundary.
-    fn finish(&mut self) -> Result<(), KvmError> {
+    /// Has KVM finish the last exit, so that its state is at an instruction's boundary, and what it
+    /// has begun with the local APIC.
+    pub(crate) fn finish(&mut self) -> Result<(), KvmError> {
+        if self.has_apic {
+            return self.finish_with_apic();
+        }
         while std::mem::take(&mut self.is_unfinished) {
             self.page.set_immediate_exit(true);
             let outcome = self.fd.run().map(drop);
@@ -365,6 +455,30 @@ impl KvmCpu {
         Ok(())
     }
 
+    /// The same where the kernel has interrupts, its timer's or the PIC's, that are in no register
+    /// until it is about to enter the guest.
+    fn finish_with_apic(&mut self) -> Result<(), KvmError> {
+        self.page.request_interrupt_window(false);
+        loop {
+            self.page.set_immediate_exit(false);
+            let outcome = standstill::run(&mut self.fd);
+            match (outcome.map_err(|error| error.errno()), self.page.reason()) {
+                // The second half of an access over two pages, say.
+                (Ok(()), KVM_EXIT_IO | KVM_EXIT_MMIO) => self.serve_access(),
+                (Ok(()), KVM_EXIT_IOAPIC_EOI) => self.serve_end(),
+                // A late signal to leave came before KVM had begun.
+                (Err(libc::EINTR), _) if self.page.is_immediate_exit() => {}
+                (Ok(()) | Err(libc::EINTR | libc::EAGAIN), _) => break,
+                (Err(errno), _) => {
+                    return Err(KvmError::of("KVM_RUN")(kvm_ioctls::Error::new(errno)));
+                }
+            }
+        }
+        self.page.set_immediate_exit(false);
+        self.is_unfinished = false;
+        Ok(())
+    }
+
     /// Takes the state from the kernel, if it has it.
     pub(crate) fn fetch(&mut self) -> Result<(), KvmError> {
         if !self.is_inside {
@@ -373,15 +487,21 @@ impl KvmCpu {
         self.finish()?;
         self.statistics.moves += 1;
         let mut state = self.cpu.state.clone();
+        if self.has_apic {
+            registers::fetch_activity(&self.fd, &mut state)?;
+        } else {
+            let is_halted = std::mem::take(&mut self.is_halted);
+            state.activity = if is_halted { Activity::Halted } else { Activity::Active };
+        }
         registers::fetch_general(&self.fd, &mut state)?;
         registers::fetch_system(&self.fd, &mut state)?;
         registers::fetch_debug(&self.fd, &mut state)?;
         self.layout.fetch(&self.fd, &mut state)?;
         self.msrs.fetch(&self.fd, &mut state)?;
-        let undelivered = registers::fetch_events(&self.fd, &mut state)?;
-        let is_halted = std::mem::take(&mut self.is_halted);
-        state.activity = if is_halted { Activity::Halted } else { Activity::Active };
+        let (undelivered, nmis) = registers::fetch_events(&self.fd, &mut state)?;
+        self.kernel_nmis = self.has_apic.then_some(nmis);
         self.is_inside = false;
+        self.take_apic();
         self.cpu.set_state(state);
         self.cpu.reload_pdptes();
         if self.cpu.env.lapic.has_interrupt() {
@@ -402,14 +522,21 @@ impl KvmCpu {
 
     /// Gives the kernel the state.
     pub(crate) fn put(&mut self) -> Result<(), KvmError> {
-        registers::put_system(&self.fd, &self.cpu)?;
+        self.update_memory();
+        if std::mem::take(&mut self.has_old_translations) {
+            registers::put_system(&self.fd, &self.cpu, cr0::WP)?;
+        }
+        registers::put_system(&self.fd, &self.cpu, 0)?;
         registers::put_general(&self.fd, &self.cpu.state)?;
         registers::put_debug(&self.fd, &self.cpu.state)?;
         self.layout.put(&self.fd, &self.cpu.state)?;
         let now = self.cpu.tsc();
         self.msrs.put(&self.fd, &mut self.cpu.state, now)?;
         self.put_tsc()?;
-        registers::put_events(&self.fd, &self.cpu.state)?;
+        registers::put_events(&self.fd, &self.cpu.state, self.kernel_nmis)?;
+        if self.has_apic {
+            registers::put_activity(&self.fd, &self.cpu.state)?;
+        }
         self.is_inside = true;
         // What the page says of the guest is of before.
         self.page.forget_interruptibility();

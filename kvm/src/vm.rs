@@ -1,16 +1,17 @@
 //! A virtual machine of the kernel's.
 
+use std::fs;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_enable_cap};
-use kvm_ioctls::{
-    Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd,
-};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use memory::PhysicalSpace;
 
+use crate::apics::{self, Message, Traffic};
+use crate::cpuid::{self, Offer};
 use crate::error::system;
 use crate::slots::Slots;
-use crate::{KvmError, Obstacle, cpuid};
+use crate::{KvmError, Obstacle, msr_filter};
 
 /// The version of the interface.
 const API_VERSION: i32 = 12;
@@ -22,11 +23,14 @@ const TASK_STATE: usize = 0xfeff_d000;
 /// that it is told to leave alone.
 const MSR_EXITS: u64 = 1 << 0 | 1 << 1 | 1 << 2;
 /// The MSRs of clocks, by ranges: IA32_TIME_STAMP_COUNTER and the old numbers of KVM's clock,
-/// IA32_TSC_ADJUST, KVM's own.
-const CLOCK_MSRS: [std::ops::RangeInclusive<u32>; 3] =
-    [0x10..=0x12, 0x3b..=0x3b, 0x4b56_4d00..=0x4b56_4d07];
+/// IA32_TSC_ADJUST, KVM's own but for KVM_EOI_EN, which is with the local APICs.
+const CLOCK_MSRS: [std::ops::RangeInclusive<u32>; 4] =
+    [0x10..=0x12, 0x3b..=0x3b, 0x4b56_4d00..=0x4b56_4d03, 0x4b56_4d05..=0x4b56_4d07];
 /// KVM_CAP_EXIT_ON_EMULATION_FAILURE.
 const EXIT_ON_EMULATION_FAILURE: u32 = 204;
+/// Where the modules say whether they use EPT or nested paging.
+const NESTED_PAGING: [&str; 2] =
+    ["/sys/module/kvm_intel/parameters/ept", "/sys/module/kvm_amd/parameters/npt"];
 /// What the engine cannot do without.
 const NEEDED: [(Cap, &str); 6] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
@@ -48,11 +52,13 @@ pub enum Clocks {
     Machine,
 }
 
-impl Clocks {
-    /// True if MSR `number` never reaches KVM.
-    pub(crate) fn own(self, number: u32) -> bool {
-        self == Self::Machine && CLOCK_MSRS.iter().any(|range| range.contains(&number))
-    }
+/// Whose the local APICs are while CPUs run on KVM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Apics {
+    /// The machine's: KVM only delivers what they give.
+    Machine,
+    /// The kernel's, which borrows the registers of the machine's ([`cpu::platform::Lapic`]).
+    Kernel,
 }
 
 /// One virtual machine, for all CPUs of one board.
@@ -62,9 +68,13 @@ pub struct KvmVm {
     supported: Vec<kvm_cpuid_entry2>,
     /// The MSRs that it keeps.
     msrs: Vec<u32>,
-    /// MSRs that it does not know come to us.
-    has_msr_exits: bool,
-    clocks: Clocks,
+    /// What it offers beside that.
+    offer: Offer,
+    traffic: Traffic,
+    /// The MSRs that come to us are settled.
+    has_msr_filter: OnceLock<()>,
+    /// The processor walks the guest's page tables by itself.
+    has_nested_paging: bool,
     /// How many CPUs it makes.
     cpus_max: usize,
     slots: Mutex<Slots>,
@@ -99,29 +109,26 @@ pub(crate) fn open() -> Result<Kvm, Obstacle> {
     }
 }
 
-/// Has the MSRs of clocks come to us.
-fn take_clocks(fd: &VmFd, has_msr_exits: bool) -> Result<(), KvmError> {
-    if !has_msr_exits {
-        return Err(KvmError::Lacks("KVM_CAP_X86_USER_SPACE_MSR"));
-    }
-    let ranges = CLOCK_MSRS.map(|range| MsrFilterRange {
-        flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
-        base: *range.start(),
-        msr_count: range.count() as u32,
-        bitmap: &[0],
-    });
-    fd.set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges)
-        .map_err(KvmError::of("KVM_X86_SET_MSR_FILTER"))
+/// True if the host's KVM uses the processor's second level of page tables. Kernels that do not say
+/// keep shadows of the guest's.
+fn has_nested_paging() -> bool {
+    let is_on = |path| fs::read_to_string(path).is_ok_and(|text| text.starts_with(['Y', '1']));
+    NESTED_PAGING.into_iter().any(is_on)
 }
 
 impl KvmVm {
-    /// A machine without memory and CPUs.
-    pub fn new(clocks: Clocks) -> Result<Arc<Self>, KvmError> {
+    /// A machine without memory and CPUs. Where the kernel's local APICs are wanted and no good,
+    /// they are the machine's all the same.
+    pub fn new(clocks: Clocks, apics: Apics) -> Result<Arc<Self>, KvmError> {
         let kvm = open()?;
         if let Some((_, name)) = NEEDED.into_iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
             return Err(KvmError::Lacks(name));
         }
         let fd = create_vm(&kvm)?;
+        let has_apics = apics == Apics::Kernel && apics::are_good(&kvm);
+        if has_apics {
+            apics::enable(&fd)?;
+        }
         fd.set_identity_map_address(IDENTITY_MAP)
             .map_err(KvmError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(TASK_STATE).map_err(KvmError::of("KVM_SET_TSS_ADDR"))?;
@@ -132,8 +139,8 @@ impl KvmVm {
         let mut exits = kvm_enable_cap { cap: Cap::X86UserSpaceMsr as u32, ..Default::default() };
         exits.args[0] = MSR_EXITS;
         let has_msr_exits = fd.enable_cap(&exits).is_ok();
-        if clocks == Clocks::Machine {
-            take_clocks(&fd, has_msr_exits)?;
+        if clocks == Clocks::Machine && !has_msr_exits {
+            return Err(KvmError::Lacks("KVM_CAP_X86_USER_SPACE_MSR"));
         }
         // Else an instruction that KVM does not know is #UD; an old kernel has no choice.
         let failures = kvm_enable_cap {
@@ -148,8 +155,15 @@ impl KvmVm {
             fd,
             supported: supported.as_slice().to_vec(),
             msrs: msrs.as_slice().to_vec(),
-            has_msr_exits,
-            clocks,
+            offer: Offer {
+                has_msr_exits,
+                has_apics,
+                has_tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+                clocks,
+            },
+            traffic: Traffic::default(),
+            has_msr_filter: OnceLock::new(),
+            has_nested_paging: has_nested_paging(),
             cpus_max: kvm.get_max_vcpus(),
             slots: Mutex::default(),
             space: OnceLock::new(),
@@ -170,6 +184,22 @@ impl KvmVm {
         Ok(create_vcpu(&self.fd, index)?)
     }
 
+    /// Has the MSRs come to us that are ours, or that the guest does not have (`has_msr`). All CPUs
+    /// of a machine have the same.
+    pub(crate) fn limit_msrs(&self, has_msr: impl Fn(u32) -> bool) -> Result<(), KvmError> {
+        if !self.offer.has_msr_exits || self.has_msr_filter.set(()).is_err() {
+            return Ok(());
+        }
+        let surplus: Vec<u32> = self.msrs.iter().copied().filter(|&msr| !has_msr(msr)).collect();
+        let is_ours = |number| self.owns_msr(number) || surplus.contains(&number);
+        let outcome = msr_filter::set(&self.fd, is_ours);
+        if let (Err(error), Clocks::Kernel) = (&outcome, self.clocks()) {
+            log::info!(target: "kvm::msr", "the guest finds all MSRs of KVM's: {error}");
+            return Ok(());
+        }
+        outcome
+    }
+
     /// What this host's KVM can tell guests that they have.
     pub(crate) fn supported(&self) -> &[kvm_cpuid_entry2] {
         &self.supported
@@ -180,25 +210,54 @@ impl KvmVm {
         &self.msrs
     }
 
-    /// True if the MSRs that it does not know come to us.
-    pub(crate) fn has_msr_exits(&self) -> bool {
-        self.has_msr_exits
+    /// What it offers beside that.
+    pub(crate) fn offer(&self) -> &Offer {
+        &self.offer
     }
 
     /// Who makes the guest's clocks.
     pub(crate) fn clocks(&self) -> Clocks {
-        self.clocks
+        self.offer.clocks
+    }
+
+    /// True if MSR `number` never reaches KVM.
+    pub(crate) fn owns_msr(&self, number: u32) -> bool {
+        self.clocks() == Clocks::Machine && CLOCK_MSRS.iter().any(|range| range.contains(&number))
+    }
+
+    /// True if the local APICs of CPUs that run are the kernel's.
+    pub fn has_apics(&self) -> bool {
+        self.offer.has_apics
+    }
+
+    /// Which CPUs may be in the guest.
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// Has the kernel's local APICs take `message`. False if none does.
+    pub fn send(&self, message: &Message) -> bool {
+        message.send(&self.fd)
+    }
+
+    /// From now on CPUs tell [`cpu::platform::LapicLending::broadcast_eoi`] of the ends of these
+    /// messages' interrupts.
+    pub fn await_ends(&self, messages: &[Message]) {
+        if let Err(error) = apics::await_ends(&self.fd, messages) {
+            log::error!(target: "kvm::apic", "level-triggered interrupts will stick: {error}");
+        }
     }
 
     /// True if guests can have the feature that CPUID shows in this bit.
     pub fn gives(&self, leaf: u32, subleaf: u32, register: usize, bit: u8) -> bool {
-        cpuid::is_given((leaf, subleaf, register, bit), &self.supported, self.has_msr_exits)
+        cpuid::is_given((leaf, subleaf, register, bit), &self.supported, &self.offer)
     }
 
-    /// Has the kernel forget all memory, and with it whatever it knows of the guest's page tables,
-    /// which somebody else has changed.
-    pub(crate) fn forget_memory(&self) {
-        let Some(space) = self.space.get() else { return };
+    /// Has the kernel forget what it knows of the guest's page tables, which somebody else has
+    /// changed. Where the processor walks them it knows nothing but what is in TLBs, and each CPU
+    /// flushes its own; else it goes with all memory.
+    pub(crate) fn forget_page_tables(&self) {
+        let Some(space) = self.space.get().filter(|_| !self.has_nested_paging) else { return };
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.clear(&self.fd, space);
     }

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cpu::events::Events;
-use cpu::platform::{Lapic, LinearTime, Platform};
+use cpu::platform::{Lapic, LapicImage, LapicLending, LinearTime, Platform};
+use kvm::KvmVm;
 use machine::clock::Clock;
 use machine::coprocessor_error::CoprocessorError;
 use machine::host_time::Scale;
-use machine::lapic::{LocalApic, ResetKind};
+use machine::lapic::{
+    ApicBorrower, ApicImage, DeliveryMode, Destination, LocalApic, Message, ResetKind, TriggerMode,
+};
 use memory::Width;
 
 use super::entropy::Entropy;
@@ -161,5 +164,72 @@ impl Lapic for ChipLapic {
             self.0.mmio_write(ICR_HIGH, Width::Dword, icr >> 32 << 24);
             self.0.mmio_write(ICR_LOW, Width::Dword, icr & 0xffff_ffff);
         }
+    }
+    fn lending(&self) -> Option<&dyn LapicLending> {
+        Some(self)
+    }
+}
+
+impl LapicLending for ChipLapic {
+    fn lend(&self) -> LapicImage {
+        let ApicImage { base, registers, tsc_deadline } = self.0.lend();
+        LapicImage { base, registers, tsc_deadline }
+    }
+    fn take_back(&self, image: &LapicImage) {
+        let LapicImage { base, registers, tsc_deadline } = *image;
+        self.0.take_back(&ApicImage { base, registers, tsc_deadline });
+    }
+    fn hold_messages(&self) {
+        self.0.hold_messages();
+    }
+    fn release_messages(&self) {
+        self.0.release_messages();
+    }
+    fn has_extint(&self) -> bool {
+        self.0.has_extint()
+    }
+    fn acknowledge_extint(&self) -> Option<u8> {
+        self.0.acknowledge_extint()
+    }
+    fn broadcast_eoi(&self, vector: u8) {
+        self.0.broadcast_eoi(vector);
+    }
+}
+
+/// The host kernel's local APICs, for the machine's bus.
+pub(crate) struct KernelApics(pub(crate) Arc<KvmVm>);
+
+impl ApicBorrower for KernelApics {
+    fn deliver(&self, message: Message) -> bool {
+        self.0.send(&for_kernel(message))
+    }
+    fn await_ends(&self, messages: &[Message]) {
+        self.0.await_ends(&messages.iter().copied().map(for_kernel).collect::<Vec<_>>());
+    }
+}
+
+/// A message as the kernel takes it. It knows 0xff as everybody, as an MSI does.
+fn for_kernel(message: Message) -> kvm::Message {
+    let (destination, is_logical) = match message.destination {
+        Destination::Physical(id) => (id, false),
+        Destination::Logical8(mda) => (mda.into(), true),
+        Destination::Logical32(mda) => (mda, true),
+        // The bus names no sender here.
+        Destination::All | Destination::AllBut { .. } | Destination::Only { .. } => (0xff, false),
+    };
+    kvm::Message {
+        destination,
+        is_logical,
+        delivery: match message.delivery {
+            DeliveryMode::Fixed => 0,
+            DeliveryMode::LowestPriority => 1,
+            DeliveryMode::Smi => 2,
+            DeliveryMode::Nmi => 4,
+            DeliveryMode::Init => 5,
+            DeliveryMode::StartUp => 6,
+            DeliveryMode::ExtInt => 7,
+        },
+        vector: message.vector,
+        is_level: message.trigger == TriggerMode::Level,
     }
 }

@@ -8,8 +8,11 @@ use cpu::cpuid::CpuidPolicy;
 use cpu::engine::Vcpu;
 use cpu::{Cpu, Environment, Handover};
 use jit::{JitCpu, PerfMap};
-use kvm::{Clocks, KvmCpu, KvmError, KvmVm};
+use kvm::{Apics, Clocks, KvmCpu, KvmError, KvmVm};
 
+use machine::lapic::ApicBorrower;
+
+use super::adapters::KernelApics;
 use crate::config::{Accel, Config, EngineKind, JitConfig, Scheduler, TimeBase};
 use crate::doctor;
 
@@ -110,6 +113,23 @@ impl Engine {
     /// Which engine it is now.
     pub(crate) fn kind(&self) -> EngineKind {
         self.runner.kind()
+    }
+
+    /// The engine's own local APIC, if it has one, takes over the registers of the machine's. All
+    /// CPUs are stopped.
+    pub(crate) fn borrow_apic(&mut self) -> Result<()> {
+        match &mut self.runner {
+            Runner::Interp(_) | Runner::Jit(_) => Ok(()),
+            Runner::Kvm(cpu) => cpu.borrow_apic().context("a local APIC cannot go to KVM"),
+        }
+    }
+
+    /// The machine's local APIC has them again.
+    pub(crate) fn return_apic(&mut self) -> Result<()> {
+        match &mut self.runner {
+            Runner::Interp(_) | Runner::Jit(_) => Ok(()),
+            Runner::Kvm(cpu) => cpu.return_apic().context("a local APIC is lost in KVM"),
+        }
     }
 
     /// Moves the CPU, which does not run and was left at a request, to the engine `to`. One that
@@ -248,6 +268,13 @@ impl Engines {
         self.kvm.as_ref().map(|kvm| kvm.tsc_hz)
     }
 
+    /// Who takes what the board sends to CPUs while they run on the engine `kind`, if not their
+    /// local APICs in the machine.
+    pub(crate) fn apic_borrower(&self, kind: EngineKind) -> Option<Arc<dyn ApicBorrower>> {
+        let kvm = self.kvm.as_ref().filter(|kvm| kind == EngineKind::Kvm && kvm.vm.has_apics())?;
+        Some(Arc::new(KernelApics(Arc::clone(&kvm.vm))))
+    }
+
     /// True if the machine's time-stamp counter has to be the host's with something added.
     pub(crate) fn has_host_tsc(&self) -> bool {
         self.kvm.is_some() && self.kinds.len() > 1
@@ -281,7 +308,7 @@ fn kinds(first: EngineKind, others: &[EngineKind]) -> Vec<EngineKind> {
 
 fn kvm(first: EngineKind, clocks: Clocks) -> Result<KvmMachine> {
     let make = || -> Result<_, KvmError> {
-        Ok(KvmMachine { vm: KvmVm::new(clocks)?, tsc_hz: kvm::tsc_hz()? })
+        Ok(KvmMachine { vm: KvmVm::new(clocks, Apics::Kernel)?, tsc_hz: kvm::tsc_hz()? })
     };
     let (option, remedy) = if first == EngineKind::Kvm {
         ("--accel kvm", "take --accel jit")

@@ -228,12 +228,13 @@ impl Vm {
     fn run_parallel(&self) -> Result<Outcome> {
         let _timers = TimerThread::start(Arc::clone(&self.timers))
             .context("cannot start the timer thread")?;
+        self.lend_apics()?;
         let threads = threads::start(&self.cpus, &self.control, &self.mailboxes)
             .context("cannot start a vCPU thread")?;
         let cpu_count = self.config.cpus;
         let outcome = loop {
             let request = self.control.wait_for_request(cpu_count);
-            match self.act(request) {
+            match self.act_and_go_on(request) {
                 Ok(Some(outcome)) => break Ok(outcome),
                 Ok(None) => self.control.resume(),
                 Err(error) => break Err(error),
@@ -265,6 +266,41 @@ impl Vm {
             }
             self.control.resume();
         }
+    }
+
+    /// Does what stopped the machine, and has the CPUs ready if it goes on (`None`).
+    fn act_and_go_on(&self, request: Request) -> Result<Option<Outcome>> {
+        self.return_apics()?;
+        let outcome = self.act(request)?;
+        if outcome.is_none() {
+            self.lend_apics()?;
+        }
+        Ok(outcome)
+    }
+
+    /// An engine with local APICs of its own takes the registers of the machine's. All vCPUs are
+    /// stopped, or have not started.
+    fn lend_apics(&self) -> Result<()> {
+        let kind = self.first_cpu().map(|engine| engine.kind());
+        let borrower = kind.and_then(|kind| self.engines.apic_borrower(kind));
+        if borrower.is_none() {
+            return Ok(());
+        }
+        self.pc.apics().hold();
+        let outcome = self.cpus.iter().try_for_each(|cpu| lock(cpu).borrow_apic());
+        self.pc.apics().lend_to(borrower);
+        self.pc.apics().release();
+        outcome
+    }
+
+    /// The machine's local APICs have their registers again: while it is stopped they are the ones
+    /// that are reset, saved, looked at and handed to other engines.
+    fn return_apics(&self) -> Result<()> {
+        self.pc.apics().hold();
+        let outcome = self.cpus.iter().try_for_each(|cpu| lock(cpu).return_apic());
+        self.pc.apics().lend_to(None);
+        self.pc.apics().release();
+        outcome
     }
 
     /// Does what stopped the machine; `None` if it goes on. All vCPUs are stopped.

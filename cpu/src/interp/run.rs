@@ -99,6 +99,22 @@ impl Cpu {
         if self.has_new_space() {
             self.physical_space_changed();
         }
+        self.take_signals();
+        if self.state.activity == Activity::Halted && self.take_kick() {
+            self.state.activity = Activity::Active;
+        }
+        self.take_interrupts();
+        match self.state.activity {
+            _ if self.env.events.take(Events::EXIT) != 0 => Some(VmExit::Requested),
+            Activity::Active => None,
+            Activity::Halted => Some(VmExit::Halt { wake: self.wake_mask() }),
+            Activity::WaitForSipi => Some(VmExit::WaitForSipi),
+            Activity::Shutdown => Some(VmExit::Shutdown),
+        }
+    }
+
+    /// Takes what no local APIC holds back out of the mailbox.
+    pub(crate) fn take_signals(&mut self) {
         let events = Arc::clone(&self.env.events);
         if events.take(Events::INIT) != 0 {
             self.init();
@@ -109,17 +125,6 @@ impl Cpu {
         self.note_nmis(events.take_nmis());
         if events.take(Events::KICK) != 0 {
             self.kicked();
-        }
-        if self.state.activity == Activity::Halted && self.take_kick() {
-            self.state.activity = Activity::Active;
-        }
-        self.take_interrupts();
-        match self.state.activity {
-            _ if events.take(Events::EXIT) != 0 => Some(VmExit::Requested),
-            Activity::Active => None,
-            Activity::Halted => Some(VmExit::Halt { wake: self.wake_mask() }),
-            Activity::WaitForSipi => Some(VmExit::WaitForSipi),
-            Activity::Shutdown => Some(VmExit::Shutdown),
         }
     }
 

@@ -346,6 +346,11 @@ impl Cpu {
         }
     }
 
+    /// True if there is MSR `number`.
+    pub fn has_msr(&self, number: u32) -> bool {
+        row(number).is_some_and(|row| self.msr_exists(row))
+    }
+
     /// Reads MSR `number`, as RDMSR at CPL 0 does.
     pub fn read_msr(&mut self, number: u32) -> Exec<u64> {
         let value = self.try_read_msr(number);

@@ -7,7 +7,7 @@ use cpu::testing::{DATA, GDT};
 use cpu::xstate::xcr0;
 
 use super::{MODEL, bench_of, on_kvm, say};
-use crate::{Clocks, KvmCpu, KvmError, KvmVm};
+use crate::{Apics, Clocks, KvmCpu, KvmError, KvmVm};
 
 /// States of each mode.
 const CASES: u64 = 100;
@@ -260,7 +260,7 @@ fn comparable(state: &State) -> String {
 
 /// The model of the tests with what of vector registers this host's KVM gives.
 fn widest_model() -> String {
-    let Ok(vm) = KvmVm::new(Clocks::Kernel) else { return MODEL.to_owned() };
+    let Ok(vm) = KvmVm::new(Clocks::Kernel, Apics::Machine) else { return MODEL.to_owned() };
     // CPUID.1:ECX and CPUID.7:ECX.
     let all = [("xsave", 1, 26), ("avx", 1, 28), ("pku", 7, 3)];
     let given = all.into_iter().filter(|&(_, leaf, bit)| vm.gives(leaf, 0, 2, bit));

@@ -15,6 +15,7 @@ const ISLANDS: &[&str] = &[
     "kvm/src/kick.rs",
     "kvm/src/run_page.rs",
     "kvm/src/slots.rs",
+    "kvm/src/standstill.rs",
     "kvm/src/xsave.rs",
 ];
 

@@ -1,0 +1,213 @@
+//! The kernel's local APICs, one beside each CPU (KVM_CAP_SPLIT_IRQCHIP): registers, timers, IPIs
+//! and HLT make no exits any more. PIC, I/O APIC and HPET stay the machine's; what they send comes
+//! here as a message.
+//!
+//! Problem: the interpreter, which executes what KVM cannot and what a debugger steps over, must
+//! find a CPU's registers complete, and the kernel has no call that changes one of them. While they
+//! are out, interrupts that other CPUs send by themselves would be lost with what the kernel has.
+//! Strategy: all CPUs of the machine stand still meanwhile ([`Traffic`]). It is rare.
+
+use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use cpu::events::Doorbell;
+use kvm_bindings::{
+    KVM_CAP_DISABLE_QUIRKS, KVM_IRQ_ROUTING_MSI, KVM_X2APIC_API_USE_32BIT_IDS,
+    KVM_X86_QUIRK_LINT0_REENABLED, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
+    kvm_irq_routing_msi, kvm_msi,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+
+use crate::kick::Kick;
+use crate::vm::{create_vcpu, create_vm};
+use crate::{KvmError, lapic};
+
+/// Messages whose EOIs the kernel can be asked to report.
+const ROUTES: usize = 64;
+const NEEDED: [(Cap, &str); 5] = [
+    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
+    (Cap::X2ApicApi, "KVM_CAP_X2APIC_API"),
+    (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
+    (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
+    (Cap::MpState, "KVM_CAP_MP_STATE"),
+];
+
+/// Where an MSI is written to, and what of the address and the data says what.
+const MSI_ADDRESS: u32 = 0xfee0_0000;
+const LOGICAL: u32 = 1 << 2;
+const LEVEL_ASSERTED: u32 = 1 << 15 | 1 << 14;
+
+/// An interrupt message of the board.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The APIC ID, 0xff for all, or the logical destination.
+    pub destination: u32,
+    /// The destination is a logical one.
+    pub is_logical: bool,
+    /// The delivery mode, as in bits 10 to 8 of the interrupt command register.
+    pub delivery: u8,
+    /// The vector.
+    pub vector: u8,
+    /// Level-triggered.
+    pub is_level: bool,
+}
+
+impl Message {
+    /// The address and the data as an MSI has them, with the destination's upper bits where
+    /// KVM_X2APIC_API_USE_32BIT_IDS puts them.
+    fn msi(&self) -> (u32, u32, u32) {
+        let logical = if self.is_logical { LOGICAL } else { 0 };
+        let low = MSI_ADDRESS | (self.destination & 0xff) << 12 | logical;
+        let level = if self.is_level { LEVEL_ASSERTED } else { 0 };
+        let data = u32::from(self.vector) | u32::from(self.delivery & 7) << 8 | level;
+        (low, self.destination & !0xff, data)
+    }
+
+    /// Has the kernel deliver it. False if nobody took it.
+    pub(crate) fn send(&self, fd: &VmFd) -> bool {
+        let (address_lo, address_hi, data) = self.msi();
+        let msi = kvm_msi { address_lo, address_hi, data, ..Default::default() };
+        fd.signal_msi(msi).is_ok_and(|taken| taken > 0)
+    }
+}
+
+/// Has the kernel report the ends of `messages`.
+pub(crate) fn await_ends(fd: &VmFd, messages: &[Message]) -> Result<(), KvmError> {
+    let entry = |(gsi, message): (u32, &Message)| {
+        let (address_lo, address_hi, data) = message.msi();
+        let mut entry =
+            kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+        entry.u.msi = kvm_irq_routing_msi { address_lo, address_hi, data, ..Default::default() };
+        entry
+    };
+    let entries: Vec<_> = (0..).zip(messages).take(ROUTES).map(entry).collect();
+    let table = KvmIrqRouting::from_entries(&entries)
+        .map_err(|_| KvmError::Lacks("room for the routes of interrupts"))?;
+    fd.set_gsi_routing(&table).map_err(KvmError::of("KVM_SET_GSI_ROUTING"))
+}
+
+/// Has the virtual machine `fd`, which has no CPU yet, make them with local APICs.
+pub(crate) fn enable(fd: &VmFd) -> Result<(), KvmError> {
+    let enable = |cap: u32, argument: u64| {
+        fd.enable_cap(&kvm_enable_cap { cap, args: [argument, 0, 0, 0], ..Default::default() })
+    };
+    enable(Cap::SplitIrqchip as u32, ROUTES as u64)
+        .map_err(KvmError::of("KVM_CAP_SPLIT_IRQCHIP"))?;
+    enable(Cap::X2ApicApi as u32, KVM_X2APIC_API_USE_32BIT_IDS.into())
+        .map_err(KvmError::of("KVM_CAP_X2APIC_API"))?;
+    // LINT0 is masked behind INIT, as on every processor. An old kernel cannot be told.
+    let _ = enable(KVM_CAP_DISABLE_QUIRKS, KVM_X86_QUIRK_LINT0_REENABLED.into());
+    Ok(())
+}
+
+/// Whether this host's local APICs do what the engine needs of them, by trying it.
+pub(crate) fn check(kvm: &Kvm) -> Result<(), KvmError> {
+    const VECTOR: u8 = 0x55;
+    if let Some((_, name)) = NEEDED.into_iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+        return Err(KvmError::Lacks(name));
+    }
+    let vm = create_vm(kvm)?;
+    enable(&vm)?;
+    let cpu = create_vcpu(&vm, 0)?;
+    let get = || cpu.get_lapic().map_err(KvmError::of("KVM_GET_LAPIC"));
+    let mut page = get()?;
+    lapic::set_register(&mut page, lapic::SVR, lapic::SVR_ENABLED);
+    cpu.set_lapic(&page).map_err(KvmError::of("KVM_SET_LAPIC"))?;
+    let fixed =
+        Message { destination: 0, is_logical: false, delivery: 0, vector: VECTOR, is_level: false };
+    if !fixed.send(&vm) || !lapic::is_requested(&get()?, VECTOR) {
+        return Err(KvmError::Lacks("local APICs that show what is requested of them"));
+    }
+    Ok(())
+}
+
+/// Whether the kernel's local APICs can be had: says so if not.
+pub(crate) fn are_good(kvm: &Kvm) -> bool {
+    let Err(error) = check(kvm) else { return true };
+    log::info!(target: "kvm::apic", "local APICs are the machine's own: {error}");
+    false
+}
+
+/// Which CPUs of a machine may be in the guest.
+#[derive(Default)]
+pub(crate) struct Traffic {
+    /// Held for reading by a CPU that is in the guest, or about to be.
+    inside: RwLock<()>,
+    /// How many want all others out.
+    stops: AtomicU32,
+    kicks: Mutex<Vec<Arc<Kick>>>,
+}
+
+/// No CPU is in the guest as long as this lives.
+pub(crate) struct Stopped<'a> {
+    traffic: &'a Traffic,
+    _all_outside: RwLockWriteGuard<'a, ()>,
+}
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        self.traffic.stops.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Traffic {
+    /// Another CPU, and how to get it out.
+    pub(crate) fn add(&self, kick: &Arc<Kick>) {
+        self.kicks.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(kick));
+    }
+
+    /// Waits until CPUs may be in the guest. The caller then says by [`Kick::enter`] that it is,
+    /// and looks at [`Traffic::is_stopped`] behind that.
+    pub(crate) fn enter(&self) -> RwLockReadGuard<'_, ()> {
+        self.inside.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True if a CPU that is about to enter the guest must not.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stops.load(Ordering::SeqCst) != 0
+    }
+
+    /// Gets all CPUs out of the guest. The caller is out.
+    pub(crate) fn stop(&self) -> Stopped<'_> {
+        self.stops.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let kicks = self.kicks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        kicks.iter().for_each(|kick| kick.ring());
+        let all_outside = self.inside.write().unwrap_or_else(PoisonError::into_inner);
+        Stopped { traffic: self, _all_outside: all_outside }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_an_msi() {
+        let fixed = Message {
+            destination: 3,
+            is_logical: false,
+            delivery: 0,
+            vector: 0x41,
+            is_level: false,
+        };
+        assert_eq!(fixed.msi(), (0xfee0_3000, 0, 0x41));
+        let lowest = Message { destination: 0x1ff, is_logical: true, delivery: 1, ..fixed };
+        assert_eq!(lowest.msi(), (0xfeef_f004, 0x100, 0x141));
+        assert_eq!(Message { is_level: true, ..fixed }.msi(), (0xfee0_3000, 0, 0xc041));
+    }
+
+    #[test]
+    fn who_stops_the_traffic_is_alone_until_it_flows_again() {
+        let traffic = Traffic::default();
+        std::thread::scope(|scope| {
+            let stopped = traffic.stop();
+            assert!(traffic.is_stopped());
+            let other = scope.spawn(|| drop(traffic.enter()));
+            assert!(!other.is_finished());
+            drop(stopped);
+            other.join().expect("it enters");
+        });
+        assert!(!traffic.is_stopped());
+    }
+}

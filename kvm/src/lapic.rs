@@ -1,0 +1,208 @@
+//! The registers of a CPU's local APIC between the machine's chip and the kernel's.
+//!
+//! Known departure: bits 3 to 0 of the task priority, which nothing depends on, are lost when the
+//! rest of the CPU's state is moved: KVM_SET_SREGS has CR8 alone.
+
+use std::sync::Arc;
+
+use cpu::Cpu;
+use cpu::platform::LapicImage;
+use cpu::state::{Activity, rflags};
+use kvm_bindings::{kvm_lapic_state, kvm_regs};
+
+use crate::msrs;
+use crate::{KvmCpu, KvmError};
+
+/// Register numbers.
+pub(crate) const SVR: usize = 0x0f;
+const IRR: usize = 0x20;
+const LVT_TIMER: usize = 0x32;
+const LVT_LINT1: usize = 0x36;
+const INITIAL_COUNT: usize = 0x38;
+const CURRENT_COUNT: usize = 0x39;
+/// SVR after reset, and with the APIC enabled.
+pub(crate) const SVR_ENABLED: u32 = 0x1ff;
+/// LVT: masked, and the delivery mode, which is NMI at 4.
+const MASKED: u32 = 1 << 16;
+const DELIVERY: u32 = 7 << 8;
+const NMI: u32 = 4 << 8;
+/// LVT timer: the mode, which is one-shot at 0.
+const TIMER_MODE: u32 = 3 << 17;
+const TSC_DEADLINE_MODE: u32 = 2 << 17;
+
+const APIC_BASE: u32 = 0x1b;
+const TSC_DEADLINE: u32 = 0x6e0;
+
+fn bytes_of(number: usize) -> std::ops::Range<usize> {
+    16 * number..16 * number + 4
+}
+
+fn register(page: &kvm_lapic_state, number: usize) -> u32 {
+    let bytes = page.regs.get(bytes_of(number)).unwrap_or_default();
+    bytes.iter().rev().fold(0, |value, &byte| value << 8 | u32::from(byte as u8))
+}
+
+/// Writes register `number` of `page`.
+pub(crate) fn set_register(page: &mut kvm_lapic_state, number: usize, value: u32) {
+    let bytes = page.regs.get_mut(bytes_of(number)).unwrap_or_default();
+    for (to, from) in bytes.iter_mut().zip(value.to_le_bytes()) {
+        *to = from as _;
+    }
+}
+
+/// True if interrupt `vector` waits.
+pub(crate) fn is_requested(page: &kvm_lapic_state, vector: u8) -> bool {
+    register(page, IRR + usize::from(vector >> 5)) >> (vector & 31) & 1 != 0
+}
+
+/// True if the timer has run down once and for all, and no interrupt of it waits: it was delivered,
+/// or the kernel has not yet come to request it.
+fn may_have_just_expired(page: &kvm_lapic_state) -> bool {
+    let lvt = register(page, LVT_TIMER);
+    lvt & (TIMER_MODE | MASKED) == 0
+        && register(page, INITIAL_COUNT) != 0
+        && register(page, CURRENT_COUNT) == 0
+        && !is_requested(page, lvt as u8)
+}
+
+/// The page of `image`. A count that has run down would start the timer again.
+fn page(image: &LapicImage) -> kvm_lapic_state {
+    let mut page = kvm_lapic_state::default();
+    for (number, &value) in image.registers.iter().enumerate() {
+        set_register(&mut page, number, value);
+    }
+    let is_one_shot = register(&page, LVT_TIMER) & TIMER_MODE == 0;
+    if is_one_shot && register(&page, CURRENT_COUNT) == 0 {
+        set_register(&mut page, INITIAL_COUNT, 0);
+    }
+    page
+}
+
+impl KvmCpu {
+    /// The kernel's local APIC takes over the registers, if the virtual machine has them. Called
+    /// with all CPUs stopped, and messages held back.
+    pub fn borrow_apic(&mut self) -> Result<(), KvmError> {
+        if !self.vm.has_apics() || self.has_apic {
+            return Ok(());
+        }
+        self.cpu.take_posted_signals();
+        self.lend_apic()
+    }
+
+    /// The machine's local APIC has the registers again. Called as [`KvmCpu::borrow_apic`].
+    pub fn return_apic(&mut self) -> Result<(), KvmError> {
+        if !self.has_apic {
+            return Ok(());
+        }
+        // INIT, start-up IPIs and NMIs may have come from CPUs that stopped later.
+        if !self.is_inside && self.cpu.state.activity != Activity::Shutdown {
+            self.put()?;
+        }
+        self.fetch()?;
+        self.take_apic_back()
+    }
+
+    /// Does something with the CPU that may be about its local APIC. The state is out.
+    pub(crate) fn alone<R>(&mut self, act: impl FnOnce(&mut Cpu) -> R) -> Result<R, KvmError> {
+        if !self.has_apic {
+            return Ok(act(&mut self.cpu));
+        }
+        let vm = Arc::clone(&self.vm);
+        let lapic = Arc::clone(&self.cpu.env.lapic);
+        let _stopped = vm.traffic().stop();
+        if let Some(lending) = lapic.lending() {
+            lending.hold_messages();
+        }
+        let outcome = self.take_apic_back().and_then(|()| {
+            let result = act(&mut self.cpu);
+            self.lend_apic().map(|()| result)
+        });
+        if let Some(lending) = lapic.lending() {
+            lending.release_messages();
+        }
+        outcome
+    }
+
+    fn lend_apic(&mut self) -> Result<(), KvmError> {
+        let lapic = Arc::clone(&self.cpu.env.lapic);
+        let Some(lending) = lapic.lending() else { return Ok(()) };
+        let image = lending.lend();
+        self.has_apic = true;
+        self.put_tsc()?;
+        msrs::write(&self.fd, APIC_BASE, image.base)?;
+        let page = page(&image);
+        self.fd.set_lapic(&page).map_err(KvmError::of("KVM_SET_LAPIC"))?;
+        if register(&page, LVT_TIMER) & TIMER_MODE == TSC_DEADLINE_MODE {
+            msrs::write(&self.fd, TSC_DEADLINE, image.tsc_deadline)?;
+        }
+        Ok(())
+    }
+
+    /// The state is out already.
+    fn take_apic_back(&mut self) -> Result<(), KvmError> {
+        let lapic = Arc::clone(&self.cpu.env.lapic);
+        let Some(lending) = lapic.lending() else { return Ok(()) };
+        let mut page = self.apic_page()?;
+        if may_have_just_expired(&page) {
+            // What the kernel has of the guest is old, and must not take the interrupt.
+            let closed = kvm_regs { rflags: rflags::FIXED, ..Default::default() };
+            self.fd.set_regs(&closed).map_err(KvmError::of("KVM_SET_REGS"))?;
+            self.finish()?;
+            page = self.apic_page()?;
+        }
+        let is_deadline = register(&page, LVT_TIMER) & TIMER_MODE == TSC_DEADLINE_MODE;
+        let image = LapicImage {
+            base: self.fd.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?.apic_base,
+            registers: std::array::from_fn(|number| register(&page, number)),
+            tsc_deadline: if is_deadline { msrs::read(&self.fd, TSC_DEADLINE)? } else { 0 },
+        };
+        self.has_apic = false;
+        lending.take_back(&image);
+        Ok(())
+    }
+
+    fn apic_page(&self) -> Result<kvm_lapic_state, KvmError> {
+        self.fd.get_lapic().map_err(KvmError::of("KVM_GET_LAPIC"))
+    }
+
+    /// Drops the NMIs that LINT1's entry does not let through.
+    pub(crate) fn filter_lint1(&mut self) -> Result<(), KvmError> {
+        let events = Arc::clone(&self.cpu.env.events);
+        let count = events.take_nmis();
+        if count != 0 && register(&self.apic_page()?, LVT_LINT1) & (MASKED | DELIVERY) == NMI {
+            (0..count).for_each(|_| events.post_nmi());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(lvt: u32, initial: u32, current: u32) -> LapicImage {
+        let mut registers = [0; 64];
+        (registers[LVT_TIMER], registers[INITIAL_COUNT], registers[CURRENT_COUNT]) =
+            (lvt, initial, current);
+        LapicImage { base: 0, registers, tsc_deadline: 0 }
+    }
+
+    #[test]
+    fn a_count_that_has_run_down_is_none() {
+        let initial = |image| register(&page(&image), INITIAL_COUNT);
+        assert_eq!(initial(image(0x31, 500, 20)), 500);
+        assert_eq!(initial(image(0x31, 500, 0)), 0);
+        assert_eq!(initial(image(1 << 17 | 0x31, 500, 0)), 500);
+    }
+
+    #[test]
+    fn an_expired_timer_without_a_request_is_looked_at_twice() {
+        let mut page = kvm_lapic_state::default();
+        set_register(&mut page, LVT_TIMER, 0x31);
+        assert!(!may_have_just_expired(&page));
+        set_register(&mut page, INITIAL_COUNT, 7);
+        assert!(may_have_just_expired(&page));
+        set_register(&mut page, IRR + 1, 1 << 0x11);
+        assert!(is_requested(&page, 0x31) && !may_have_just_expired(&page));
+    }
+}
