@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use cpu::recording::Wishes;
+
 /// Which engine executes guest code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Accel {
@@ -103,6 +105,23 @@ impl Default for JitConfig {
             perf_map: false,
         }
     }
+}
+
+/// A trace of what is executed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TraceConfig {
+    /// The file.
+    pub(crate) path: PathBuf,
+    /// What is recorded of each processor.
+    pub(crate) wishes: Wishes,
+    /// The only processor that is recorded, if not all are.
+    pub(crate) cpu: Option<u16>,
+    /// About how long the file may get; it has the newest part then.
+    pub(crate) ring_bytes: Option<u64>,
+    /// Where recording begins and ends, as the user has said it.
+    pub(crate) from: String,
+    /// See `from`.
+    pub(crate) to: String,
 }
 
 /// How vCPUs share the host.
@@ -294,6 +313,8 @@ pub(crate) struct Config {
     pub(crate) monitor: MonitorConfig,
     /// The machine waits for gdb or a monitor before its first instruction.
     pub(crate) is_paused: bool,
+    /// What is recorded, if something is.
+    pub(crate) trace: Option<TraceConfig>,
 }
 
 impl Default for Config {
@@ -321,6 +342,7 @@ impl Default for Config {
             gdb: None,
             monitor: MonitorConfig::default(),
             is_paused: false,
+            trace: None,
         }
     }
 }

@@ -16,19 +16,40 @@ use log::{LevelFilter, Log, Metadata, Record};
 #[rustfmt::skip]
 pub(crate) const TARGETS: &[(&str, &str)] = &[
     ("cpu",         "the processor: all of the following"),
-    ("cpu::exception", "exceptions and interrupts as they are delivered"),
+    ("cpu::cr",     "control registers as they are written"),
+    ("cpu::exec",   "blocks as they are executed, by the interpreter alone: slow"),
+    ("cpu::exception", "exceptions as they are delivered"),
+    ("cpu::io",     "accesses to ports and to devices' memory"),
+    ("cpu::irq",    "interrupts as they are delivered"),
     ("cpu::mmu",    "page faults, and what the page walk found"),
-    ("cpu::msr",    "accesses to model-specific registers that do not exist"),
+    ("cpu::msr",    "accesses to model-specific registers"),
     ("dev",         "every chip; dev::rtc and its like for one"),
     ("gdb",         "the server of gdb: clients that come, go and are dropped"),
     ("guest_error", "mistakes of the guest's software"),
     ("jit",         "the translator: code made, thrown away, and what it cannot translate"),
+    ("jit::in_asm", "blocks of the guest's as they are translated"),
+    ("jit::out_asm", "the host's code that they become"),
     ("kvm",         "the engine KVM: all of the following"),
     ("kvm::exit",   "what KVM gives up on"),
     ("kvm::memory", "memory that KVM refuses"),
     ("kvm::msr",    "model-specific registers that KVM does not keep"),
     ("monitor",     "the monitor: clients that cannot be served"),
     ("volvelle",    "the program: engine, terminal, sockets, threads"),
+];
+
+/// Short names of targets, as QEMU's `-d` has them, with the level at which they tell it.
+#[rustfmt::skip]
+pub(crate) const ALIASES: &[(&str, &[(&str, LevelFilter)])] = &[
+    ("in_asm",     &[("jit::in_asm", LevelFilter::Debug)]),
+    ("out_asm",    &[("jit::out_asm", LevelFilter::Debug)]),
+    ("exec",       &[("cpu::exec", LevelFilter::Debug)]),
+    ("int",        &[("cpu::irq", LevelFilter::Debug), ("cpu::exception", LevelFilter::Trace)]),
+    ("exceptions", &[("cpu::exception", LevelFilter::Trace)]),
+    ("irq",        &[("cpu::irq", LevelFilter::Debug)]),
+    ("mmu",        &[("cpu::mmu", LevelFilter::Trace)]),
+    ("io",         &[("cpu::io", LevelFilter::Trace)]),
+    ("msr",        &[("cpu::msr", LevelFilter::Trace)]),
+    ("cr",         &[("cpu::cr", LevelFilter::Debug)]),
 ];
 
 /// The level of an item that names none.
@@ -65,6 +86,16 @@ impl fmt::Display for Filter {
     }
 }
 
+/// Reads one item: that of [`parse_filter`], or a short name.
+pub(crate) fn parse_item(item: &str) -> Result<Vec<Filter>, String> {
+    let Some((_, targets)) = ALIASES.iter().find(|(alias, _)| *alias == item) else {
+        return parse_filter(item).map(|filter| vec![filter]);
+    };
+    let filter =
+        |&(target, level): &(&str, LevelFilter)| Filter { target: Some(target.to_owned()), level };
+    Ok(targets.iter().map(filter).collect())
+}
+
 /// Reads one item: `LEVEL`, `TARGET` or `TARGET=LEVEL`.
 pub(crate) fn parse_filter(item: &str) -> Result<Filter, String> {
     if let Ok(level) = item.parse() {
@@ -97,11 +128,18 @@ fn is_known(target: &str) -> bool {
 /// What `--log help` prints.
 pub(crate) fn help() -> String {
     let rows = TARGETS.iter().map(|(name, about)| format!("  {name:<15} {about}\n"));
+    let aliases = ALIASES.iter().map(|(alias, targets)| {
+        let each = targets.iter().map(|(target, level)| format!("{target}={level}"));
+        let all = each.collect::<Vec<_>>().join(",").to_lowercase();
+        format!("  {alias:<15} {all}\n")
+    });
     format!(
-        "Items of --log, separated by commas: LEVEL, TARGET or TARGET=LEVEL.\n\nTargets:\n{}\n\
+        "Items of --log, separated by commas: LEVEL, TARGET, TARGET=LEVEL or NAME.\n\n\
+         Targets:\n{}\nNames:\n{}\n\
          Levels: off, error, warn, info, debug, trace. A target without one is logged at debug;\n\
          what is not named, at warn.\n",
-        rows.collect::<String>()
+        rows.collect::<String>(),
+        aliases.collect::<String>()
     )
 }
 
@@ -218,6 +256,16 @@ mod tests {
         for item in ["info", "cpu::mmu=trace", "guest_error=off"] {
             assert_eq!(parse_filter(item).map(|filter| filter.to_string()), Ok(item.to_owned()));
         }
+    }
+
+    #[test]
+    fn short_names_stand_for_targets_that_there_are() {
+        for (alias, targets) in ALIASES {
+            assert!(targets.iter().all(|(target, _)| is_known(target)), "{alias}");
+            assert_eq!(parse_item(alias).map(|filters| filters.len()), Ok(targets.len()));
+        }
+        assert_eq!(parse_item("cr"), Ok(vec![filter(Some("cpu::cr"), LevelFilter::Debug)]));
+        assert_eq!(parse_item("info"), Ok(vec![filter(None, LevelFilter::Info)]));
     }
 
     #[test]

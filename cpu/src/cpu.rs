@@ -15,6 +15,7 @@ use crate::interp::insn::{Mem, NO_REGISTER};
 use crate::mmu::{Mmu, MmuLimits};
 use crate::mode::Mode;
 use crate::platform::{Lapic, Platform};
+use crate::recording::Recording;
 use crate::state::{State, gpr, rflags, seg};
 
 /// What a CPU is connected to; the same for every engine.
@@ -80,6 +81,12 @@ pub struct Cpu {
     pub pending_dr6: u64,
     /// What a debugger outside of the guest wants.
     pub(crate) debugger: Debugger,
+    /// What a trace is told.
+    pub(crate) recording: Option<Box<Recording>>,
+    /// See [`Cpu::take_new_recording`].
+    pub(crate) has_new_recording: bool,
+    /// Each block is logged (`--log exec`), so the interpreter executes them all.
+    pub(crate) logs_blocks: bool,
     /// SIMD and x87 on the host's units.
     pub(crate) native: crate::native::Native,
     /// Paravirtual features' state.

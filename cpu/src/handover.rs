@@ -6,6 +6,7 @@
 use crate::Cpu;
 use crate::debugger::Debugger;
 use crate::pv::Paravirtual;
+use crate::recording::Recording;
 use crate::state::State;
 
 /// A CPU between two engines, at an instruction boundary.
@@ -14,6 +15,7 @@ pub struct Handover {
     pending_dr6: u64,
     paravirtual: Paravirtual,
     debugger: Debugger,
+    recording: Option<Box<Recording>>,
     retired: u64,
     trace_digest: u64,
 }
@@ -26,6 +28,7 @@ impl Cpu {
             pending_dr6: self.pending_dr6,
             paravirtual: std::mem::take(&mut self.pv),
             debugger: std::mem::take(&mut self.debugger),
+            recording: self.recording.take(),
             retired: self.retired,
             trace_digest: self.trace_digest,
         }
@@ -34,11 +37,13 @@ impl Cpu {
     /// Goes on as the CPU that was handed over. Whatever was derived of an older state is dropped:
     /// the other engine may have changed memory and mappings without a word.
     pub fn take_over(&mut self, handover: Handover) {
-        let Handover { state, pending_dr6, paravirtual, debugger, retired, trace_digest } =
-            handover;
+        let Handover { state, pending_dr6, paravirtual, debugger, recording, .. } = handover;
+        let Handover { retired, trace_digest, .. } = handover;
         self.state = state;
         self.pv = paravirtual;
         self.debugger = debugger;
+        self.recording = recording;
+        self.forget_recorded();
         self.retired = retired;
         self.trace_digest = trace_digest;
         self.physical_space_changed();

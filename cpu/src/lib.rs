@@ -30,6 +30,7 @@ pub mod msr;
 pub mod native;
 pub mod platform;
 pub mod pv;
+pub mod recording;
 pub mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

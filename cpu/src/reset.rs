@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use decoder::BlockScanner;
+use trace::Kinds;
 
 use crate::cpu::{Cpu, Environment};
 use crate::cpuid::Feature;
@@ -89,6 +90,9 @@ impl Cpu {
             suppress_step: false,
             pending_dr6: 0,
             debugger: Debugger::default(),
+            recording: None,
+            has_new_recording: false,
+            logs_blocks: log::log_enabled!(target: "cpu::exec", log::Level::Debug),
             native: crate::native::Native::new(),
             pv: crate::pv::Paravirtual::new(),
             state,
@@ -109,6 +113,7 @@ impl Cpu {
         }
         self.pv = crate::pv::Paravirtual::new();
         self.all_changed();
+        self.record(Kinds::CONTROL, || trace::Event::Reset);
     }
 
     /// INIT: as RESET, but caches, MSRs, x87 and vector state stay (SDM Vol. 3A, table "IA-32 and

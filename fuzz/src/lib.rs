@@ -3,7 +3,7 @@
 //! `fuzz_targets/` gives them to libFuzzer, `random.rs` drives them by chance alone, and the
 //! crates' own tests run them for a few seconds. What they do is beside what they test:
 //! `cpu::testing::fuzz`, [`gdb_packets`](mod@gdb_packets), [`jit_code`](mod@jit_code),
-//! `machine::board_fuzz`, `machine::device_fuzz`.
+//! `machine::board_fuzz`, `machine::device_fuzz`, `trace::testing`.
 #![forbid(unsafe_code)]
 
 pub mod gdb_packets;
@@ -39,6 +39,11 @@ pub fn restore(input: &[u8]) {
 /// Random bytes of a gdb that lies.
 pub fn gdb_packets(input: &[u8]) {
     report(gdb_packets::run(input));
+}
+
+/// Random bytes as traces. That they are none is no failure.
+pub fn trace_file(input: &[u8]) {
+    drop(trace::testing::read(input));
 }
 
 fn report<E: Debug>(outcome: Result<(), E>) {

@@ -35,7 +35,7 @@ struct Target {
     generate: fn(&mut Random) -> Vec<u8>,
 }
 
-const TARGETS: [Target; 6] = [
+const TARGETS: [Target; 7] = [
     Target { name: "guest_code", run: volvelle_fuzz::guest_code, generate: generate::guest },
     Target { name: "jit_code", run: volvelle_fuzz::jit_code, generate: jit_code::generate },
     Target { name: "chips", run: volvelle_fuzz::chips, generate: script },
@@ -46,12 +46,25 @@ const TARGETS: [Target; 6] = [
         run: volvelle_fuzz::gdb_packets,
         generate: gdb_packets::generate,
     },
+    Target { name: "trace_file", run: volvelle_fuzz::trace_file, generate: records },
 ];
 
 /// Steps of a script for a board.
 fn script(random: &mut Random) -> Vec<u8> {
     let count = random.below(6000);
     (0..count).map(|_| random.byte()).collect()
+}
+
+/// The records of a trace: mostly bytes that begin one, and small numbers.
+fn records(random: &mut Random) -> Vec<u8> {
+    let count = random.below(3000);
+    let byte = |_| match random.below(4) {
+        0 => random.byte(),
+        1 => 0xbe + random.byte() % 22,
+        2 => random.byte() & 0xf,
+        _ => random.byte() & 1,
+    };
+    (0..count).map(byte).collect()
 }
 
 /// A file whose fields are small numbers as often as not, or none of them would fit.

@@ -8,6 +8,7 @@ use cpu::engine::Vcpu;
 use cpu::mmu::View;
 use cpu::state::{rflags, seg};
 
+use crate::code_memory::Notes;
 use crate::context::{CALLED, Context, RETURNED, view_index};
 use crate::vcpu::Inner;
 
@@ -38,6 +39,7 @@ impl Inner {
             .all(|&view| self.family[view_index(view)].is_some());
         let calls = if can_change { self.cpu.fast_system_calls() } else { None };
         let time = self.cpu.linear_tsc().unwrap_or_default();
+        let notes = self.notes.as_ref().map_or(0, Notes::start);
         let state = &self.cpu.state;
         let context = self.slots.current_context();
         context.gpr = state.gpr;
@@ -53,6 +55,7 @@ impl Inner {
             *selector = u32::from(segment.selector);
         }
         context.budget = budget;
+        context.notes = notes;
         context.has_system_calls = u32::from(calls.is_some());
         if let Some(calls) = calls {
             let kept = !calls.mask as u32;

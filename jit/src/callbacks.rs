@@ -272,6 +272,7 @@ impl Inner {
     pub(crate) fn run_handler(&mut self, number: usize, from: usize) -> bool {
         self.leave_code();
         self.slow.handlers += 1;
+        self.tell_notes();
         let Some(&Handler { left, needs_x87, loads_segment, .. }) = self.handlers.call(number)
         else {
             let place = self.place(from);
@@ -288,8 +289,12 @@ impl Inner {
         let Some(Handler { insn, .. }) = self.handlers.get(number) else { return false };
         self.cpu.state.rip = insn.iced.ip();
         let next_ip = insn.next_ip;
-        let may_go_on = match self.cpu.execute_prepared(insn) {
+        self.cpu.set_recorded_left(left);
+        let result = self.cpu.execute_prepared(insn);
+        self.cpu.set_recorded_left(0);
+        let may_go_on = match result {
             Err(exception) => {
+                self.tell_cut(left);
                 self.exception = Some(exception);
                 self.slots.current_context().exit_kind = Exit::Exception as u32;
                 return false;
@@ -302,6 +307,7 @@ impl Inner {
         let is_resegmented = loads_segment && !self.cpu.mode.is_64();
         if !may_go_on || !is_next || is_resegmented || self.must_stop() {
             self.mode = None;
+            self.tell_cut(left - 1);
             return false;
         }
         self.reload_context(rest.wrapping_sub(left));

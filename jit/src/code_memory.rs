@@ -186,6 +186,63 @@ impl Drop for Stacks {
     }
 }
 
+/// Words that translated code notes of its execution at a time.
+const NOTED_WORDS: usize = 32 << 10;
+const NOTED_BYTES: usize = NOTED_WORDS * size_of::<u32>();
+const _: () = assert!(NOTED_BYTES.is_multiple_of(PAGE));
+
+/// What translated code notes of its execution, for a trace. Behind the last word is a guard page.
+pub(crate) struct Notes {
+    base: NonNull<u8>,
+}
+
+// SAFETY: as for CodeMemory.
+unsafe impl Send for Notes {}
+
+impl Notes {
+    pub(crate) fn new() -> Result<Self, JitError> {
+        let error = map_error("what a trace is told by");
+        // SAFETY: 1. a null hint replaces no mapping; 2. the guard lies inside the new mapping.
+        let base = unsafe {
+            let base = mmap_anonymous(
+                std::ptr::null_mut(),
+                NOTED_BYTES + PAGE,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
+            .map_err(&error)?;
+            mprotect(base.byte_add(NOTED_BYTES), PAGE, MprotectFlags::empty()).map_err(&error)?;
+            base
+        };
+        let base = NonNull::new(base.cast()).ok_or_else(|| error(rustix::io::Errno::NOMEM))?;
+        Ok(Self { base })
+    }
+
+    /// Where the first word goes.
+    pub(crate) fn start(&self) -> u64 {
+        self.base.as_ptr() as u64
+    }
+
+    /// True if a store at `address` found the notes full.
+    pub(crate) fn is_end(&self, address: usize) -> bool {
+        address.wrapping_sub(self.base.as_ptr() as usize + NOTED_BYTES) < PAGE
+    }
+
+    /// The words up to address `end`. Translated code must not run meanwhile.
+    pub(crate) fn words(&self, end: u64) -> &[u32] {
+        let count = (end.wrapping_sub(self.start()) / 4).min(NOTED_WORDS as u64);
+        // SAFETY: 1. the mapping is aligned and has that many initialised words; 2. nothing but
+        // translated code of the owning vCPU writes to it, and that does not run.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), count as usize) }
+    }
+}
+
+impl Drop for Notes {
+    fn drop(&mut self) {
+        unmap(self.base, NOTED_BYTES + PAGE);
+    }
+}
+
 /// The contexts of one vCPU, in memory that the host gives when it is touched.
 pub(crate) struct Contexts {
     base: NonNull<Context>,

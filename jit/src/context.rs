@@ -192,6 +192,8 @@ pub(crate) struct Context {
     pub(crate) system_entry: u64,
     /// Instructions left of the budget, where they are counted.
     pub(crate) budget: u64,
+    /// Where the next word goes that tells a trace what is executed.
+    pub(crate) notes: u64,
     /// Room for values that two scratch registers cannot hold.
     pub(crate) spare: [u64; 4],
     /// For each group of accesses, what to add to a linear address for its host address.

@@ -127,6 +127,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) is_counting: bool,
     /// Accesses are counted.
     pub(crate) counts_accesses: bool,
+    /// The block's number in a trace that is told of it.
+    pub(crate) recorded: Option<u32>,
     /// Which links count how often they are taken.
     pub(crate) counted_links: CountedLinks,
     /// Host address of the mailbox and of the first link's number.
@@ -354,6 +356,7 @@ impl<'a> Emitter<'a> {
 
     fn emit_steps(&mut self) {
         self.count_block();
+        self.note_block();
         let steps = self.steps;
         for (index, step) in steps.iter().enumerate() {
             self.current = index as u16;
@@ -514,7 +517,8 @@ impl<'a> Emitter<'a> {
     /// it, so whatever the link needs must be out of line.
     pub(crate) fn link_at(&mut self, patch: Patch, target: u64, is_side: bool) {
         let is_same_page = self.is_same_page(target);
-        let needs_code = is_side && (!is_same_page || self.around.is_counting);
+        let needs_code =
+            is_side && (!is_same_page || self.around.is_counting || self.notes_exits());
         let entry = match (is_same_page, self.flags) {
             (false, _) => Entry::Guarded,
             (true, Flags::Spilled) => Entry::Spilled,

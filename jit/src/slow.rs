@@ -111,6 +111,7 @@ impl Emitter<'_> {
                 let mut is_live = path.flags != Flags::Spilled;
                 if path.back != 0 {
                     // A jump of its own, after what the link needs.
+                    self.note_cut(self.steps_left());
                     if must_spill {
                         self.spill_flags();
                     }
@@ -131,6 +132,14 @@ impl Emitter<'_> {
     /// Counts without touching a flag, goes on by `link`, and leaves by `hot` at zero.
     fn emit_counted_link(&mut self, path: &SlowPath, link: usize, hot: usize) {
         let is_live = path.flags != Flags::Spilled;
+        if self.notes_exits() {
+            self.note_cut(self.steps_left());
+            let patch = self.asm.jmp();
+            self.asm.patch_here(patch);
+            if let Some(link) = self.links.get_mut(hot) {
+                link.at = patch.0;
+            }
+        }
         let counter = self.counter(hot);
         self.asm.load32(S1, counter);
         self.asm.lea32(S1, Mem::at(S1).with_disp(-1));
@@ -174,6 +183,7 @@ impl Emitter<'_> {
             self.compute_flags(number);
             self.spill_flags();
         }
+        self.note_cut(self.steps_left() + 1);
         let patch = self.asm.jmp();
         let link = self.add_link(patch.0, self.rip_here(), Entry::Spilled, None);
         if let Some(link) = self.links.get_mut(link) {

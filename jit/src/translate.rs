@@ -7,6 +7,7 @@ use iced_x86::{Code, Decoder, DecoderError, Instruction};
 use crate::cache::{ModeKey, NewBlock};
 use crate::emit::{Emitted, Emitter, Entry, Link, Surroundings};
 use crate::grouping::Grouper;
+use crate::listing;
 use crate::plan::{self, Action, Step, Target};
 use crate::vcpu::Inner;
 
@@ -146,10 +147,19 @@ pub(crate) struct StepDecoder<'a> {
     target: Target<'a>,
     answers: &'a mut [Option<bool>],
     decoder: Decoder<'a>,
+    /// Where the block begins.
+    start: u64,
     is_checked: bool,
 }
 
 impl StepDecoder<'_> {
+    /// True if the block must end before `ip`, for what a trace is told begins or ends there.
+    fn is_told_otherwise(&self, ip: u64) -> bool {
+        self.cpu.is_recorded()
+            && (self.cpu.records_address(ip) != self.cpu.records_address(self.start)
+                || self.cpu.is_recording_trigger(ip))
+    }
+
     /// Goes on with the byte at `position`, whose address is `rip`.
     pub(crate) fn jump(&mut self, position: usize, rip: u64) -> bool {
         self.decoder.set_ip(rip);
@@ -161,7 +171,8 @@ impl StepDecoder<'_> {
         if !self.decoder.can_decode() {
             return Decoded::Cut;
         }
-        if self.cpu.has_breakpoint(self.decoder.ip()) {
+        let ip = self.decoder.ip();
+        if self.cpu.has_breakpoint(ip) || self.is_told_otherwise(ip) {
             return Decoded::Outside;
         }
         let at = self.decoder.position();
@@ -378,6 +389,7 @@ impl Inner {
             target,
             answers: gates.of_mode(mode.key),
             decoder: Decoder::with_ip(mode.code_bits, bytes, wish.rip, self.cpu.decoder_options()),
+            start: wish.rip,
             is_checked: self.options.cross_check,
         };
         (decoder, steps)
@@ -406,12 +418,17 @@ impl Inner {
             let Scratch { grouper, steps, .. } = &mut self.scratch;
             grouper.group_accesses(steps, self.cpu.mode.is_64());
         }
+        let Ok(recorded) = self.recorded_number() else {
+            self.clear_cache();
+            return None;
+        };
         let around = Surroundings {
             thunks: &self.cache.thunks,
             view: key.view,
             is_64: self.cpu.mode.is_64(),
             is_counting: self.options.counting,
             counts_accesses: self.options.count_accesses,
+            recorded,
             counted_links: self.counted_links(wish),
             first_link: self.cache.next_link(),
             first_handler: self.handlers.next(),
@@ -425,6 +442,8 @@ impl Inner {
             let insn = self.cpu.prepare_instruction(step.iced, bytes);
             self.handlers.add(insn, (steps.len() - usize::from(number)) as u64);
         }
+        listing::log_guest(rip, steps.iter().map(|step| &step.iced));
+        listing::log_host(rip, self.cache.code.base() + start, &emitted.bytes);
         let first_link = around.first_link;
         let added = self.cache.add(&NewBlock {
             rip,

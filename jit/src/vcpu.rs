@@ -18,7 +18,7 @@ use cpu::{Cpu, Environment, Handover};
 use memory::CodeWatcher;
 
 use crate::cache::{Cache, ModeKey, Place};
-use crate::code_memory::{CodeMemory, Contexts, Stacks};
+use crate::code_memory::{CodeMemory, Contexts, Notes, Stacks};
 use crate::context::{Context, VIEWS};
 use crate::cross_check::KeptPage;
 use crate::exit::Exit;
@@ -72,6 +72,8 @@ pub(crate) struct Inner {
     pub(crate) slow: SlowReasons,
     pub(crate) translation_ns: u64,
     pub(crate) scratch: Scratch,
+    /// What translated code notes for a trace; made when there is one.
+    pub(crate) notes: Option<Notes>,
 }
 
 /// A link to be made once its target is known.
@@ -135,6 +137,7 @@ impl JitCpu {
             slow: SlowReasons::default(),
             translation_ns: 0,
             scratch: Scratch::default(),
+            notes: None,
         };
         Ok(Self { inner: Box::new(inner) })
     }
@@ -242,6 +245,7 @@ impl Inner {
             barren = if is_barren { barren + 1 } else { 0 };
         };
         self.settle_x87();
+        self.cpu.pause_recording(exit != VmExit::Budget);
         self.cpu.stop_guest();
         exit
     }
@@ -250,7 +254,9 @@ impl Inner {
     /// be done.
     fn step(&mut self, budget: u64, arrival: Arrival) -> Arrival {
         self.serve();
-        if !self.cpu.is_unwatched() || !self.cpu.is_flat() {
+        let budget = self.follow_recording(budget);
+        let is_plain = self.cpu.is_unwatched() && self.cpu.is_flat();
+        if !is_plain || self.cpu.records_details() {
             self.interpret(budget);
             return Arrival::default();
         }
@@ -332,6 +338,7 @@ impl Inner {
         self.settle_x87();
         self.cache.clear();
         self.handlers.clear();
+        self.cpu.forget_recorded();
         self.slots.forget_code();
         self.mode = None;
     }
@@ -435,6 +442,7 @@ impl Inner {
         if self.options.trash_helpers {
             runtime::trash();
         }
+        self.tell_notes();
         let context = self.slots.current_context();
         let exit = Exit::of(context.exit_kind);
         self.slow.accesses += std::mem::take(&mut context.accesses);
@@ -498,12 +506,19 @@ impl Inner {
             Exit::Indirect => {
                 self.cpu.state.rip = target;
                 if self.take_back_wild_transfer(number) {
+                    self.tell_cut(1);
                     return self.interpret_counted();
                 }
                 Arrival { must_look: true, ..Arrival::default() }
             }
             Exit::Signal => {
                 self.arrive_by_signal();
+                if signal & SIGNAL_NOTES != 0 {
+                    return Arrival::default();
+                }
+                let from = self.slots.current_context().spare[2] as usize;
+                let left = self.place(from).map_or(0, |place| place.left);
+                self.tell_cut(left);
                 if signal & SIGNAL_SAFEPOINT != 0 {
                     self.remote.quiet();
                 } else {
@@ -540,6 +555,7 @@ impl Inner {
             return Arrival::default();
         }
         if owned.is_interpreted {
+            self.tell_cut(1);
             return self.interpret_counted();
         }
         let generation = self.cache.generation;
@@ -585,6 +601,7 @@ impl Inner {
     /// Makes the state that of the instruction at `place`, for a helper that will not return.
     pub(crate) fn stop_at(&mut self, place: Option<Place>, exit: Exit) -> u64 {
         if let Some(place) = place {
+            self.tell_cut(place.left);
             if self.options.counting {
                 let context = self.slots.current_context();
                 context.budget = context.budget.wrapping_add(place.left);
@@ -621,7 +638,11 @@ impl Inner {
         };
         let context = self.slots.current_context();
         context.rip = place.rip;
-        context.spare[1] = if is_safepoint { SIGNAL_SAFEPOINT } else { 0 };
+        context.spare[1] = match is_safepoint {
+            true => SIGNAL_SAFEPOINT,
+            false if self.notes.as_ref().is_some_and(|notes| notes.is_end(address)) => SIGNAL_NOTES,
+            false => 0,
+        };
         context.spare[2] = pc as u64;
         context.budget = context.budget.wrapping_add(place.left);
         let thunks = &self.cache.thunks;
@@ -633,6 +654,8 @@ impl Inner {
 
 /// The signal was a safe point's.
 const SIGNAL_SAFEPOINT: u64 = 1;
+/// The notes for a trace are full.
+const SIGNAL_NOTES: u64 = 2;
 
 /// Orders a store before loads behind it, for readers of the rules above.
 const _: Ordering = Ordering::SeqCst;

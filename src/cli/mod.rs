@@ -5,6 +5,7 @@
 mod bench;
 mod jit;
 mod run;
+mod trace;
 pub(crate) mod values;
 
 use std::ffi::OsString;
@@ -12,6 +13,7 @@ use std::ffi::OsString;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
+pub(crate) use self::trace::trace;
 use crate::config::Config;
 use crate::exit::{self, Dialect};
 use crate::logging::LogConfig;

@@ -11,6 +11,7 @@ use super::{Action, Launch, values};
 use crate::config::{
     Accel, Backend, BackendConfig, Boot, Config, DeviceConfig, Endpoint, EngineKind, Form,
     GdbConfig, ModuleFile, MonitorConfig, Scheduler, StdioMonitor, SwitchPlan, TimeBase,
+    TraceConfig,
 };
 use crate::exit::{self, Dialect};
 use crate::logging::{self, LogConfig};
@@ -117,6 +118,11 @@ pub(super) struct RunArguments {
     /// Wait for gdb or the monitor before the first instruction
     #[arg(long, help_heading = "Diagnostics")]
     paused: bool,
+    /// Record what is executed: FILE[,what=insn+int][,size=SIZE][,range=A-B][,cpu=N][,cpl=N]
+    /// [,cr3=X][,from=WHERE][,to=WHERE]
+    #[arg(long, value_name = "FILE[,KEY=VALUE]", help_heading = "Diagnostics")]
+    #[arg(value_parser = super::trace::trace)]
+    trace: Option<TraceConfig>,
     /// Print figures about the run at its end, on standard error
     #[arg(long, help_heading = "Diagnostics")]
     stats: bool,
@@ -154,8 +160,8 @@ impl RunArguments {
 
     fn log_config(&self) -> Result<LogConfig, String> {
         let filters =
-            self.log.iter().map(|item| logging::parse_filter(item)).collect::<Result<_, _>>();
-        let filters = filters.map_err(|error| format!("--log: {error}"))?;
+            self.log.iter().map(|item| logging::parse_item(item)).collect::<Result<Vec<_>, _>>();
+        let filters = filters.map_err(|error| format!("--log: {error}"))?.concat();
         Ok(LogConfig { filters, file: self.log_file.clone() })
     }
 
@@ -191,6 +197,7 @@ impl RunArguments {
             gdb: self.gdb.map(|endpoint| GdbConfig { endpoint }),
             monitor,
             is_paused: self.paused,
+            trace: self.trace,
             ..Config::default()
         })
     }

@@ -11,7 +11,7 @@ use machine::timers::Timers;
 
 use super::points::{Kind, Owner, Point, PointError, Points};
 use crate::config::EngineKind;
-use crate::vm::{Control, Engine, SharedCpu, Switcher, lock};
+use crate::vm::{Control, Engine, SharedCpu, Switcher, Tracer, lock};
 
 /// The machine was moved to the translator, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub(crate) struct Board {
     pub(crate) control: Arc<Control>,
     /// Who changes its engine.
     pub(crate) switcher: Switcher,
+    /// Who traces it.
+    pub(crate) tracer: Arc<Tracer>,
 }
 
 /// A machine. CPUs are to be touched by its owner, and only while all are stopped.

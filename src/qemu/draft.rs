@@ -10,6 +10,7 @@ use crate::config::{
     Backend, BackendConfig, Boot, Config, DeviceConfig, Endpoint, Form, GdbConfig, JitConfig,
     ModuleFile,
 };
+use crate::logging::LogConfig;
 
 /// How many serial ports the board has.
 const SERIAL_MAX: usize = 2;
@@ -46,6 +47,8 @@ pub(super) struct Draft {
     pub(super) gdb: Option<Endpoint>,
     pub(super) monitors: Vec<Plug>,
     pub(super) is_paused: bool,
+    /// What is logged, and where to.
+    pub(super) log: LogConfig,
     /// What the user should know of how an option was understood.
     pub(super) notes: Vec<String>,
 }
@@ -66,6 +69,7 @@ impl Default for Draft {
             gdb: None,
             monitors: Vec::new(),
             is_paused: false,
+            log: LogConfig::default(),
             notes: Vec::new(),
         }
     }

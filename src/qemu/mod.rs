@@ -19,7 +19,6 @@ use std::path::Path;
 
 use crate::cli::{Action, Launch, Refusal};
 use crate::exit::{self, Dialect};
-use crate::logging::LogConfig;
 use draft::Draft;
 use options::{OPTIONS, Takes};
 
@@ -57,13 +56,12 @@ pub(crate) fn is_called_by(program: &OsStr) -> bool {
 /// Understands QEMU's options.
 pub(crate) fn parse(arguments: &[OsString]) -> Result<Action, Refusal> {
     let mut draft = Draft::default();
-    match read(arguments, &mut draft).and_then(|()| draft.finish()) {
-        Ok((config, notes)) => Ok(Action::Run(Box::new(Launch {
-            config,
-            log: LogConfig::default(),
-            dialect: Dialect::Qemu,
-            notes,
-        }))),
+    let read = read(arguments, &mut draft);
+    let log = std::mem::take(&mut draft.log);
+    match read.and_then(|()| draft.finish()) {
+        Ok((config, notes)) => {
+            Ok(Action::Run(Box::new(Launch { config, log, dialect: Dialect::Qemu, notes })))
+        }
         Err(Stop::Print(text)) => Ok(Action::Print(text)),
         Err(Stop::Refused(message)) => Err(Refusal { message, status: exit::FAILED }),
     }

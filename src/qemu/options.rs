@@ -102,8 +102,36 @@ pub(super) const OPTIONS: &[QemuOption] = &[
         draft.is_paused = true;
         Ok(())
     })),
+    option(&["d"], "what to log", Value("ITEM[,...]", log_items)),
+    option(&["D"], "log to a file", Value("FILE", |draft, file| {
+        draft.log.file = Some(file.into());
+        Ok(())
+    })),
     option(&["name"], "a name for people", Value("[guest=]NAME[,...]", name)),
 ];
+
+/// Items that both have, by QEMU's names.
+fn log_items(draft: &mut Draft, text: &str) -> Result<(), Stop> {
+    const ITEMS: &[(&str, &str)] = &[
+        ("in_asm", "in_asm"),
+        ("out_asm", "out_asm"),
+        ("exec", "exec"),
+        ("int", "int"),
+        ("mmu", "mmu"),
+        ("guest_errors", "guest_error"),
+        // Blocks are never chained where each is logged.
+        ("nochain", "exec"),
+    ];
+    for item in text.split(',') {
+        let ours = ITEMS.iter().find(|(name, _)| *name == item).map(|(_, ours)| *ours);
+        let ours = ours.ok_or_else(|| {
+            let names = ITEMS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+            format!("{item}: not supported yet; take some of {names}")
+        })?;
+        draft.log.filters.extend(crate::logging::parse_item(ours)?);
+    }
+    Ok(())
+}
 
 fn put<T>(slot: &mut Option<T>, value: T) -> Result<(), Stop> {
     *slot = Some(value);

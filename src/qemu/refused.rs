@@ -12,7 +12,7 @@ const REASONS: &[(&str, &[&str])] = &[
     ("there is no USB", &["usb", "usbdevice"]),
     ("there is no QMP", &["qmp", "qmp-pretty"]),
     ("there are no configuration files", &["readconfig", "preconfig"]),
-    ("logging is set by `volvelle run --log`", &["d", "D", "dfilter", "trace", "singlestep"]),
+    ("logging is set by -d and `volvelle run --log`", &["dfilter", "trace", "singlestep"]),
     ("counted time is set by `volvelle run --clock icount`", &["icount"]),
     ("memory is never locked", &["overcommit"]),
     ("machines cannot be saved", &["incoming", "loadvm", "only-migratable"]),

@@ -196,6 +196,9 @@ fn kvm_serves(config: &Config) -> Result<(), String> {
     if config.jit != JitConfig::default() {
         return Err("there are options for the translator".into());
     }
+    if config.trace.is_some() {
+        return Err("it tells nobody what it executes, for --trace".into());
+    }
     match doctor::Kvm::probe() {
         doctor::Kvm::Works => Ok(()),
         lack => Err(format!("/dev/kvm {lack}")),

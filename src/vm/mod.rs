@@ -20,6 +20,7 @@ mod statistics;
 mod switching;
 mod threads;
 mod timer_thread;
+mod tracing;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -57,6 +58,7 @@ pub(crate) use control::{Control, Quit, Request};
 pub(crate) use engine::Engine;
 pub(crate) use switching::Switcher;
 pub(crate) use threads::{SharedCpu, lock};
+pub(crate) use tracing::Tracer;
 
 /// Ticks of the guest's TSC a second, where the engine makes it: a tick is a nanosecond of guest
 /// time.
@@ -114,10 +116,7 @@ impl Vm {
         let engines = Engines::new(config)?;
         let mailboxes = Mailboxes::new(config.cpus);
         let control = Control::new(Arc::clone(&mailboxes));
-        let clock = Arc::new(match config.time {
-            TimeBase::Host => Clock::host(cpu::native::ticks::host_ticks()),
-            TimeBase::Counted { .. } => Clock::counted(COUNTED_EPOCH_UNIX_NS),
-        });
+        let clock = Arc::new(clock(config.time));
         let timers = Timers::new(Arc::clone(&clock));
         let tsc_hz = engines.tsc_hz().unwrap_or(TSC_HZ);
         let policy = Arc::new(cpu_policy(config, &engines, tsc_hz)?);
@@ -152,6 +151,7 @@ impl Vm {
             timers: Arc::clone(&timers),
             control: Arc::clone(&control),
             switcher: Switcher::new(&control, engines.kinds()),
+            tracer: Tracer::new(config, &engines, cpus.clone()),
         };
         let machine = Arc::new(Machine::new(cpus.clone(), board));
         let (desk, monitors) = open_desk(config, inbox, &backends, &machine)?;
@@ -173,7 +173,14 @@ impl Vm {
             _monitors: monitors,
         };
         vm.load()?;
+        vm.start_trace()?;
         Ok(vm)
+    }
+
+    /// Begins the trace that the configuration asks for.
+    fn start_trace(&self) -> Result<()> {
+        let Some(wanted) = &self.config.trace else { return Ok(()) };
+        self.machine.board().tracer.start(wanted).context("--trace")
     }
 
     /// Loads the guest into a machine whose chips and CPUs are as after reset.
@@ -215,7 +222,9 @@ impl Vm {
         let outcome = match self.config.scheduler {
             Scheduler::Parallel => self.run_parallel(),
             Scheduler::Serial => self.run_serial(),
-        }?;
+        };
+        self.machine.board().tracer.stop();
+        let outcome = outcome?;
         desk::lock(&self.desk).finish(exit::status(outcome, Dialect::Native));
         self.backends.flush();
         if self.config.stats {
@@ -488,6 +497,13 @@ fn pause(config: &Config, backends: &Backends, machine: &Machine) -> Result<()> 
     machine.set_halted(true);
     machine.board().control.request_debugger();
     Ok(())
+}
+
+fn clock(time: TimeBase) -> Clock {
+    match time {
+        TimeBase::Host => Clock::host(cpu::native::ticks::host_ticks()),
+        TimeBase::Counted { .. } => Clock::counted(COUNTED_EPOCH_UNIX_NS),
+    }
 }
 
 fn cpu_policy(config: &Config, engines: &Engines, tsc_hz: u64) -> Result<CpuidPolicy> {

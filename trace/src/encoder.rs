@@ -186,7 +186,10 @@ impl Encoder {
     #[inline]
     fn finish(&mut self, left: u32) {
         let Some(pending) = self.pending else { return };
-        let Some(known) = self.known.get(pending.raw as usize) else { return };
+        let Some(known) = self.known.get(pending.raw as usize) else {
+            self.pending = None;
+            return;
+        };
         let (id, length) = (known.id, known.length);
         if pending.first == 0 && left == 0 && id != UNDEFINED {
             self.pending = None;

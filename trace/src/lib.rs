@@ -76,6 +76,8 @@ mod header;
 mod prediction;
 mod reader;
 mod recorder;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod varint;
 mod writer;
 

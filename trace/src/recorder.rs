@@ -89,6 +89,9 @@ impl Recorder {
         number
     }
 
+    /// The number of a block that is executed and not recorded.
+    pub const NO_BLOCK: u32 = CUT - 1;
+
     /// The word that says that the newest block was left before its last `left` instructions.
     pub const fn cut_word(left: u32) -> u32 {
         CUT | left

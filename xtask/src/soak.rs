@@ -36,7 +36,8 @@ const DIFFERENTIAL: [&str; 6] = [
     "programs_of_users_without_paging",
 ];
 /// The targets of `fuzz/`.
-const TARGETS: [&str; 6] = ["guest_code", "jit_code", "chips", "loaders", "restore", "gdb_packets"];
+const TARGETS: [&str; 7] =
+    ["guest_code", "jit_code", "chips", "loaders", "restore", "gdb_packets", "trace_file"];
 
 #[derive(Args)]
 pub struct Options {

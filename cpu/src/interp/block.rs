@@ -18,6 +18,7 @@ use crate::exception::{Exception, Exec};
 use crate::interp::dispatch::undefined;
 use crate::interp::insn::{Handler, Insn};
 use crate::mmu::access::Place;
+use crate::recording::NO_BLOCK;
 use crate::state::seg;
 
 /// Slots of the cache.
@@ -40,9 +41,11 @@ pub(crate) struct Block {
     /// RIP of the last byte.
     last_ip: u64,
     /// The encoded bytes.
-    bytes: Box<[u8]>,
+    pub(crate) bytes: Box<[u8]>,
     /// The instructions.
     pub(crate) insns: Box<[Insn]>,
+    /// Its number in a trace, or [`NO_BLOCK`].
+    pub(crate) recorded: u32,
 }
 
 /// The cache of one CPU.
@@ -249,6 +252,7 @@ impl Cpu {
             last_ip: end.wrapping_sub(1),
             bytes: bytes.get(..length).unwrap_or(bytes).into(),
             insns: insns.into(),
+            recorded: NO_BLOCK,
         })
     }
 

@@ -115,6 +115,7 @@ impl Cpu {
             8 if value > 0xf => Err(Exception::GP0),
             8 => {
                 self.env.lapic.set_cr8(value as u8);
+                self.record_control(8, value);
                 Ok(())
             }
             _ => Err(Exception::UD),
@@ -142,6 +143,7 @@ impl Cpu {
         }
         // Nothing faults from here on.
         self.state.cr0 = new;
+        self.record_control(0, new);
         if new & cr0::PE == 0 {
             self.state.cpl = 0;
         }
@@ -192,6 +194,7 @@ impl Cpu {
             self.load_pdptes(new)?;
         }
         self.state.cr3 = new;
+        self.record_control(3, new);
         if has_pcids && value & CR3_KEEP != 0 {
             self.keep_pcid();
         } else {
@@ -221,6 +224,7 @@ impl Cpu {
         }
         // Nothing faults from here on.
         self.state.cr4 = value;
+        self.record_control(4, value);
         if changed & CR4_FLUSHES != 0 {
             self.flush_translations();
         }

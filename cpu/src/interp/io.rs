@@ -10,6 +10,7 @@ use crate::exception::{Exception, Exec};
 use crate::flags::Word;
 use crate::interp::dispatch::Table;
 use crate::interp::insn::Insn;
+use crate::mmu::Access;
 use crate::state::gpr::{RAX, RDX};
 use crate::state::{attr, rflags};
 
@@ -46,6 +47,7 @@ impl Cpu {
     pub(crate) fn port_read<T: Word>(&mut self, port: u16) -> T {
         self.check_io_breakpoints(port, T::BYTES);
         let value = u64::from(self.env.ports.read(port, width::<T>()));
+        self.record_port(Access::Read, port, value, T::BYTES);
         self.catch_port::<T>(port, value, false);
         T::from_u64(value)
     }
@@ -53,6 +55,7 @@ impl Cpu {
     /// Writes a port, permission checked.
     pub(crate) fn port_write<T: Word>(&mut self, port: u16, value: T) {
         self.check_io_breakpoints(port, T::BYTES);
+        self.record_port(Access::Write, port, value.to_u64(), T::BYTES);
         self.env.ports.write(port, width::<T>(), value.to_u64() as u32);
         self.catch_port::<T>(port, value.to_u64(), true);
     }

@@ -7,12 +7,14 @@ use crate::debugger::Caught;
 use crate::exception::{Exception, Exec};
 use crate::interp::dispatch::Table;
 use crate::interp::insn::Insn;
+use crate::mmu::Access;
 use crate::state::cr4;
 use crate::state::gpr::{RAX, RCX, RDX};
 
 fn rdmsr(cpu: &mut Cpu, _: &Insn) -> Exec {
     let number = cpu.state.gpr[RCX] as u32;
     let value = cpu.read_msr(number)?;
+    cpu.record_msr(Access::Read, number, value);
     cpu.set_edx_eax(value);
     cpu.catch(|| Caught::Msr { number, value, is_write: false });
     Ok(())
@@ -22,6 +24,7 @@ fn wrmsr(cpu: &mut Cpu, _: &Insn) -> Exec {
     let (number, value) = (cpu.state.gpr[RCX] as u32, cpu.edx_eax());
     cpu.write_msr(number, value)?;
     cpu.catch(|| Caught::Msr { number, value, is_write: true });
+    cpu.record_msr(Access::Write, number, value);
     Ok(())
 }
 

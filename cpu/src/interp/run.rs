@@ -31,6 +31,7 @@ impl Vcpu for Cpu {
             self.run_block(end - before);
             barren = if self.retired == before { barren + 1 } else { 0 };
         };
+        self.pause_recording(exit != VmExit::Budget);
         self.leave_guest();
         exit
     }
@@ -223,6 +224,9 @@ impl Cpu {
     /// Executes at most `count` instructions of the block at RIP.
     #[inline]
     fn execute(&mut self, count: u64) {
+        if self.is_recorded() {
+            return self.execute_recorded(count);
+        }
         let taken = match self.take_block() {
             Ok(taken) => taken,
             Err(exception) => return self.deliver_exception(exception),
@@ -246,6 +250,50 @@ impl Cpu {
                     break;
                 }
             }
+        }
+        self.blocks.put(taken);
+        if let Some(exception) = fault {
+            self.deliver_exception(exception);
+        }
+    }
+
+    /// The same, with a trace that is told.
+    #[cold]
+    fn execute_recorded(&mut self, count: u64) {
+        self.settle_recording();
+        let count = self.unrecorded_count(count);
+        let mut taken = match self.take_block() {
+            Ok(taken) => taken,
+            Err(exception) => return self.deliver_exception(exception),
+        };
+        self.begin_block();
+        self.trace_digest = fold(self.trace_digest, self.state.rip);
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let (is_told, count) = self.record_block(&mut taken.block, count);
+        let mut left = taken.block.insns.len() as u64;
+        let mut fault = None;
+        for insn in taken.block.insns.iter().take(count) {
+            self.set_recorded_left(if is_told { left } else { 0 });
+            self.next_rip = insn.next_ip;
+            match (insn.handler)(self, insn) {
+                Ok(()) => {
+                    self.state.rip = self.next_rip;
+                    self.retired += 1;
+                    left -= 1;
+                    self.record_registers(if is_told { left as u32 } else { 0 });
+                    if self.break_block || self.device_written {
+                        break;
+                    }
+                }
+                Err(exception) => {
+                    fault = Some(exception);
+                    break;
+                }
+            }
+        }
+        self.set_recorded_left(0);
+        if is_told {
+            self.record_cut(left);
         }
         self.blocks.put(taken);
         if let Some(exception) = fault {

@@ -217,7 +217,7 @@ impl Cpu {
         if access == Access::Write && !is_writable {
             return Ok(Place::Space(physical));
         }
-        if self.is_watched_page(linear) {
+        if self.is_watched_page(linear) || self.records_memory() {
             return Ok(Place::Ram(page + physical.page_offset()));
         }
         self.mmu.insert(view, access, linear, page, translation.is_large);
@@ -285,17 +285,25 @@ impl Cpu {
     #[cold]
     fn read_slow<T: Word>(&mut self, linear: u64, view: View) -> Exec<T> {
         let (first, first_bytes, second) = self.places(linear, T::BYTES, Access::Read, view)?;
-        let Some(second) = second else { return Ok(self.read_place(first)) };
-        let mut bytes = [0; 8];
-        let (low, high) = bytes[..T::BYTES as usize % 9].split_at_mut(first_bytes as usize % 8);
-        self.read_place_bytes(first, low);
-        self.read_place_bytes(second, high);
-        Ok(T::from_u64(u64::from_le_bytes(bytes)))
+        let value = match second {
+            None => self.read_place(first),
+            Some(second) => {
+                let mut bytes = [0; 8];
+                let (low, high) =
+                    bytes[..T::BYTES as usize % 9].split_at_mut(first_bytes as usize % 8);
+                self.read_place_bytes(first, low);
+                self.read_place_bytes(second, high);
+                T::from_u64(u64::from_le_bytes(bytes))
+            }
+        };
+        self.record_word(Access::Read, linear, value);
+        Ok(value)
     }
 
     #[cold]
     fn write_slow<T: Word>(&mut self, linear: u64, value: T, view: View) -> Exec {
         let (first, first_bytes, second) = self.places(linear, T::BYTES, Access::Write, view)?;
+        self.record_word(Access::Write, linear, value);
         match second {
             None => self.write_place(first, value),
             Some(second) => self.write_pair(first, first_bytes, second, value),
@@ -320,9 +328,30 @@ impl Cpu {
         let view = self.mmu.view();
         let (first, first_bytes, second) = self.places(linear, T::BYTES, Access::Write, view)?;
         self.check_watchpoints(linear, T::BYTES, Access::Read);
-        let Some(second) = second else {
-            return Ok(self.modify_place(first, is_locked, &mut change));
+        let mut told = None;
+        let mut change = |old| {
+            let (new, result) = change(old);
+            told = Some((old, new));
+            (new, result)
         };
+        let result = match second {
+            None => self.modify_place(first, is_locked, &mut change),
+            Some(second) => self.modify_pair(first, first_bytes, second, &mut change),
+        };
+        if let Some((old, new)) = told {
+            self.record_word(Access::Read, linear, old);
+            self.record_word(Access::Write, linear, new);
+        }
+        Ok(result)
+    }
+
+    fn modify_pair<T: Word, R>(
+        &mut self,
+        first: Place,
+        first_bytes: u64,
+        second: Place,
+        change: &mut impl FnMut(T) -> (T, R),
+    ) -> R {
         let _guard = split_lock();
         let mut bytes = [0; 8];
         let (low, high) = bytes[..T::BYTES as usize % 9].split_at_mut(first_bytes as usize % 8);
@@ -330,7 +359,12 @@ impl Cpu {
         self.read_place_bytes(second, high);
         let (value, result) = change(T::from_u64(u64::from_le_bytes(bytes)));
         self.write_pair(first, first_bytes, second, value);
-        Ok(result)
+        result
+    }
+
+    fn record_word<T: Word>(&mut self, access: Access, linear: u64, value: T) {
+        let bytes = value.to_u64().to_le_bytes();
+        self.record_access(access, linear, bytes.get(..T::BYTES as usize).unwrap_or_default());
     }
 
     fn modify_place<T: Word, R>(
@@ -369,6 +403,7 @@ impl Cpu {
             Place::Space(at) => (at.0, self.env.space.read(at, width)),
             Place::Lapic(offset) => (self.mmu.lapic_page + offset, self.read_lapic(offset, width)),
         };
+        self.record_mmio(Access::Read, at, value, T::BYTES);
         self.catch_mmio::<T>(at, value, false);
         T::from_u64(value)
     }
@@ -408,12 +443,14 @@ impl Cpu {
         match place {
             Place::Ram(at) => self.break_block |= self.ram.store(at, value),
             Place::Space(at) => {
+                self.record_mmio(Access::Write, at.0, value.to_u64(), T::BYTES);
                 self.env.space.write(at, width, value.to_u64());
                 self.device_written = true;
                 self.catch_mmio::<T>(at.0, value.to_u64(), true);
             }
             Place::Lapic(offset) => {
                 let at = self.mmu.lapic_page + offset;
+                self.record_mmio(Access::Write, at, value.to_u64(), T::BYTES);
                 self.write_lapic(offset, width, value.to_u64());
                 self.device_written = true;
                 self.catch_mmio::<T>(at, value.to_u64(), true);
@@ -480,6 +517,7 @@ impl Cpu {
         if let Some(second) = second {
             self.read_place_bytes(second, high);
         }
+        self.record_access(Access::Read, linear, out);
         Ok(())
     }
 
@@ -487,6 +525,7 @@ impl Cpu {
     pub(crate) fn write_linear_bytes(&mut self, linear: u64, data: &[u8], view: View) -> Exec {
         let (first, first_bytes, second) =
             self.places(linear, data.len() as u64, Access::Write, view)?;
+        self.record_access(Access::Write, linear, data);
         let (low, high) = data.split_at(data.len().min(first_bytes as usize));
         self.write_place_bytes(first, low);
         if let Some(second) = second {
@@ -509,6 +548,11 @@ impl Cpu {
         if let Place::Ram(at) = place {
             let generation = self.ram.flags().generation(at >> 12);
             let result = self.ram.compare_exchange_16(at, old, new);
+            let found = result.unwrap_or_else(|found| found);
+            self.record_access(Access::Read, linear, &found.to_le_bytes());
+            if result.is_ok() {
+                self.record_access(Access::Write, linear, &new.to_le_bytes());
+            }
             self.break_block |= generation != self.ram.flags().generation(at >> 12);
             return Ok(result);
         }

@@ -3,6 +3,8 @@
 //! Sources: SDM Vol. 3A, "Interrupt and Exception Handling"; double faults: "Interrupt 8-Double
 //! Fault Exception (#DF)"; RF: "Instruction-Breakpoint Exception Condition".
 
+use trace::InterruptSource;
+
 use crate::Cpu;
 use crate::debug::{DR6_BD, DR7_GD};
 use crate::debugger::Caught;
@@ -108,6 +110,7 @@ impl Cpu {
         for _ in 0..MAX_NESTING {
             self.catch_exception(current, rip);
             log::trace!(target: "cpu::exception", "{current:x?} at {:#x}", self.state.rip);
+            self.record_exception(current);
             let event = self.exception_event(current);
             let Err(nested) = self.deliver(&event) else { return };
             match combine(current.vector, external(nested)) {
@@ -123,11 +126,13 @@ impl Cpu {
 
     /// Delivers a maskable interrupt.
     pub(crate) fn deliver_interrupt(&mut self, vector: u8) {
+        self.record_interrupt(vector, InterruptSource::External);
         self.deliver_external(vector);
     }
 
     /// Delivers an NMI. The caller has blocked further ones.
     pub(crate) fn deliver_nmi(&mut self) {
+        self.record_interrupt(Vector::Nmi as u8, InterruptSource::NonMaskable);
         self.deliver_external(Vector::Nmi as u8);
     }
 
@@ -163,6 +168,7 @@ impl Cpu {
             delivered.map_err(|fault| if event.is_software { fault } else { external(fault) })?;
         }
         self.catch_software(vector, kind, rip);
+        self.record_interrupt(vector, InterruptSource::Software);
         if kind == Software::Int1 && self.pending_dr6 != 0 {
             // What waited behind MOV SS is part of this #DB.
             self.record_debug_conditions();

@@ -320,6 +320,7 @@ impl Cpu {
             self.load_pdptes(cr3)?;
         }
         let old = std::mem::replace(&mut self.state.cr3, cr3);
+        self.record_control(3, cr3);
         self.flush_translations();
         self.catch(|| Caught::Cr3 { old, new: cr3 });
         Ok(())

@@ -46,6 +46,13 @@ pub(super) const COMMANDS: &[Command] = &[
         log,
     ),
     Command::paused("info jit", &[], "", "figures of the CPU's translator", jit_figures),
+    Command::paused(
+        "trace",
+        &[],
+        "[on FILE[,KEY=VALUE...]|off]",
+        "record what is executed, as --trace does",
+        trace,
+    ),
     Command::paused("info kvm", &[], "", "whether KVM is the engine", |call| reply(kvm(call))),
     Command::anytime("info version", &[], "", "the version", |_| reply(Version)),
 ];
@@ -102,9 +109,10 @@ fn log(call: &mut Call<'_>) -> Answer {
         "none" => Vec::new(),
         items => items
             .split(',')
-            .map(|item| logging::parse_filter(item.trim()))
-            .collect::<Result<_, _>>()
-            .map_err(|error| format!("log: {error}"))?,
+            .map(|item| logging::parse_item(item.trim()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| format!("log: {error}"))?
+            .concat(),
     };
     logging::change(filters).map_err(|error| format!("log: {error}"))?;
     reply("")
@@ -116,6 +124,22 @@ impl fmt::Display for Logged {
             return writeln!(out, "warnings");
         }
         self.0.iter().try_for_each(|filter| writeln!(out, "{filter}"))
+    }
+}
+
+fn trace(call: &mut Call<'_>) -> Answer {
+    let tracer = &call.machine.board().tracer;
+    let (word, wanted) = super::word(call.arguments);
+    match word {
+        "" => reply(if tracer.is_on() { "on\n" } else { "off\n" }),
+        "on" => {
+            let wanted = crate::cli::trace(wanted).map_err(|error| format!("trace: {error}"))?;
+            tracer.start(&wanted).map_err(|error| format!("trace: {error:#}"))?;
+            reply("on\n")
+        }
+        "off" if tracer.stop() => reply("off\n"),
+        "off" => Err("trace: there is none".into()),
+        _ => Err("trace: take on FILE or off".into()),
     }
 }
 

@@ -14,8 +14,8 @@ type Graph = BTreeMap<String, BTreeSet<String>>;
 
 /// What each of our crates may depend on. The command and the chores may know everything.
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("cpu", &["decoder", "memory"]),
-    ("jit", &["cpu", "decoder", "memory"]),
+    ("cpu", &["decoder", "memory", "trace"]),
+    ("jit", &["cpu", "decoder", "memory", "trace"]),
     ("kvm", &["cpu", "memory"]),
     ("machine", &["memory"]),
     ("decoder", &[]),
