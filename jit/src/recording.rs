@@ -1,9 +1,9 @@
 //! What translated code tells a trace.
 //!
 //! Each block begins by noting its number, and where it is left before its last instruction it
-//! notes how many are left, all by stores without a branch and without touching a flag: the notes end in
-//! a guard page. A store that meets it is a safe point at the head of its block. The word of an
-//! early exit always has room, since the block's own store reaches over the word behind it too.
+//! notes how many are left, all by stores without a branch and without touching a flag: the notes
+//! end in a guard page. A store that meets it is a safe point at the head of its block. The word of
+//! an early exit always has room, since the block's own store reaches over the word behind it too.
 //!
 //! Whatever leaves a block by way of Rust (faults, handlers, safe points) is noted here. The notes
 //! are told before anything else is, so all of it is in the order of execution.
