@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::names::SymbolFile;
+use crate::profile::ProfileConfig;
 use cpu::recording::Wishes;
 
 /// Which engine executes guest code.
@@ -315,6 +317,12 @@ pub(crate) struct Config {
     pub(crate) is_paused: bool,
     /// What is recorded, if something is.
     pub(crate) trace: Option<TraceConfig>,
+    /// Files with names of the guest's addresses.
+    pub(crate) symbols: Vec<SymbolFile>,
+    /// Where the names go that are known when the guest ends or resets.
+    pub(crate) save_symbols: Option<PathBuf>,
+    /// The profile that is to be made.
+    pub(crate) profile: Option<ProfileConfig>,
 }
 
 impl Default for Config {
@@ -343,6 +351,9 @@ impl Default for Config {
             monitor: MonitorConfig::default(),
             is_paused: false,
             trace: None,
+            symbols: Vec::new(),
+            save_symbols: None,
+            profile: None,
         }
     }
 }

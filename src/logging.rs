@@ -6,11 +6,14 @@
 
 use std::fmt;
 use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
 
 use anyhow::Context;
 use log::{LevelFilter, Log, Metadata, Record};
+
+use crate::names;
 
 /// What can be asked for: a target with all below it, and what it tells.
 #[rustfmt::skip]
@@ -185,7 +188,11 @@ impl Current {
     /// Logs by `filters` from here on.
     fn apply(&mut self, filters: Vec<Filter>) -> std::io::Result<LevelFilter> {
         let mut builder = env_logger::Builder::new();
-        builder.filter_level(DEFAULT_LEVEL).format_target(true);
+        builder.filter_level(DEFAULT_LEVEL).format(|out, record| {
+            let (time, level, target) = (out.timestamp(), record.level(), record.target());
+            let text = names::explained(&record.args().to_string());
+            writeln!(out, "[{time} {level:<5} {target}] {text}")
+        });
         for filter in &filters {
             builder.filter(filter.target.as_deref(), filter.level);
         }

@@ -14,8 +14,11 @@ mod exit;
 mod gdb;
 mod logging;
 mod monitor;
+mod names;
+mod profile;
 mod qemu;
 mod sockets;
+mod views;
 mod vm;
 
 use std::ffi::OsString;
@@ -55,6 +58,7 @@ fn act(action: Action) -> Result<u8> {
         Action::Bench(options) => {
             bench::run(&options, &mut |text| print(text).map(drop)).map(|()| 0)
         }
+        Action::Trace(options) => views::run(&options),
         Action::Print(text) => print(&text),
     }
 }

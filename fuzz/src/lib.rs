@@ -8,6 +8,7 @@
 
 pub mod gdb_packets;
 pub mod jit_code;
+pub mod symbol_sources;
 
 use std::fmt::Debug;
 

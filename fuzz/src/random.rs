@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use cpu::testing::fuzz::generate;
 use cpu::testing::random::Random;
-use volvelle_fuzz::{gdb_packets, jit_code};
+use volvelle_fuzz::{gdb_packets, jit_code, symbol_sources};
 
 /// An input that takes more processor time is a hang, or more time than even a host that is busy
 /// with other things gives so little of it.
@@ -35,11 +35,12 @@ struct Target {
     generate: fn(&mut Random) -> Vec<u8>,
 }
 
-const TARGETS: [Target; 7] = [
+const TARGETS: [Target; 8] = [
     Target { name: "guest_code", run: volvelle_fuzz::guest_code, generate: generate::guest },
     Target { name: "jit_code", run: volvelle_fuzz::jit_code, generate: jit_code::generate },
     Target { name: "chips", run: volvelle_fuzz::chips, generate: script },
     Target { name: "loaders", run: volvelle_fuzz::loaders, generate: image },
+    Target { name: "symbols", run: symbol_sources::run, generate: image },
     Target { name: "restore", run: volvelle_fuzz::restore, generate: script },
     Target {
         name: "gdb_packets",

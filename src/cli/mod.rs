@@ -7,6 +7,7 @@ mod jit;
 mod run;
 mod trace;
 pub(crate) mod values;
+mod views;
 
 use std::ffi::OsString;
 
@@ -27,6 +28,8 @@ pub(crate) enum Action {
     Doctor,
     /// Measure the engines.
     Bench(crate::bench::Options),
+    /// Show a trace.
+    Trace(Box<crate::views::Options>),
     /// Print this on standard output.
     Print(String),
 }
@@ -70,6 +73,8 @@ enum Command {
     Doctor,
     /// Measure the engines, and the host beside them
     Bench(bench::BenchArguments),
+    /// Show a trace: as text, as coverage, as a flame graph
+    Trace(Box<views::TraceArguments>),
     /// Take QEMU's command line (also when called qemu-system-x86_64)
     #[command(disable_help_flag = true)]
     Qemu {
@@ -102,6 +107,7 @@ fn act(command: Command) -> Result<Action, Refusal> {
         Command::Run(arguments) => arguments.into_action().map_err(usage),
         Command::Doctor => Ok(Action::Doctor),
         Command::Bench(arguments) => Ok(Action::Bench(arguments.into_options())),
+        Command::Trace(arguments) => Ok(Action::Trace(Box::new(arguments.into_options()))),
         Command::Qemu { arguments } => crate::qemu::parse(&arguments),
         Command::Debug(_) => Err(later("debug")),
     }
@@ -189,7 +195,7 @@ mod tests {
     fn every_refusal_is_one_line_that_names_what_is_wrong() {
         #[rustfmt::skip]
         let rows: &[(&[&str], &[&str])] = &[
-            (&[],                                     &["no command", "run, doctor, bench, qemu"]),
+            (&[],                                     &["no command", "bench, trace, qemu"]),
             (&["walk"],                               &["'walk'"]),
             (&["debug", "--gdb", ":1"],               &["'debug'", "later"]),
             (&["bench", "--seconds", "0"],            &["--seconds", "0", "3600"]),

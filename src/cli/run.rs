@@ -15,6 +15,8 @@ use crate::config::{
 };
 use crate::exit::{self, Dialect};
 use crate::logging::{self, LogConfig};
+use crate::names::SymbolFile;
+use crate::profile::ProfileConfig;
 
 /// Where test suites expect the port that ends the machine.
 const DEBUG_EXIT_PORT: &str = "0xf4";
@@ -123,6 +125,17 @@ pub(super) struct RunArguments {
     #[arg(long, value_name = "FILE[,KEY=VALUE]", help_heading = "Diagnostics")]
     #[arg(value_parser = super::trace::trace)]
     trace: Option<TraceConfig>,
+    /// Names for addresses: an ELF file or a System.map, at BASE; and more with each use
+    #[arg(long, value_name = "FILE[@BASE]", help_heading = "Diagnostics")]
+    #[arg(value_parser = OsStringValueParser::new().map(|text| values::symbols(&text)))]
+    symbols: Vec<SymbolFile>,
+    /// Write the names of addresses at the end, the kernel's own too, for `volvelle trace`
+    #[arg(long, value_name = "FILE", help_heading = "Diagnostics")]
+    save_symbols: Option<PathBuf>,
+    /// Sample the guest and draw a flame graph: FILE.svg[,hz=N][,cpl=0|3]
+    #[arg(long, value_name = "FILE[,hz=N][,cpl=N]", help_heading = "Diagnostics")]
+    #[arg(value_parser = values::profile)]
+    profile: Option<ProfileConfig>,
     /// Print figures about the run at its end, on standard error
     #[arg(long, help_heading = "Diagnostics")]
     stats: bool,
@@ -173,6 +186,7 @@ impl RunArguments {
         let translates = if has_jit { Accel::Jit } else { self.accel };
         let jit = self.jit.config(translates, self.cpus)?;
         let monitor = monitor(&self.monitor);
+        let profile = profile(self.profile, scheduler)?;
         let boot = boot(self.kernel, self.initrd, self.append, self.bios)?;
         Ok(Config {
             accel: self.accel,
@@ -198,6 +212,9 @@ impl RunArguments {
             monitor,
             is_paused: self.paused,
             trace: self.trace,
+            symbols: self.symbols,
+            save_symbols: self.save_symbols,
+            profile,
             ..Config::default()
         })
     }
@@ -278,6 +295,17 @@ fn monitor(places: &[Backend]) -> MonitorConfig {
         _ => StdioMonitor::Never,
     };
     MonitorConfig { stdio, sockets }
+}
+
+/// Samples are taken by the host's time, and so would end slices that are to be the same each time.
+fn profile(
+    profile: Option<ProfileConfig>,
+    scheduler: Scheduler,
+) -> Result<Option<ProfileConfig>, String> {
+    if profile.is_some() && scheduler == Scheduler::Serial {
+        return Err("--profile: it has no part in --sched serial and --clock icount".into());
+    }
+    Ok(profile)
 }
 
 fn boot(

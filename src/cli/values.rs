@@ -8,6 +8,9 @@ use std::time::Duration;
 use machine::layout::{MEMORY_MAX, MEMORY_MIN};
 
 use crate::config::{Accel, Backend, Endpoint, EngineKind, ModuleFile, TimeBase};
+use crate::names::SymbolFile;
+use crate::profile::ProfileConfig;
+use crate::views::Range;
 
 /// Guest RAM is made of pages.
 const PAGE_BYTES: u64 = 4096;
@@ -46,6 +49,58 @@ pub(crate) fn check_memory(bytes: u64) -> Result<u64, String> {
         _ if !bytes.is_multiple_of(PAGE_BYTES) => Err("memory comes in pages of 4 KiB".into()),
         _ => Ok(bytes),
     }
+}
+
+/// `--symbols FILE[@BASE]`. What stands behind the last `@` belongs to the name if it is no number.
+pub(super) fn symbols(text: &OsStr) -> SymbolFile {
+    let bytes = text.as_bytes();
+    let split = bytes.iter().rposition(|&byte| byte == b'@').and_then(|at| {
+        let (path, base) = (bytes.get(..at)?, bytes.get(at + 1..)?);
+        Some((path, number(std::str::from_utf8(base).ok()?)?))
+    });
+    match split {
+        Some((path, base)) => SymbolFile { path: OsStr::from_bytes(path).into(), base: Some(base) },
+        None => SymbolFile { path: text.into(), base: None },
+    }
+}
+
+/// `--range START-END`, or the name of a function.
+pub(super) fn code_range(text: &str) -> Result<Range, String> {
+    let Some((start, end)) = text.split_once('-') else {
+        return match number(text) {
+            Some(_) => Err("give both ends, as in 0x1000-0x1fff".into()),
+            None => Ok(Range::Symbol(text.into())),
+        };
+    };
+    match (number(start), number(end)) {
+        (Some(start), Some(end)) if start <= end => Ok(Range::Addresses(start..=end)),
+        _ => Err("give addresses in order, as in 0x1000-0x1fff, or a function".into()),
+    }
+}
+
+/// `--profile FILE[,hz=N][,cpl=0|3]`.
+pub(super) fn profile(text: &str) -> Result<ProfileConfig, String> {
+    const HZ_MAX: u32 = 10_000;
+    let (path, options) = text.split_once(',').unwrap_or((text, ""));
+    if path.is_empty() {
+        return Err("name the file of the picture, such as profile.svg".into());
+    }
+    let mut profile = ProfileConfig { path: path.into(), hz: 99, cpl: None };
+    if profile.path.extension().is_some_and(|extension| extension == "folded") {
+        return Err("name the picture; its stacks go to .folded beside it".into());
+    }
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option.split_once('=') {
+            Some(("hz", hz)) => {
+                let hz = hz.parse().ok().filter(|hz| (1..=HZ_MAX).contains(hz));
+                profile.hz = hz.ok_or_else(|| format!("{option}: give 1 to {HZ_MAX} a second"))?;
+            }
+            Some(("cpl", "0")) => profile.cpl = Some(0),
+            Some(("cpl", "3")) => profile.cpl = Some(3),
+            _ => return Err(format!("'{option}': take hz=N, cpl=0 or cpl=3")),
+        }
+    }
+    Ok(profile)
 }
 
 /// `--memory SIZE`.

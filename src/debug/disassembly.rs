@@ -1,38 +1,41 @@
 //! Instructions as text, in the mode that the CPU is in.
 
 use std::fmt;
+use std::sync::Arc;
 
 use cpu::Cpu;
 use cpu::state::seg;
-use iced_x86::{Decoder, Formatter, Instruction, NasmFormatter};
+use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter};
+use symbols::Symbols;
+
+use crate::names::Named;
 
 /// The longest instruction.
 const INSTRUCTION_BYTES: usize = 15;
 
 /// Instructions, one behind the other.
 pub(crate) struct Disassembly {
+    names: Arc<Symbols>,
     lines: Vec<Line>,
     /// Memory ends here, before as many as were wanted.
     end: Option<u64>,
 }
 
-struct Line {
+/// An instruction as text.
+pub(crate) struct Line {
     linear: u64,
     bytes: Vec<u8>,
-    text: String,
+    /// What it is.
+    pub(crate) text: String,
+    /// The linear address that it is about, if it has one.
+    pub(crate) about: Option<u64>,
 }
 
 impl Disassembly {
     /// `count` instructions from linear address `linear` on, as the CPU would execute them now.
-    pub(crate) fn of(cpu: &Cpu, mut linear: u64, count: usize) -> Self {
-        let mut formatter = NasmFormatter::new();
-        let options = formatter.options_mut();
-        options.set_hex_prefix("0x");
-        options.set_hex_suffix("");
-        options.set_branch_leading_zeros(false);
-        options.set_uppercase_hex(false);
-        options.set_space_after_operand_separator(true);
-        let mut this = Self { lines: Vec::new(), end: None };
+    pub(crate) fn of(cpu: &Cpu, names: Arc<Symbols>, mut linear: u64, count: usize) -> Self {
+        let mut instructions = Instructions::default();
+        let mut this = Self { names, lines: Vec::new(), end: None };
         let base = if cpu.mode.is_64() { 0 } else { cpu.state.segments[seg::CS].base };
         for _ in 0..count {
             let mut bytes = [0; INSTRUCTION_BYTES];
@@ -42,11 +45,10 @@ impl Disassembly {
                 this.end = Some(linear);
                 break;
             }
-            let offset = linear.wrapping_sub(base);
+            let rip = linear.wrapping_sub(base);
             let options = cpu.decoder_options();
-            let mut decoder = Decoder::with_ip(cpu.mode.code_bits, bytes, offset, options);
-            let instruction = decoder.decode();
-            let line = line(&mut formatter, &instruction, linear, bytes);
+            let decoder = Decoder::with_ip(cpu.mode.code_bits, bytes, rip, options);
+            let line = instructions.decoded(decoder, bytes, linear);
             linear = linear.wrapping_add(line.bytes.len() as u64);
             this.lines.push(line);
         }
@@ -54,29 +56,66 @@ impl Disassembly {
     }
 }
 
-/// A byte that begins no instruction stands alone.
-fn line(
-    formatter: &mut NasmFormatter,
-    instruction: &Instruction,
-    linear: u64,
-    bytes: &[u8],
-) -> Line {
-    let mut text = String::new();
-    let length = if instruction.is_invalid() {
-        text.push_str("(bad)");
-        1
-    } else {
-        formatter.format(instruction, &mut text);
-        instruction.len()
-    };
-    Line { linear, bytes: bytes.get(..length).unwrap_or_default().to_vec(), text }
+/// The target of a branch, or the memory that is addressed relative to the instruction.
+fn about(instruction: &Instruction) -> Option<u64> {
+    let is_near = instruction.is_call_near() || instruction.is_jmp_short_or_near();
+    match is_near || instruction.is_jcc_short_or_near() {
+        true => Some(instruction.near_branch_target()),
+        false => {
+            instruction.is_ip_rel_memory_operand().then(|| instruction.ip_rel_memory_address())
+        }
+    }
+}
+
+/// Who writes instructions as text.
+pub(crate) struct Instructions(NasmFormatter);
+
+impl Default for Instructions {
+    fn default() -> Self {
+        let mut formatter = NasmFormatter::new();
+        let options = formatter.options_mut();
+        options.set_hex_prefix("0x");
+        options.set_hex_suffix("");
+        options.set_branch_leading_zeros(false);
+        options.set_uppercase_hex(false);
+        options.set_space_after_operand_separator(true);
+        Self(formatter)
+    }
+}
+
+impl Instructions {
+    /// The instruction in `bytes`, in code of `bits` bits, at offset `rip` of its segment.
+    pub(crate) fn line(&mut self, bits: u32, bytes: &[u8], rip: u64, linear: u64) -> Line {
+        let decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
+        self.decoded(decoder, bytes, linear)
+    }
+
+    /// A byte that begins no instruction stands alone.
+    fn decoded(&mut self, mut decoder: Decoder<'_>, bytes: &[u8], linear: u64) -> Line {
+        let instruction = decoder.decode();
+        let mut text = String::new();
+        let length = if instruction.is_invalid() {
+            text.push_str("(bad)");
+            1
+        } else {
+            self.0.format(&instruction, &mut text);
+            instruction.len()
+        };
+        let bytes = bytes.get(..length).unwrap_or_default().to_vec();
+        // Offsets of code are those of its segment.
+        let base = linear.wrapping_sub(instruction.ip());
+        let about = about(&instruction).map(|offset| offset.wrapping_add(base));
+        Line { linear, bytes, text, about }
+    }
 }
 
 impl fmt::Display for Disassembly {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Line { linear, bytes, text } in &self.lines {
+        let name = |address: u64| Named(self.names.at(address));
+        for Line { linear, bytes, text, about } in &self.lines {
             let bytes: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            writeln!(out, "{linear:#x}: {bytes:<20} {text}")?;
+            write!(out, "{linear:#x}{}: {bytes:<20} {text}", name(*linear))?;
+            writeln!(out, "{}", Named(about.and_then(|address| self.names.at(address))))?;
         }
         match self.end {
             Some(end) => writeln!(out, "{end:#x}: nothing is mapped there, or a device"),

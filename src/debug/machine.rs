@@ -11,6 +11,7 @@ use machine::timers::Timers;
 
 use super::points::{Kind, Owner, Point, PointError, Points};
 use crate::config::EngineKind;
+use crate::names::Names;
 use crate::vm::{Control, Engine, SharedCpu, Switcher, Tracer, lock};
 
 /// The machine was moved to the translator, and why.
@@ -35,6 +36,8 @@ pub(crate) struct Board {
     pub(crate) switcher: Switcher,
     /// Who traces it.
     pub(crate) tracer: Arc<Tracer>,
+    /// Names of the guest's addresses.
+    pub(crate) names: Arc<Names>,
 }
 
 /// A machine. CPUs are to be touched by its owner, and only while all are stopped.
@@ -66,6 +69,11 @@ impl Machine {
     /// What is around the CPUs.
     pub(crate) fn board(&self) -> &Board {
         &self.board
+    }
+
+    /// Names of the guest's addresses.
+    pub(crate) fn names(&self) -> &Arc<Names> {
+        &self.board.names
     }
 
     /// True while the machine stands until somebody lets it go on.

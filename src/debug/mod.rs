@@ -17,6 +17,7 @@ mod points;
 pub(crate) mod registers;
 mod stop;
 
+pub(crate) use disassembly::Instructions;
 pub(crate) use machine::{Board, Machine, Moved};
 pub(crate) use points::{Kind, Owner, Point, PointError};
 pub(crate) use stop::StopReport;

@@ -4,21 +4,22 @@ use cpu::Cpu;
 
 use super::registers;
 use crate::cli::values;
+use crate::names::Names;
 
 pub(super) use values::number;
 
 /// Items that one command shows at most.
 pub(super) const ITEMS_MAX: usize = 4096;
 
-/// An address: numbers and `$register`s with `+` and `-` between them.
-pub(super) fn address(text: &str, cpu: &mut Cpu) -> Result<u64, String> {
+/// An address: numbers, `$register`s and symbols with `+` and `-` between them.
+pub(super) fn address(text: &str, cpu: &mut Cpu, names: &Names) -> Result<u64, String> {
     let mut sum = 0u64;
     let mut rest = text.trim();
     let mut is_minus = false;
     loop {
         let end = rest.find(['+', '-']).unwrap_or(rest.len());
         let (term, behind) = rest.split_at(end);
-        let value = term_value(term.trim(), cpu)?;
+        let value = term_value(term.trim(), cpu, names)?;
         sum = if is_minus { sum.wrapping_sub(value) } else { sum.wrapping_add(value) };
         let Some(sign) = behind.chars().next() else { return Ok(sum) };
         is_minus = sign == '-';
@@ -26,10 +27,12 @@ pub(super) fn address(text: &str, cpu: &mut Cpu) -> Result<u64, String> {
     }
 }
 
-fn term_value(term: &str, cpu: &mut Cpu) -> Result<u64, String> {
+fn term_value(term: &str, cpu: &mut Cpu, names: &Names) -> Result<u64, String> {
     let Some(name) = term.strip_prefix('$') else {
-        return number(term)
-            .ok_or_else(|| format!("{term}: give a number, such as 0x7c00, or a $register"));
+        let symbol = || Some(names.settle(cpu).find(term)?.address);
+        return number(term).or_else(symbol).ok_or_else(|| {
+            format!("{term}: no such symbol; give a number, such as 0x7c00, a $register or a name")
+        });
     };
     let name = if name == "pc" { "rip" } else { name };
     let register = registers::by_name(name)

@@ -27,7 +27,10 @@ impl StopReport {
             cpu: index,
             reason,
             number,
-            next: Disassembly::of(cpu, cpu.linear_ip(), 1),
+            next: {
+                let names = machine.names().settle(cpu);
+                Disassembly::of(cpu, names, cpu.linear_ip(), 1)
+            },
         })
     }
 }

@@ -41,6 +41,8 @@ use crate::debug::inbox::Inbox;
 use crate::debug::{Board, Machine};
 use crate::exit::{self, Dialect};
 use crate::monitor::{self, Audience, Office, Screen};
+use crate::names::Names;
+use crate::profile::{Profile, Sampling};
 use adapters::{ChipLapic, MachinePlatform, Slice};
 use backends::Backends;
 use engine::Engines;
@@ -103,6 +105,7 @@ pub(crate) struct Vm {
     changes: Changes,
     /// The machine as debuggers see it.
     machine: Arc<Machine>,
+    profile: Option<Arc<Profile>>,
     /// Taken by the machine's owner alone.
     desk: Mutex<Desk>,
     _monitors: Vec<monitor::Socket>,
@@ -113,6 +116,9 @@ impl Vm {
     pub(crate) fn new(config: &Config) -> Result<Self> {
         memory::register_barriers();
         let files = GuestFiles::open(&config.boot)?;
+        let names = Names::open(&config.symbols)?;
+        names.serve_log();
+        let profile = profile(config, &names)?;
         let engines = Engines::new(config)?;
         let mailboxes = Mailboxes::new(config.cpus);
         let control = Control::new(Arc::clone(&mailboxes));
@@ -152,6 +158,7 @@ impl Vm {
             control: Arc::clone(&control),
             switcher: Switcher::new(&control, engines.kinds()),
             tracer: Tracer::new(config, &engines, cpus.clone()),
+            names: Arc::clone(&names),
         };
         let machine = Arc::new(Machine::new(cpus.clone(), board));
         let (desk, monitors) = open_desk(config, inbox, &backends, &machine)?;
@@ -171,6 +178,7 @@ impl Vm {
             machine,
             desk: Mutex::new(desk),
             _monitors: monitors,
+            profile,
         };
         vm.load()?;
         vm.start_trace()?;
@@ -227,6 +235,10 @@ impl Vm {
         let outcome = outcome?;
         desk::lock(&self.desk).finish(exit::status(outcome, Dialect::Native));
         self.backends.flush();
+        self.keep_names()?;
+        if let Some(profile) = &self.profile {
+            profile.finish()?;
+        }
         if self.config.stats {
             self.changes.print();
             statistics::print(&self.cpus, self.engines.has_counts(), started.elapsed());
@@ -238,8 +250,11 @@ impl Vm {
         let _timers = TimerThread::start(Arc::clone(&self.timers))
             .context("cannot start the timer thread")?;
         self.lend_apics()?;
-        let threads = threads::start(&self.cpus, &self.control, &self.mailboxes)
-            .context("cannot start a vCPU thread")?;
+        let threads =
+            threads::start(&self.cpus, &self.control, &self.mailboxes, self.profile.as_ref())
+                .context("cannot start a vCPU thread")?;
+        let sampling = self.profile.as_ref().map(|it| Sampling::start(it, self.mailboxes.all()));
+        let _sampling = sampling.transpose()?;
         let cpu_count = self.config.cpus;
         let outcome = loop {
             let request = self.control.wait_for_request(cpu_count);
@@ -419,9 +434,24 @@ impl Vm {
 
     fn reset(&self) -> Result<()> {
         log::info!("the guest resets");
+        self.keep_names()?;
         self.pc.reset();
         self.reset_cpus();
         self.load()
+    }
+
+    /// Names what the profile has and saves the names, while the kernel is there that they are of.
+    fn keep_names(&self) -> Result<()> {
+        let Some(mut cpu) = self.first_cpu() else { return Ok(()) };
+        if let Some(profile) = &self.profile {
+            profile.fold(cpu.cpu_mut());
+        }
+        if let Some(path) = &self.config.save_symbols {
+            let names = self.machine.names();
+            names.settle(cpu.cpu_mut());
+            names.save(path)?;
+        }
+        Ok(())
     }
 
     fn reset_cpus(&self) {
@@ -504,6 +534,12 @@ fn clock(time: TimeBase) -> Clock {
         TimeBase::Host => Clock::host(cpu::native::ticks::host_ticks()),
         TimeBase::Counted { .. } => Clock::counted(COUNTED_EPOCH_UNIX_NS),
     }
+}
+
+/// The profile that is to be made, if one is.
+fn profile(config: &Config, names: &Arc<Names>) -> Result<Option<Arc<Profile>>> {
+    let make = |profile| Profile::new(profile, config.cpus, Arc::clone(names));
+    config.profile.as_ref().map(make).transpose()
 }
 
 fn cpu_policy(config: &Config, engines: &Engines, tsc_hz: u64) -> Result<CpuidPolicy> {

@@ -10,6 +10,7 @@ use super::control::{Control, Quit, Request};
 use super::engine::Engine;
 use super::halt_poll::HaltPoll;
 use super::mailboxes::Mailboxes;
+use crate::profile::Profile;
 
 /// A CPU that its thread holds while it runs and the machine's owner while all are parked.
 pub(crate) type SharedCpu = Arc<Mutex<Engine>>;
@@ -24,6 +25,7 @@ pub(crate) fn start(
     cpus: &[SharedCpu],
     control: &Arc<Control>,
     mailboxes: &Arc<Mailboxes>,
+    profile: Option<&Arc<Profile>>,
 ) -> std::io::Result<Vec<JoinHandle<()>>> {
     (0u32..)
         .zip(cpus)
@@ -33,6 +35,7 @@ pub(crate) fn start(
                 cpu: Arc::clone(cpu),
                 control: Arc::clone(control),
                 mailboxes: Arc::clone(mailboxes),
+                profile: profile.cloned(),
             };
             std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || worker.serve())
         })
@@ -44,6 +47,7 @@ struct Worker {
     cpu: SharedCpu,
     control: Arc<Control>,
     mailboxes: Arc<Mailboxes>,
+    profile: Option<Arc<Profile>>,
 }
 
 /// Ends the machine if its thread unwinds: a machine with a dead CPU must not look alive.
@@ -68,12 +72,20 @@ impl Worker {
         }
     }
 
+    /// Runs the CPU until something needs its thread. A profile asks for that by an exit.
+    fn run(&self, engine: &mut Engine) -> VmExit {
+        let Some(profile) = &self.profile else { return engine.vcpu_mut().run(u64::MAX) };
+        profile.enter(self.index);
+        let exit = engine.vcpu_mut().run(u64::MAX);
+        profile.leave(self.index, engine, exit);
+        exit
+    }
+
     /// Runs the CPU until the machine stops.
     fn run_until_stopped(&self, poll: &mut HaltPoll) {
         let mut engine = lock(&self.cpu);
-        let cpu = engine.vcpu_mut();
         loop {
-            match cpu.run(u64::MAX) {
+            match self.run(&mut engine) {
                 VmExit::Requested => return,
                 VmExit::Budget => {}
                 VmExit::Debug => {

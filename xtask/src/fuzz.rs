@@ -38,6 +38,8 @@ enum Target {
     Loaders,
     /// Random saved states for every chip.
     Restore,
+    /// Random ELF files with DWARF, System.maps, and kernels with their tables damaged.
+    Symbols,
 }
 
 /// Runs a target for its time, or until it fails.

@@ -53,7 +53,7 @@ impl fmt::Display for Help {
             writeln!(out, "The guest runs on meanwhile.")?;
         }
         if self.0.iter().any(|command| command.arguments.contains("ADDRESS")) {
-            writeln!(out, "An ADDRESS is numbers and $registers: x/4i $cs_base+$rip-2")?;
+            writeln!(out, "An ADDRESS is numbers, $registers and symbols: x/4i $cs_base+$rip-2")?;
         }
         Ok(())
     }

@@ -10,20 +10,25 @@ use memory::GuestPhysical;
 use super::{Command, reply};
 use crate::debug::disassembly::Disassembly;
 use crate::debug::parse::{self, Layout, Style};
+use crate::names::Names;
 
 /// What stands behind x and xp.
 const LAYOUT: &str = "[/COUNT FORMAT SIZE] [ADDRESS]";
 
 pub(super) const COMMANDS: &[Command] = &[
     Command::paused("x", &[], LAYOUT, "memory at a linear address; x/i: from here on", |call| {
-        reply(call.on_cpu(|cpu| examine(cpu, call.format, call.arguments))??)
+        let names = call.machine.names();
+        reply(call.on_cpu(|cpu| examine(cpu, names, call.format, call.arguments))??)
     }),
     Command::paused(
         "xp",
         &[],
         "[/COUNT FORMAT SIZE] ADDRESS",
         "memory at a physical address",
-        |call| reply(call.on_cpu(|cpu| examine_physical(cpu, call.format, call.arguments))??),
+        |call| {
+            let names = call.machine.names();
+            reply(call.on_cpu(|cpu| examine_physical(cpu, names, call.format, call.arguments))??)
+        },
     ),
     Command::paused(
         "translate",
@@ -46,7 +51,7 @@ pub(super) const COMMANDS: &[Command] = &[
         "the 16-bit checksum of physical memory",
         |call| {
             let (address, bytes) = super::word(call.arguments);
-            let start = call.on_cpu(|cpu| parse::address(address, cpu))??;
+            let start = call.on_cpu(|cpu| parse::address(address, cpu, call.machine.names()))??;
             reply(call.on_cpu(|cpu| sum(cpu, start, bytes))??)
         },
     ),
@@ -255,14 +260,20 @@ pub(crate) struct Dump {
     bytes: Vec<u8>,
 }
 
-fn examine(cpu: &mut Cpu, format: &str, address: &str) -> Result<Box<dyn fmt::Display>, String> {
+fn examine(
+    cpu: &mut Cpu,
+    names: &Names,
+    format: &str,
+    address: &str,
+) -> Result<Box<dyn fmt::Display>, String> {
     let layout = parse::layout(format)?;
     let linear = match address {
         "" => cpu.linear_ip(),
-        address => parse::address(address, cpu)?,
+        address => parse::address(address, cpu, names)?,
     };
     if layout.style == Style::Instruction {
-        return Ok(Box::new(Disassembly::of(cpu, linear, layout.count)));
+        let symbols = names.settle(cpu);
+        return Ok(Box::new(Disassembly::of(cpu, symbols, linear, layout.count)));
     }
     let mut bytes = vec![0; layout.count * layout.size];
     let count = cpu.inspect_bytes(linear, &mut bytes);
@@ -270,12 +281,17 @@ fn examine(cpu: &mut Cpu, format: &str, address: &str) -> Result<Box<dyn fmt::Di
     Ok(Box::new(Dump { start: linear, layout, bytes }))
 }
 
-fn examine_physical(cpu: &mut Cpu, format: &str, address: &str) -> Result<Dump, String> {
+fn examine_physical(
+    cpu: &mut Cpu,
+    names: &Names,
+    format: &str,
+    address: &str,
+) -> Result<Dump, String> {
     let layout = parse::layout(format)?;
     if layout.style == Style::Instruction {
         return Err("xp/i: code is at linear addresses; take x/i".into());
     }
-    let start = parse::address(address, cpu)?;
+    let start = parse::address(address, cpu, names)?;
     let mut bytes = Vec::new();
     // Item by item: an item that is not there ends it.
     for index in 0..layout.count as u64 {

@@ -13,6 +13,7 @@ mod points;
 mod ports;
 mod registers;
 mod run;
+mod symbols;
 
 use std::fmt;
 
@@ -124,6 +125,7 @@ const FAMILIES: &[&[Command]] = &[
     points::COMMANDS,
     catch::COMMANDS,
     chips::COMMANDS,
+    symbols::COMMANDS,
 ];
 
 /// Commands of QEMU's that ask for what Volvelle has not.
@@ -168,7 +170,7 @@ impl Call<'_> {
 
     /// The address that is the command's only argument.
     fn address(&self) -> Result<u64, String> {
-        self.on_cpu(|cpu| parse::address(self.arguments, cpu))?
+        self.on_cpu(|cpu| parse::address(self.arguments, cpu, self.machine.names()))?
     }
 }
 

@@ -8,9 +8,12 @@ use std::sync::Arc;
 use cpu::Cpu;
 use cpu::debugger::{Breakpoint, CodeAddress, Condition, WatchKind, Watchpoint};
 
+use symbols::Symbols;
+
 use super::{Answer, Call, Command, reply};
 use crate::debug::condition::{self, When};
 use crate::debug::{Kind, Machine, Moved, Owner, Point, PointError, parse};
+use crate::names::Named;
 
 pub(super) const COMMANDS: &[Command] = &[
     Command::paused(
@@ -49,6 +52,7 @@ pub(crate) struct Numbered {
     point: Point,
     /// A breakpoint's, as it is shown.
     condition: String,
+    names: Arc<Symbols>,
 }
 
 impl fmt::Display for Numbered {
@@ -59,14 +63,16 @@ impl fmt::Display for Numbered {
         }
         match self.point {
             Point::Breakpoint(CodeAddress::Linear(at), _) => {
-                writeln!(out, "break {at:#x}{}", self.condition)
+                let name = Named(self.names.at(at));
+                writeln!(out, "break {at:#x}{name}{}", self.condition)
             }
             Point::Breakpoint(CodeAddress::Physical(at), _) => {
                 writeln!(out, "break {at:#x} phys{}", self.condition)
             }
             Point::Catchpoint(catchpoint) => writeln!(out, "catch {catchpoint}"),
             Point::Watchpoint(Watchpoint { start, length, kind }) => {
-                writeln!(out, "watch {start:#x}, {length} bytes, {kind:?}")
+                let name = Named(self.names.at(start));
+                writeln!(out, "watch {start:#x}{name}, {length} bytes, {kind:?}")
             }
         }
     }
@@ -119,9 +125,9 @@ impl<'a> Wish<'a> {
 
 fn set_break(call: &mut Call<'_>) -> Answer {
     let wish = Wish::read(call.arguments)?;
-    let address = call.on_cpu(|cpu| parse::address(&wish.address, cpu))??;
+    let address = call.on_cpu(|cpu| parse::address(&wish.address, cpu, call.machine.names()))??;
     let cr3 = match wish.cr3 {
-        Some(value) => Some(call.on_cpu(|cpu| parse::address(value, cpu))??),
+        Some(value) => Some(call.on_cpu(|cpu| parse::address(value, cpu, call.machine.names()))??),
         None => None,
     };
     let expression = wish.expression.map(condition::parse).transpose()?;
@@ -156,7 +162,7 @@ fn set_watch(call: &mut Call<'_>) -> Answer {
         other => return Err(format!("watch/{other}: take /r, /w or /a")),
     };
     let (address, length) = super::word(call.arguments);
-    let start = call.on_cpu(|cpu| parse::address(address, cpu))??;
+    let start = call.on_cpu(|cpu| parse::address(address, cpu, call.machine.names()))??;
     let length = match length {
         "" => WATCH_BYTES,
         length => parse::number(length).ok_or_else(|| format!("watch: {length} is no length"))?,
@@ -173,7 +179,8 @@ pub(super) fn set(machine: &Machine, point: Point) -> Answer {
 /// What is said of a point that was set, and of an engine that was changed for it.
 fn answer(machine: &Machine, moved: Option<Moved>, point: Point, condition: String) -> Answer {
     let moved = moved.map(|moved| format!("{moved}\n")).unwrap_or_default();
-    let numbered = Numbered { number: machine.number_of(point), point, condition };
+    let names = machine.names().current();
+    let numbered = Numbered { number: machine.number_of(point), point, condition, names };
     reply(format!("{moved}{numbered}"))
 }
 
@@ -205,10 +212,15 @@ fn delete(call: &mut Call<'_>) -> Answer {
 pub(crate) struct Points(Vec<Numbered>);
 
 /// Where the CPU stops.
-pub(crate) fn points(machine: &Machine, cpu: &Cpu) -> Points {
+pub(crate) fn points(machine: &Machine, cpu: &mut Cpu) -> Points {
+    let names = machine.names().settle(cpu);
     let debugger = cpu.debugger();
-    let numbered =
-        |point| Numbered { number: machine.number_of(point), point, condition: String::new() };
+    let numbered = |point| Numbered {
+        number: machine.number_of(point),
+        point,
+        condition: String::new(),
+        names: Arc::clone(&names),
+    };
     let breakpoints = debugger.breakpoints().iter().map(|(at, number, condition)| Numbered {
         condition: shown_condition(condition),
         ..numbered(Point::Breakpoint(at, Kind::of(number)))

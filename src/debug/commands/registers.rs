@@ -1,14 +1,18 @@
 //! Commands on the CPUs and their registers.
 
 use std::fmt;
+use std::sync::Arc;
 
 use cpu::Cpu;
 use cpu::mode::OperatingMode;
 use cpu::state::Activity;
 
+use symbols::Symbols;
+
 use super::{Answer, Call, Command, no_cpu, reply};
 use crate::debug::machine::Machine;
 use crate::debug::registers::{Group, REGISTERS, Register};
+use crate::names::Named;
 
 pub(super) const COMMANDS: &[Command] = &[
     Command::paused("cpu", &[], "[N]", "the CPU that commands are about", choose),
@@ -48,6 +52,7 @@ pub(crate) struct CpuSummary {
     rip: u64,
     linear: u64,
     cpl: u8,
+    names: Arc<Symbols>,
 }
 
 /// What CPU `index` does, if there is one.
@@ -59,12 +64,13 @@ pub(crate) fn cpu_summary(machine: &Machine, index: usize) -> Option<CpuSummary>
         rip: cpu.state.rip,
         linear: cpu.linear_ip(),
         cpl: cpu.state.cpl,
+        names: machine.names().settle(cpu),
     })
 }
 
 impl fmt::Display for CpuSummary {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { index, mode, activity, rip, linear, cpl } = self;
+        let Self { index, mode, activity, rip, linear, cpl, names } = self;
         let activity = match activity {
             Activity::Active => "active",
             Activity::Halted => "halted",
@@ -72,7 +78,10 @@ impl fmt::Display for CpuSummary {
             Activity::WaitForSipi => "waits for a start-up IPI",
         };
         write!(out, "CPU {index}: {activity}, {mode}, CPL {cpl}, RIP {rip:#x}")?;
-        if rip == linear { Ok(()) } else { write!(out, ", linear {linear:#x}") }
+        if rip != linear {
+            write!(out, ", linear {linear:#x}")?;
+        }
+        write!(out, "{}", Named(names.at(*linear)))
     }
 }
 

@@ -20,6 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("machine", &["memory"]),
     ("decoder", &[]),
     ("memory", &[]),
+    ("symbols", &[]),
     ("trace", &[]),
     ("firmware", &[]),
 ];

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Folders that hold sources of ours.
 const FOLDERS: &[&str] = &[
     "src", "cpu", "decoder", "firmware", "fuzz", "jit", "kvm", "machine", "memory", "tests",
-    "trace", "xtask",
+    "symbols", "trace", "xtask",
 ];
 
 /// A source file, with its path from the checkout's root.

@@ -1,0 +1,349 @@
+//! Who called whom: functions, interrupts and exceptions, followed through a trace.
+//!
+//! Each CPU has a stack of frames. A call pushes its target with the address to return to; a return
+//! pops to the frame that waits for that address, for not all code returns in order. What delivers
+//! an interrupt or an exception, and SYSCALL, push a *gate*, which IRET and SYSRET pop with all
+//! that is above it. A jump into another function replaces the topmost one (a tail call).
+//!
+//! A kernel changes stacks by loading RSP from memory; whose stack it goes on with is not in the
+//! trace, so all frames end there and new ones begin with what returns. The same is true where
+//! instructions were not recorded.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use iced_x86::{
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
+use symbols::Symbols;
+use trace::{Block, Event};
+
+use super::cache::Cache;
+use super::{Moment, events};
+
+/// Frames of a stack at most; a deeper one is begun anew.
+const FRAMES_MAX: usize = 4096;
+/// Different names at most.
+const NAMES_MAX: usize = 1 << 20;
+/// What code without a name is called where it was not called by its address.
+const UNNAMED: &str = "[unnamed]";
+
+/// The number of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Name(pub(super) u32);
+
+/// What takes the frames as they come and go.
+pub(super) trait Sink {
+    /// A frame is pushed.
+    fn enter(&mut self, at: &Moment, name: Name, text: &str) -> io::Result<()>;
+    /// The topmost frame is popped.
+    fn leave(&mut self, at: &Moment) -> io::Result<()>;
+    /// So many instructions were executed in the topmost frame.
+    fn spend(&mut self, at: &Moment, instructions: u64) -> io::Result<()>;
+}
+
+/// What comes between instructions, and so before the next one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Flow {
+    /// The next instruction, or a jump.
+    #[default]
+    Plain,
+    /// A call, that returns to an address.
+    Call(u64),
+    Return,
+    /// A frame that is a gate was pushed.
+    Gate,
+    GateReturn,
+    Syscall,
+    /// RSP was loaded.
+    OtherStack,
+}
+
+/// Instructions of a block, one behind the other, with what ends them.
+struct Step {
+    start: u64,
+    instructions: u64,
+    flow: Flow,
+    /// The function that they are in, if it has a name.
+    function: Option<Name>,
+}
+
+struct Frame {
+    name: Name,
+    /// Where it returns to; a gate has no such address.
+    return_to: Option<u64>,
+    is_gate: bool,
+}
+
+/// One CPU.
+#[derive(Default)]
+struct Stack {
+    frames: Vec<Frame>,
+    flow: Flow,
+}
+
+/// The frames of all CPUs.
+pub(super) struct Calls {
+    symbols: Arc<Symbols>,
+    names: Names,
+    steps: Cache<Vec<Step>>,
+    stacks: HashMap<u16, Stack>,
+}
+
+#[derive(Default)]
+struct Names {
+    texts: Vec<Arc<str>>,
+    numbers: HashMap<Arc<str>, Name>,
+}
+
+impl Names {
+    fn number(&mut self, text: &str) -> Name {
+        if let Some(name) = self.numbers.get(text) {
+            return *name;
+        }
+        if self.texts.len() >= NAMES_MAX {
+            // Far more than there are functions: what comes now is as good as nameless.
+            return Name(0);
+        }
+        let (name, text) = (Name(self.texts.len() as u32), Arc::<str>::from(text));
+        self.texts.push(Arc::clone(&text));
+        self.numbers.insert(text, name);
+        name
+    }
+
+    fn text(&self, name: Name) -> Arc<str> {
+        self.texts.get(name.0 as usize).map_or_else(|| UNNAMED.into(), Arc::clone)
+    }
+}
+
+impl Calls {
+    pub(super) fn new(symbols: Arc<Symbols>) -> Self {
+        let mut names = Names::default();
+        names.number(UNNAMED);
+        Self { symbols, names, steps: Cache::default(), stacks: HashMap::new() }
+    }
+
+    /// The text of a name.
+    pub(super) fn text(&self, name: Name) -> Arc<str> {
+        self.names.text(name)
+    }
+
+    /// A block was executed.
+    pub(super) fn block(
+        &mut self,
+        at: &Moment,
+        block: &Arc<Block>,
+        sink: &mut dyn Sink,
+    ) -> io::Result<()> {
+        let Self { symbols, names, steps, stacks } = self;
+        let steps = steps.get(block, |block| steps_of(block, symbols, names));
+        let stack = stacks.entry(at.cpu).or_default();
+        let mut count = at.count;
+        for step in steps.iter() {
+            let at = Moment { count, ..*at };
+            stack.arrive(step, names, &at, sink)?;
+            sink.spend(&at, step.instructions)?;
+            stack.flow = step.flow;
+            count += step.instructions;
+        }
+        Ok(())
+    }
+
+    /// Something else happened.
+    pub(super) fn event(
+        &mut self,
+        at: &Moment,
+        event: &Event,
+        sink: &mut dyn Sink,
+    ) -> io::Result<()> {
+        let text = match event {
+            Event::Interrupt { vector, source } => events::interrupt(*vector, *source),
+            Event::Exception { vector, .. } => events::exception(*vector).into(),
+            Event::Begin | Event::End | Event::Reset | Event::Skipped { .. } => {
+                let stack = self.stacks.entry(at.cpu).or_default();
+                stack.flow = Flow::Plain;
+                return stack.pop_to(0, at, sink);
+            }
+            _ => return Ok(()),
+        };
+        let name = self.names.number(&format!("[{text}]"));
+        let stack = self.stacks.entry(at.cpu).or_default();
+        stack.flow = Flow::Gate;
+        stack.push_gate(name, &self.names, at, sink)
+    }
+
+    /// The trace has ended: all frames end.
+    pub(super) fn finish(&mut self, at: &Moment, sink: &mut dyn Sink) -> io::Result<()> {
+        self.stacks
+            .iter_mut()
+            .try_for_each(|(&cpu, stack)| stack.pop_to(0, &Moment { cpu, ..*at }, sink))
+    }
+}
+
+impl Stack {
+    /// The next instructions are those of `step`.
+    fn arrive(
+        &mut self,
+        step: &Step,
+        names: &mut Names,
+        at: &Moment,
+        sink: &mut dyn Sink,
+    ) -> io::Result<()> {
+        match std::mem::take(&mut self.flow) {
+            Flow::Plain => {}
+            Flow::Call(return_to) => return self.push(step, Some(return_to), names, at, sink),
+            Flow::Gate => return self.push(step, None, names, at, sink),
+            Flow::Return => {
+                let waits = |frame: &Frame| frame.return_to == Some(step.start);
+                let depth = self.frames.iter().rposition(waits);
+                // Who returns to nowhere has replaced the address: that is a jump.
+                let depth = depth.unwrap_or(self.frames.len().saturating_sub(1));
+                self.pop_to(depth, at, sink)?;
+            }
+            Flow::GateReturn => {
+                // IRET is used as a barrier too, and then goes nowhere.
+                let is_barrier = step.function.is_some()
+                    && self.frames.last().map(|frame| frame.name) == step.function;
+                if !is_barrier {
+                    let gate = self.frames.iter().rposition(|frame| frame.is_gate);
+                    self.pop_to(gate.unwrap_or(0), at, sink)?;
+                }
+            }
+            Flow::Syscall => {
+                let name = names.number("[syscall]");
+                self.push_gate(name, names, at, sink)?;
+            }
+            Flow::OtherStack => {
+                let is_gate = self.frames.last().is_some_and(|frame| frame.is_gate);
+                if !is_gate {
+                    self.pop_to(0, at, sink)?;
+                }
+            }
+        }
+        self.settle(step, names, at, sink)
+    }
+
+    /// Has the function of `step` on top.
+    fn settle(
+        &mut self,
+        step: &Step,
+        names: &mut Names,
+        at: &Moment,
+        sink: &mut dyn Sink,
+    ) -> io::Result<()> {
+        let Some(top) = self.frames.last().filter(|frame| !frame.is_gate) else {
+            return self.push(step, None, names, at, sink);
+        };
+        let (Some(function), return_to) = (step.function, top.return_to) else { return Ok(()) };
+        if function == top.name {
+            return Ok(());
+        }
+        self.pop_to(self.frames.len() - 1, at, sink)?;
+        self.push(step, return_to, names, at, sink)
+    }
+
+    fn push(
+        &mut self,
+        step: &Step,
+        return_to: Option<u64>,
+        names: &mut Names,
+        at: &Moment,
+        sink: &mut dyn Sink,
+    ) -> io::Result<()> {
+        let was_called = return_to.is_some();
+        let name = step.function.unwrap_or_else(|| match was_called {
+            true => names.number(&format!("{:#x}", step.start)),
+            false => Name(0),
+        });
+        self.push_frame(Frame { name, return_to, is_gate: false }, names, at, sink)
+    }
+
+    fn push_gate(
+        &mut self,
+        name: Name,
+        names: &Names,
+        at: &Moment,
+        sink: &mut dyn Sink,
+    ) -> io::Result<()> {
+        self.push_frame(Frame { name, return_to: None, is_gate: true }, names, at, sink)
+    }
+
+    fn push_frame(
+        &mut self,
+        frame: Frame,
+        names: &Names,
+        at: &Moment,
+        sink: &mut dyn Sink,
+    ) -> io::Result<()> {
+        if self.frames.len() >= FRAMES_MAX {
+            self.pop_to(0, at, sink)?;
+        }
+        sink.enter(at, frame.name, &names.text(frame.name))?;
+        self.frames.push(frame);
+        Ok(())
+    }
+
+    fn pop_to(&mut self, depth: usize, at: &Moment, sink: &mut dyn Sink) -> io::Result<()> {
+        while self.frames.len() > depth {
+            self.frames.pop();
+            sink.leave(at)?;
+        }
+        Ok(())
+    }
+}
+
+fn steps_of(block: &Block, symbols: &Symbols, names: &mut Names) -> Vec<Step> {
+    let bits = block.mode().width.bits();
+    let mut steps: Vec<Step> = Vec::new();
+    let mut expected = None;
+    let mut is_open = false;
+    for insn in block.insns() {
+        let start = block.linear(insn.rip);
+        let mut decoder = Decoder::with_ip(bits, insn.bytes, insn.rip, DecoderOptions::NONE);
+        let instruction = decoder.decode();
+        let next = insn.rip.wrapping_add(insn.bytes.len() as u64);
+        if !is_open || expected != Some(insn.rip) {
+            let function = symbols.at(start).filter(|place| place.symbol.is_code());
+            let function = function.map(|place| {
+                // The compiler puts what it takes for rare elsewhere.
+                let name = place.symbol.name;
+                names.number(name.split_once(".cold").map_or(name, |(name, _)| name))
+            });
+            steps.push(Step { start, instructions: 0, flow: Flow::Plain, function });
+        }
+        expected = Some(next);
+        let Some(step) = steps.last_mut() else { continue };
+        step.instructions += 1;
+        step.flow = flow(&instruction, block.linear(next));
+        is_open = step.flow == Flow::Plain;
+    }
+    steps
+}
+
+/// What an instruction does to the stack of functions.
+fn flow(instruction: &Instruction, next: u64) -> Flow {
+    match instruction.mnemonic() {
+        Mnemonic::Syscall | Mnemonic::Sysenter => return Flow::Syscall,
+        Mnemonic::Sysret | Mnemonic::Sysretq | Mnemonic::Sysexit | Mnemonic::Sysexitq => {
+            return Flow::GateReturn;
+        }
+        Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => return Flow::GateReturn,
+        _ => {}
+    }
+    match instruction.flow_control() {
+        FlowControl::Call | FlowControl::IndirectCall => Flow::Call(next),
+        FlowControl::Return => Flow::Return,
+        _ if loads_stack(instruction) => Flow::OtherStack,
+        _ => Flow::Plain,
+    }
+}
+
+/// `mov rsp, [register+...]`: a kernel's change of stacks. By GS it is its own, when it is entered.
+fn loads_stack(instruction: &Instruction) -> bool {
+    instruction.code() == Code::Mov_r64_rm64
+        && instruction.op0_register() == Register::RSP
+        && instruction.op1_kind() == OpKind::Memory
+        && instruction.segment_prefix() == Register::None
+        && !matches!(instruction.memory_base(), Register::None | Register::RIP | Register::RSP)
+}
