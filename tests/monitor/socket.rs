@@ -210,8 +210,19 @@ fn send(stream: &mut std::os::unix::net::UnixStream, body: &str) {
     stream.write_all(format!("+${body}#{sum:02x}").as_bytes()).unwrap();
 }
 
-/// The next packet.
+/// The next packet that is no text.
 fn reply(stream: &mut std::os::unix::net::UnixStream) -> String {
+    // What the machine says on gdb's console comes before the stop that it is about.
+    let is_console = |text: &str| text.contains("$O") && !text.contains("$OK");
+    loop {
+        let text = packet(stream);
+        if !is_console(&text) {
+            return text;
+        }
+    }
+}
+
+fn packet(stream: &mut std::os::unix::net::UnixStream) -> String {
     let mut text = Vec::new();
     let mut byte = [0];
     while !text.contains(&b'$') || text.iter().rev().nth(2) != Some(&b'#') {

@@ -36,8 +36,16 @@ const DIFFERENTIAL: [&str; 6] = [
     "programs_of_users_without_paging",
 ];
 /// The targets of `fuzz/`.
-const TARGETS: [&str; 7] =
-    ["guest_code", "jit_code", "chips", "loaders", "restore", "gdb_packets", "trace_file"];
+const TARGETS: [&str; 8] = [
+    "guest_code",
+    "jit_code",
+    "chips",
+    "loaders",
+    "symbols",
+    "restore",
+    "gdb_packets",
+    "trace_file",
+];
 
 #[derive(Args)]
 pub struct Options {
@@ -258,6 +266,6 @@ mod tests {
         assert_eq!(text.matches("campaign(Mode::").count(), DIFFERENTIAL.len());
         let driver = workspace::root().join("fuzz/src/random.rs");
         let driver = std::fs::read_to_string(driver).unwrap();
-        assert_eq!(driver.matches("Target { name: ").count(), TARGETS.len());
+        assert_eq!(driver.matches(" name: \"").count(), TARGETS.len());
     }
 }
