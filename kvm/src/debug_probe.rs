@@ -28,7 +28,7 @@ pub struct DebugRegisters {
 const RAM_BYTES: u64 = 0x4000;
 const CODE: u64 = 0x1000;
 const DATA: u64 = 0x2000;
-/// Of real mode: NOP; MOV [2000h], AL; NOP; OUT 80h, AL; HLT.
+/// Of real mode: `NOP; MOV [2000h], AL; NOP; OUT 80h, AL; HLT`.
 const PROGRAM: [u8; 8] = [0x90, 0xa2, 0x00, 0x20, 0x90, 0xe6, 0x80, 0xf4];
 /// The MOV, and what is behind it.
 const STORE: u64 = CODE + 1;

@@ -120,8 +120,8 @@ pub(super) struct RunArguments {
     /// Wait for gdb or the monitor before the first instruction
     #[arg(long, help_heading = "Diagnostics")]
     paused: bool,
-    /// Record what is executed: FILE[,what=insn+int][,size=SIZE][,range=A-B][,cpu=N][,cpl=N]
-    /// [,cr3=X][,from=WHERE][,to=WHERE]
+    /// Record what is executed. Keys: what=insn+int+..., size=SIZE, range=A-B, cpu=N, cpl=N, cr3=X,
+    /// from=WHERE and to=WHERE
     #[arg(long, value_name = "FILE[,KEY=VALUE]", help_heading = "Diagnostics")]
     #[arg(value_parser = super::trace::trace)]
     trace: Option<TraceConfig>,
@@ -132,7 +132,7 @@ pub(super) struct RunArguments {
     /// Write the names of addresses at the end, the kernel's own too, for `volvelle trace`
     #[arg(long, value_name = "FILE", help_heading = "Diagnostics")]
     save_symbols: Option<PathBuf>,
-    /// Sample the guest and draw a flame graph: FILE.svg[,hz=N][,cpl=0|3]
+    /// Sample the guest and draw a flame graph; its stacks go beside it as .folded
     #[arg(long, value_name = "FILE[,hz=N][,cpl=N]", help_heading = "Diagnostics")]
     #[arg(value_parser = values::profile)]
     profile: Option<ProfileConfig>,
