@@ -3,7 +3,9 @@
 //! Each CPU has a stack of frames. A call pushes its target with the address to return to; a return
 //! pops to the frame that waits for that address, for not all code returns in order. What delivers
 //! an interrupt or an exception, and SYSCALL, push a *gate*, which IRET and SYSRET pop with all
-//! that is above it. A jump into another function replaces the topmost one (a tail call).
+//! that is above it. A jump into another function replaces the topmost one (a tail call), and so
+//! does a return to where nobody waits. A call into the middle of its own function is no call of a
+//! function: kernels fill the processor's return predictor by such.
 //!
 //! A kernel changes stacks by loading RSP from memory; whose stack it goes on with is not in the
 //! trace, so all frames end there and new ones begin with what returns. The same is true where
@@ -67,6 +69,8 @@ struct Step {
     flow: Flow,
     /// The function that they are in, if it has a name.
     function: Option<Name>,
+    /// They are where it begins.
+    is_entry: bool,
 }
 
 struct Frame {
@@ -192,14 +196,20 @@ impl Stack {
     ) -> io::Result<()> {
         match std::mem::take(&mut self.flow) {
             Flow::Plain => {}
-            Flow::Call(return_to) => return self.push(step, Some(return_to), names, at, sink),
+            Flow::Call(return_to) => {
+                let top = self.frames.last().map(|frame| frame.name);
+                let is_inside = step.function.is_some() && step.function == top && !step.is_entry;
+                if !is_inside {
+                    return self.push(step, Some(return_to), names, at, sink);
+                }
+            }
             Flow::Gate => return self.push(step, None, names, at, sink),
             Flow::Return => {
                 let waits = |frame: &Frame| frame.return_to == Some(step.start);
-                let depth = self.frames.iter().rposition(waits);
                 // Who returns to nowhere has replaced the address: that is a jump.
-                let depth = depth.unwrap_or(self.frames.len().saturating_sub(1));
-                self.pop_to(depth, at, sink)?;
+                if let Some(depth) = self.frames.iter().rposition(waits) {
+                    self.pop_to(depth, at, sink)?;
+                }
             }
             Flow::GateReturn => {
                 // IRET is used as a barrier too, and then goes nowhere.
@@ -304,13 +314,15 @@ fn steps_of(block: &Block, symbols: &Symbols, names: &mut Names) -> Vec<Step> {
         let instruction = decoder.decode();
         let next = insn.rip.wrapping_add(insn.bytes.len() as u64);
         if !is_open || expected != Some(insn.rip) {
-            let function = symbols.at(start).filter(|place| place.symbol.is_code());
-            let function = function.map(|place| {
+            let place = symbols.at(start).filter(|place| place.symbol.is_code());
+            let is_entry = place.is_some_and(|place| place.offset == 0);
+            let place = place.filter(|place| !is_return(place.symbol.name));
+            let function = place.map(|place| {
                 // The compiler puts what it takes for rare elsewhere.
                 let name = place.symbol.name;
                 names.number(name.split_once(".cold").map_or(name, |(name, _)| name))
             });
-            steps.push(Step { start, instructions: 0, flow: Flow::Plain, function });
+            steps.push(Step { start, instructions: 0, flow: Flow::Plain, function, is_entry });
         }
         expected = Some(next);
         let Some(step) = steps.last_mut() else { continue };
@@ -319,6 +331,11 @@ fn steps_of(block: &Block, symbols: &Symbols, names: &mut Names) -> Vec<Step> {
         is_open = step.flow == Flow::Plain;
     }
     steps
+}
+
+/// True for what kernels execute instead of a return: it belongs to the function that returns.
+fn is_return(name: &str) -> bool {
+    ["__x86_return_thunk", "srso_", "retbleed_"].iter().any(|start| name.starts_with(start))
 }
 
 /// What an instruction does to the stack of functions.

@@ -201,7 +201,7 @@ fn feed(
     for record in records {
         let record = record.map_err(|error| Failure::Read(error.into()))?;
         if filter.to.is_some_and(|to| record.count >= to) {
-            if filter.cpu.is_some() {
+            if filter.cpu.is_some() || reader.header().cpus == 1 {
                 break;
             }
             continue;

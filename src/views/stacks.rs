@@ -113,13 +113,15 @@ impl<W: Write> View for Stacks<W> {
 
     fn finish(&mut self) -> io::Result<()> {
         let mut folded = Folded::default();
-        for (index, node) in (0..).zip(&self.tree.nodes).skip(1) {
-            if node.instructions == 0 {
-                continue;
-            }
+        // Only so many are kept apart: those that count most.
+        let mut order: Vec<(u64, u32)> =
+            (0..).zip(&self.tree.nodes).map(|(index, node)| (node.instructions, index)).collect();
+        order.retain(|&(instructions, index)| instructions != 0 && index != 0);
+        order.sort_unstable_by(|a, b| b.cmp(a));
+        for (instructions, index) in order {
             let path = self.tree.path(index).into_iter().map(|name| self.calls.text(name));
             let path: Vec<_> = path.collect();
-            folded.add(path.iter().map(|name| &**name), node.instructions);
+            folded.add(path.iter().map(|name| &**name), instructions);
         }
         match self.form {
             Form::Folded => folded.write(&mut self.out)?,

@@ -167,6 +167,31 @@ fn a_timeline_begins_what_it_ends() {
     assert!(open.is_empty());
 }
 
+/// A kernel's ways of calling that are none: a call within the function whose address is dropped,
+/// and a return to an address that was put there.
+#[test]
+fn calls_that_call_nobody_and_returns_that_do() {
+    let call_next: &[u8] = &[0xe8, 0, 0, 0, 0];
+    let steps = [
+        // call to the next instruction, twice; call work, which puts tail's address there and
+        // returns to it; tail returns to main.
+        block(MAIN, &[call_next]),
+        block(MAIN + 5, &[call_next]),
+        block(MAIN + 10, &[&[0xe8, 0xf1, 0, 0, 0]]),
+        block(WORK, &[&[0xc3]]),
+        block(TAIL, &[&[0xc3]]),
+        block(MAIN + 15, &[&[0x90]]),
+    ];
+    let out = Output::default();
+    let mut view = stacks::Stacks::new(out.clone(), symbols(), stacks::Form::Folded);
+    for step in steps {
+        let at = Moment { cpu: 0, count: 0, time_ns: 0 };
+        view.block(&at, &Arc::new(step)).expect("a Vec takes all");
+    }
+    view.finish().expect("a Vec takes all");
+    assert_eq!(out.text(), "main 4\nmain;tail 1\nmain;work 1\n");
+}
+
 /// Reads a drcov file as its description says: the modules' bases, and the blocks.
 fn drcov(bytes: &[u8]) -> (Vec<u64>, Vec<(u64, u16)>) {
     const TABLE: &[u8] = b"BB Table: ";
