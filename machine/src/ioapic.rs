@@ -294,11 +294,12 @@ impl IoApic {
             }
             _ => return Err(IoError::NoRegister),
         };
-        if let Some(delivery) = delivery {
-            self.deliver(delivery);
-        }
+        // An end that came before it is awaited would be lost, and the input with it.
         if offset == IOWIN {
             self.sink.awaited_changed();
+        }
+        if let Some(delivery) = delivery {
+            self.deliver(delivery);
         }
         Ok(())
     }
@@ -387,15 +388,20 @@ mod tests {
     use super::*;
     use crate::device_fuzz::check_chip;
 
-    /// Remembers messages; takes them or not.
+    /// Remembers messages, and how many there were at each word of awaited ones; takes them or not.
     struct Bus {
         messages: Mutex<Vec<Message>>,
+        words: Mutex<Vec<usize>>,
         is_taking: AtomicBool,
     }
 
     impl Bus {
         fn new() -> Arc<Self> {
-            Arc::new(Self { messages: Mutex::default(), is_taking: AtomicBool::new(true) })
+            Arc::new(Self {
+                messages: Mutex::default(),
+                words: Mutex::default(),
+                is_taking: AtomicBool::new(true),
+            })
         }
         fn vectors(&self) -> Vec<u8> {
             std::mem::take(&mut *lock(&self.messages)).iter().map(|m| m.vector).collect()
@@ -409,6 +415,9 @@ mod tests {
                 lock(&self.messages).push(message);
             }
             is_taking
+        }
+        fn awaited_changed(&self) {
+            lock(&self.words).push(lock(&self.messages).len());
         }
     }
 
@@ -508,6 +517,14 @@ mod tests {
         rig.set_entry(6, 0x400 | LEVEL);
         let vectors: Vec<_> = rig.ioapic.awaited().iter().map(|message| message.vector).collect();
         assert_eq!(vectors, [0x44, 0x45]);
+    }
+
+    #[test]
+    fn ends_are_awaited_before_there_can_be_one() {
+        let rig = Rig::new();
+        rig.set(5, true);
+        rig.write(IOREDTBL + 2 * 5, (0x45 | LEVEL) as u32);
+        assert_eq!((lock(&rig.bus.words).clone(), rig.bus.vectors()), (vec![0], vec![0x45]));
     }
 
     #[test]
