@@ -10,7 +10,7 @@ use super::address::{Address, ApicMode};
 use super::bus::ApicBus;
 use super::image::ApicImage;
 use super::lvt::LvtEntry;
-use super::message::{Message, MessageSink};
+use super::message::{DeliveryMode, Message, MessageSink};
 use super::state::{Acknowledged, ApicState, Effects, SVR_ENABLE, mode_of};
 use super::{GeneralProtection, LapicSnapshot, LocalApicKind};
 use crate::chip::{Chip, RestoreError, decode, encode};
@@ -414,11 +414,16 @@ impl LocalApic {
         }
     }
 
-    /// A message on the bus is for this APIC; false if it is not taken.
+    /// A message on the bus is for this APIC; false if it is not taken. An engine that has the
+    /// registers leaves ExtINTs here, and its CPU looks for them.
     pub(super) fn accept(&self, message: Message) -> bool {
-        self.update(|state, effects| {
+        let was_taken = self.update(|state, effects| {
             state.accept(message.delivery, message.vector, message.trigger, effects)
-        })
+        });
+        if message.delivery == DeliveryMode::ExtInt && self.is_lent() {
+            self.signals.interrupt(self.kind.cpu);
+        }
+        was_taken
     }
 
     /// Puts the registers to their values after `reset`.

@@ -156,7 +156,9 @@ fn messages_go_to_the_engine_without_their_sender() {
         assert_eq!(engine.take(), expected, "{destination:?}");
     }
     assert!(!rig.send(Destination::Physical(4), DeliveryMode::Fixed, 0xEE));
+    rig.signals.take();
     assert!(rig.send(Destination::Physical(0), DeliveryMode::ExtInt, 0));
+    assert_eq!(rig.signals.take(), [Signal::Interrupt(0)], "the CPU looks for it");
     assert!(rig.apic(0).has_extint() && engine.take().len() == 1);
     rig.take_back(&images);
     assert!(rig.send(Destination::Physical(4), DeliveryMode::Fixed, 0x42));
