@@ -78,7 +78,7 @@ impl ApicState {
         self.icr_low = image.register(r::ICR_LOW) & ICR_LOW_BITS;
         let icr_high = image.register(r::ICR_HIGH);
         self.icr_high = if is_x2apic { icr_high } else { icr_high & ICR_HIGH_XAPIC };
-        for (number, entry) in LVT_REGISTERS {
+        for (number, entry) in (r::LVT_TIMER..).zip(LvtEntry::ALL) {
             self.lvt[entry as usize] = image.register(number) & entry.kept();
         }
         let lvt = self.lvt(LvtEntry::Timer);
@@ -87,12 +87,3 @@ impl ApicState {
         self.timer.load(lvt, (initial, current, divide), image.tsc_deadline, context.now_ns);
     }
 }
-
-const LVT_REGISTERS: [(u32, LvtEntry); 6] = [
-    (r::LVT_TIMER, LvtEntry::Timer),
-    (r::LVT_THERMAL, LvtEntry::Thermal),
-    (r::LVT_PERFORMANCE, LvtEntry::PerformanceMonitoring),
-    (r::LVT_LINT0, LvtEntry::Lint0),
-    (r::LVT_LINT1, LvtEntry::Lint1),
-    (r::LVT_ERROR, LvtEntry::Error),
-];

@@ -199,8 +199,7 @@ impl ApicTimer {
         let (old, new) = (TimerMode::of(old), TimerMode::of(new));
         let keeps = |mode| matches!(mode, TimerMode::OneShot | TimerMode::Periodic);
         if old != new && !(keeps(old) && keeps(new)) {
-            self.countdown = None;
-            self.tsc_deadline = 0;
+            self.stop();
             self.initial = 0;
         }
     }
