@@ -13,7 +13,7 @@ use machine::clock::Clock;
 use machine::coprocessor_error::CoprocessorError;
 use machine::host_time::Scale;
 use machine::lapic::{
-    ApicBorrower, ApicImage, DeliveryMode, Destination, LocalApic, Message, ResetKind, TriggerMode,
+    ApicBorrower, ApicImage, Destination, LocalApic, Message, ResetKind, TriggerMode,
 };
 use memory::Width;
 
@@ -220,15 +220,7 @@ fn for_kernel(message: Message) -> kvm::Message {
     kvm::Message {
         destination,
         is_logical,
-        delivery: match message.delivery {
-            DeliveryMode::Fixed => 0,
-            DeliveryMode::LowestPriority => 1,
-            DeliveryMode::Smi => 2,
-            DeliveryMode::Nmi => 4,
-            DeliveryMode::Init => 5,
-            DeliveryMode::StartUp => 6,
-            DeliveryMode::ExtInt => 7,
-        },
+        delivery: message.delivery as u8,
         vector: message.vector,
         is_level: message.trigger == TriggerMode::Level,
     }

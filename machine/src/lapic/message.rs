@@ -6,19 +6,19 @@ use crate::pic8259::PicPair;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryMode {
     /// The vector, at every destination.
-    Fixed,
+    Fixed = 0,
     /// The vector, at the one destination that runs at the lowest priority.
-    LowestPriority,
+    LowestPriority = 1,
     /// System management interrupt; accepted and ignored, there is no SMM.
-    Smi,
+    Smi = 2,
     /// Non-maskable interrupt.
-    Nmi,
+    Nmi = 4,
     /// Initialises the CPU, which then waits for a start-up IPI.
-    Init,
+    Init = 5,
     /// Start-up IPI: execution starts at `vector << 12`.
-    StartUp,
+    StartUp = 6,
     /// The 8259A pair supplies the vector.
-    ExtInt,
+    ExtInt = 7,
 }
 
 impl DeliveryMode {
