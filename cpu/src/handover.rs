@@ -37,8 +37,15 @@ impl Cpu {
     /// Goes on as the CPU that was handed over. Whatever was derived of an older state is dropped:
     /// the other engine may have changed memory and mappings without a word.
     pub fn take_over(&mut self, handover: Handover) {
-        let Handover { state, pending_dr6, paravirtual, debugger, recording, .. } = handover;
-        let Handover { retired, trace_digest, .. } = handover;
+        let Handover {
+            state,
+            pending_dr6,
+            paravirtual,
+            debugger,
+            recording,
+            retired,
+            trace_digest,
+        } = handover;
         self.state = state;
         self.pv = paravirtual;
         self.debugger = debugger;
