@@ -213,8 +213,10 @@ impl Reader {
     /// A key for the monitor. On a terminal, where nobody types ahead so far, one without room is
     /// dropped; a pipe's waits.
     fn type_at(&self, side: &MonitorSide, byte: u8) {
-        while !side.keyboard.put(Key::Byte(byte)) && side.echo == Echo::Off {
-            side.keyboard.wait_for_room();
+        let key = Key::Byte(byte);
+        match side.echo {
+            Echo::On => drop(side.keyboard.put(key)),
+            Echo::Off => side.keyboard.put_in_time(key),
         }
     }
 

@@ -5,7 +5,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Keys that may wait.
 const KEYS_MAX: usize = 4096;
-const CTRL_C: u8 = 3;
+/// Ends what is under way.
+pub(super) const CTRL_C: u8 = 3;
 
 /// Called when Ctrl-C comes while a command is under way.
 type OnInterrupt = Box<dyn Fn() + Send + Sync>;
@@ -72,12 +73,18 @@ impl Keyboard {
         true
     }
 
-    /// Waits until there is room, or the keyboard is closed.
-    pub(crate) fn wait_for_room(&self) {
+    /// Puts a key in, when there is room for it; never, if the keyboard is closed meanwhile.
+    pub(crate) fn put_in_time(&self, key: Key) {
+        while !self.put(key) && self.wait_for_room() {}
+    }
+
+    /// Waits until there may be room. False if the keyboard is closed.
+    fn wait_for_room(&self) -> bool {
         let mut shared = self.lock();
         while shared.keys.len() >= KEYS_MAX && !shared.is_closed {
             shared = self.wait(shared);
         }
+        !shared.is_closed
     }
 
     /// The next key; none when there will be no more.
@@ -134,6 +141,19 @@ mod tests {
         keyboard.close();
         let taken: Vec<_> = std::iter::from_fn(|| keyboard.next()).collect();
         assert_eq!(taken, sent.map(Key::Byte).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn who_waits_for_room_is_let_go_when_nobody_takes_keys_any_more() {
+        let keyboard = Arc::<Keyboard>::default();
+        (0..KEYS_MAX).for_each(|_| assert!(keyboard.put(Key::Byte(b'x'))));
+        let other = Arc::clone(&keyboard);
+        let sender = std::thread::spawn(move || other.put_in_time(Key::Byte(b'y')));
+        keyboard.close();
+        sender.join().expect("the sender ends");
+        // And neither does who comes later wait.
+        keyboard.put_in_time(Key::Byte(b'z'));
+        assert_eq!(keyboard.lock().keys.len(), KEYS_MAX);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::keyboard::{Key, Keyboard};
+use super::keyboard::{CTRL_C, Key, Keyboard};
 use super::screen::{Echo, Screen};
 use super::session::{self, Office};
 use crate::chardev::queue::OutputQueue;
@@ -19,8 +19,6 @@ use crate::sockets::{Client, Listener, SocketFile};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked after then.
 const LOOK_EACH: Duration = Duration::from_millis(5);
-
-const CTRL_C: u8 = 3;
 
 /// A listening socket.
 pub(crate) struct Socket {
@@ -77,9 +75,7 @@ fn serve(mut client: Client, office: Office) -> std::io::Result<()> {
             Err(_) => break,
         };
         for &byte in bytes.get(..count).unwrap_or_default() {
-            while !keyboard.put(Key::Byte(byte)) {
-                keyboard.wait_for_room();
-            }
+            keyboard.put_in_time(Key::Byte(byte));
         }
     }
     keyboard.close();

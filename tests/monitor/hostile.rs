@@ -45,6 +45,15 @@ fn who_goes_in_the_middle_leaves_the_machine_as_it_is() {
 }
 
 #[test]
+fn who_types_on_behind_the_end_is_not_waited_for() {
+    let machine = Machine::counting("behind", "jit", &[]);
+    let mut stream = connect(&machine.socket);
+    // More than the session's keyboard has room for. The connection may end in the middle.
+    let _ = stream.write_all(&[&b"\x04"[..], &[b'x'; 64 << 10]].concat());
+    machine.connect().check("info status", &["running"]);
+}
+
+#[test]
 fn random_bytes_are_answered_or_ignored() {
     let machine = Machine::counting("random", "jit", &["--paused"]);
     let mut state = 0x1234_5678_9abc_def1u64;
