@@ -49,6 +49,18 @@ impl Vector {
     ];
 }
 
+/// Names of exceptions by their vectors (SDM Vol. 3A, "Exception and Interrupt Vectors").
+const NAMES: [&str; 32] = [
+    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "#9", "#TS", "#NP", "#SS",
+    "#GP", "#PF", "#15", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP", "#22", "#23", "#24", "#25",
+    "#26", "#27", "#28", "#29", "#30", "#31",
+];
+
+/// What the manual calls the exception with this vector.
+pub fn name(vector: u8) -> &'static str {
+    NAMES.get(usize::from(vector)).copied().unwrap_or("exception")
+}
+
 /// An exception raised by an instruction, before delivery.
 ///
 /// For a page fault CR2 has been written by whoever raised it; for a debug exception the DR6 bits

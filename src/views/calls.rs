@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
+use cpu::exception;
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
 };
@@ -163,7 +164,7 @@ impl Calls {
     ) -> io::Result<()> {
         let text = match event {
             Event::Interrupt { vector, source } => events::interrupt(*vector, *source),
-            Event::Exception { vector, .. } => events::exception(*vector).into(),
+            Event::Exception { vector, .. } => exception::name(*vector).into(),
             Event::Begin | Event::End | Event::Reset | Event::Skipped { .. } => {
                 let stack = self.stacks.entry(at.cpu).or_default();
                 stack.flow = Flow::Plain;

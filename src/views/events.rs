@@ -2,24 +2,13 @@
 
 use std::fmt;
 
+use cpu::exception;
 use symbols::Symbols;
 use trace::{Access, Event, InterruptSource};
 
 use crate::names::Named;
 
-/// Names of exceptions by their vectors (SDM Vol. 3A, "Exception and Interrupt Vectors").
-const EXCEPTIONS: [&str; 32] = [
-    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "#9", "#TS", "#NP", "#SS",
-    "#GP", "#PF", "#15", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP", "#22", "#23", "#24", "#25",
-    "#26", "#27", "#28", "#29", "#30", "#31",
-];
-
 const PAGE_FAULT: u8 = 14;
-
-/// What an exception is called.
-pub(super) fn exception(vector: u8) -> &'static str {
-    EXCEPTIONS.get(usize::from(vector)).copied().unwrap_or("exception")
-}
 
 /// What an interrupt is called.
 pub(super) fn interrupt(vector: u8, source: InterruptSource) -> String {
@@ -47,7 +36,7 @@ impl fmt::Display for Told<'_> {
         match *event {
             Event::Interrupt { vector, source } => out.write_str(&interrupt(vector, source)),
             Event::Exception { vector, error_code, address } => {
-                out.write_str(exception(vector))?;
+                out.write_str(exception::name(vector))?;
                 if let Some(code) = error_code {
                     write!(out, ", error code {code:#x}")?;
                 }

@@ -4,12 +4,13 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use cpu::exception;
 use serde_json::{Value as Json_, json};
 use symbols::Symbols;
 use trace::{Block, Event, InterruptSource, Value};
 
 use super::cache::Cache;
-use super::events::{exception, verb};
+use super::events::verb;
 use super::{Moment, View};
 use crate::debug::Instructions;
 
@@ -68,7 +69,7 @@ fn object(event: &Event) -> Json_ {
             },
         }),
         Event::Exception { vector, error_code, address } => json!({
-            "kind": "exception", "vector": vector, "name": exception(*vector),
+            "kind": "exception", "vector": vector, "name": exception::name(*vector),
             "error_code": error_code, "address": hex(*address),
         }),
         Event::ControlRegister { number, value } => {

@@ -8,7 +8,7 @@
 use std::fmt;
 
 use crate::Cpu;
-use crate::exception::Exception;
+use crate::exception::{self, Exception};
 use crate::mode::OperatingMode;
 
 /// Catchpoints of a CPU at most.
@@ -156,18 +156,12 @@ impl fmt::Display for Catchpoint {
     }
 }
 
-/// The manual's short names of exceptions, by vector.
-const MNEMONICS: [&str; 22] = [
-    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "", "#TS", "#NP", "#SS", "#GP",
-    "#PF", "", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
-];
-
 impl fmt::Display for Caught {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let way = |is_write: bool| if is_write { "write of" } else { "read of" };
         match *self {
             Self::Exception { vector, error_code, rip } => {
-                let name = MNEMONICS.get(usize::from(vector)).copied().unwrap_or_default();
+                let name = exception::name(vector);
                 write!(out, "exception {vector} {name} at RIP {rip:#x}")?;
                 error_code.map_or(Ok(()), |code| write!(out, ", error code {code:#x}"))
             }
