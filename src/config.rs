@@ -218,6 +218,15 @@ impl Endpoint {
     }
 }
 
+impl fmt::Display for Endpoint {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(out, "unix:{}", path.display()),
+            Self::Tcp(address) => write!(out, "tcp:{address}"),
+        }
+    }
+}
+
 /// The server of gdb's remote protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GdbConfig {

@@ -6,6 +6,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::config::Endpoint;
+
 /// One client, of either kind.
 pub(crate) enum Client {
     Unix(UnixStream),
@@ -92,6 +94,14 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
+    /// Listens on either.
+    pub(crate) fn at(endpoint: &Endpoint) -> std::io::Result<Self> {
+        match endpoint {
+            Endpoint::Unix(path) => Self::unix(path),
+            Endpoint::Tcp(address) => Self::tcp(address),
+        }
+    }
+
     /// Listens on a Unix socket.
     pub(crate) fn unix(path: &Path) -> std::io::Result<Self> {
         let acceptor = Acceptor::Unix(UnixListener::bind(path)?);

@@ -1,8 +1,25 @@
-//! Input at the pace of the guest's port.
+//! Input: how it is read, and how it is given at the pace of the guest's port.
 
+use std::io::{ErrorKind, Read};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use machine::uart16550::Uart16550;
+
+/// Reads `source` to its end, and gives each piece to `take` when it comes.
+pub(crate) fn read_pieces(
+    mut source: impl Read,
+    mut take: impl FnMut(&[u8]),
+) -> std::io::Result<()> {
+    let mut bytes = [0; 4096];
+    loop {
+        match source.read(&mut bytes) {
+            Ok(0) => return Ok(()),
+            Ok(count) => take(bytes.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
 
 /// Where input goes: a serial port, once there is one.
 #[derive(Default)]

@@ -1,9 +1,9 @@
 //! A listening socket as a character device: one client at a time, and the next one after it.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::input::Inlet;
+use super::input::{Inlet, read_pieces};
 use super::queue::OutputQueue;
 use crate::sockets::{Client, Listener, SocketFile};
 
@@ -54,16 +54,10 @@ impl Socket {
     }
 }
 
-fn serve(mut client: Client, current: &CurrentClient, inlet: &Inlet) -> std::io::Result<()> {
+fn serve(client: Client, current: &CurrentClient, inlet: &Inlet) -> std::io::Result<()> {
     let writer = client.try_clone()?;
     *current.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
-    let mut bytes = [0; 4096];
-    loop {
-        let count = client.read(&mut bytes)?;
-        if count == 0 {
-            *current.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            return Ok(());
-        }
-        inlet.send(bytes.get(..count).unwrap_or_default());
-    }
+    let read = read_pieces(client, |bytes| inlet.send(bytes));
+    *current.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    read
 }

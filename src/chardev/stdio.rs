@@ -1,13 +1,12 @@
 //! Standard input and output as a character device, which the guest and the monitor share: what is
 //! typed goes to one of them, and Ctrl-A c changes which; what they write is shown as it comes.
 
-use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, SyncSender};
 
 use super::escape::{Command, Escape, Typed};
-use super::input::Inlet;
+use super::input::{Inlet, read_pieces};
 use super::queue::OutputQueue;
 use super::terminal::RawTerminal;
 use crate::monitor::Echo;
@@ -142,22 +141,12 @@ impl Reader {
     /// Reads until the end of input, which is not the guest's end.
     fn read(&self) {
         let mut escape = Escape::default();
-        let mut bytes = [0; 4096];
-        loop {
-            let count = match std::io::stdin().lock().read(&mut bytes) {
-                Ok(0) => break,
-                Ok(count) => count,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    log::debug!("standard input: {error}");
-                    break;
-                }
-            };
-            let typed = bytes.get(..count).unwrap_or_default();
-            match &self.on_command {
-                Some(on_command) => self.take_typed(typed, &mut escape, on_command),
-                None => self.pass(typed),
-            }
+        let read = read_pieces(std::io::stdin(), |typed| match &self.on_command {
+            Some(on_command) => self.take_typed(typed, &mut escape, on_command),
+            None => self.pass(typed),
+        });
+        if let Err(error) = read {
+            log::debug!("standard input: {error}");
         }
         if let Some(side) = &self.monitor {
             side.keyboard.close();

@@ -4,7 +4,7 @@
 //! that vanishes leaves it as it is, halted or running, without its breakpoints; with
 //! `monitor vanish continue` it goes on.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,7 +18,8 @@ use gdbstub::stub::{DisconnectReason, GdbStubBuilder, MultiThreadStopReason};
 
 use super::guard::{self, Guard, PACKET_BYTES, Verdict};
 use super::target::{GdbTarget, thread_of};
-use crate::config::{Endpoint, GdbConfig};
+use crate::chardev::input::read_pieces;
+use crate::config::GdbConfig;
 use crate::debug::Machine;
 use crate::debug::inbox::{Event, Inbox};
 use crate::sockets::{Client, Listener, SocketFile};
@@ -66,13 +67,9 @@ impl Server {
         inbox: &Arc<Inbox>,
         machine: Arc<Machine>,
     ) -> Result<Self> {
-        let listener = match &config.endpoint {
-            Endpoint::Unix(path) => Listener::unix(path)
-                .with_context(|| format!("--gdb unix:{}: cannot listen there", path.display())),
-            Endpoint::Tcp(address) => Listener::tcp(address)
-                .with_context(|| format!("--gdb tcp:{address}: cannot listen there")),
-        }?;
-        let Listener { acceptor, file } = listener;
+        let endpoint = &config.endpoint;
+        let Listener { acceptor, file } = Listener::at(endpoint)
+            .with_context(|| format!("--gdb {endpoint}: cannot listen there"))?;
         let reading = Arc::clone(inbox);
         std::thread::Builder::new()
             .name("gdb".into())
@@ -275,24 +272,13 @@ fn accept(next: impl Fn() -> std::io::Result<Client>, inbox: &Arc<Inbox>) {
 }
 
 /// Puts what `client` sends into `inbox` until it goes.
-fn read(mut client: Client, inbox: &Inbox) {
+fn read(client: Client, inbox: &Inbox) {
     match client.try_clone() {
         Ok(other) => inbox.put(Event::Connected(other)),
         Err(error) => return log::warn!(target: "gdb", "a client could not be served: {error}"),
     }
-    let mut bytes = [0; 4096];
-    loop {
-        match client.read(&mut bytes) {
-            Ok(0) => break,
-            Ok(count) => {
-                inbox.put(Event::Bytes(bytes.get(..count).unwrap_or_default().to_vec()));
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                log::debug!(target: "gdb", "the client cannot be read: {error}");
-                break;
-            }
-        }
+    if let Err(error) = read_pieces(client, |bytes| inbox.put(Event::Bytes(bytes.to_vec()))) {
+        log::debug!(target: "gdb", "the client cannot be read: {error}");
     }
     inbox.put(Event::Closed);
 }

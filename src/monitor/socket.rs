@@ -1,6 +1,5 @@
 //! The monitor on a listening socket: one client at a time, and the next one after it.
 
-use std::io::Read;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -10,6 +9,7 @@ use anyhow::{Context, Result};
 use super::keyboard::{CTRL_C, Key, Keyboard};
 use super::screen::{Echo, Screen};
 use super::session::{self, Office};
+use crate::chardev::input::read_pieces;
 use crate::chardev::queue::OutputQueue;
 use crate::config::Endpoint;
 use crate::sockets::{Client, Listener, SocketFile};
@@ -28,14 +28,8 @@ pub(crate) struct Socket {
 impl Socket {
     /// Serves clients at `endpoint`.
     pub(crate) fn start(endpoint: &Endpoint, office: Office) -> Result<Self> {
-        let listener = match endpoint {
-            Endpoint::Unix(path) => Listener::unix(path).with_context(|| {
-                format!("--monitor unix:{}: cannot listen there", path.display())
-            })?,
-            Endpoint::Tcp(address) => Listener::tcp(address)
-                .with_context(|| format!("--monitor tcp:{address}: cannot listen there"))?,
-        };
-        let Listener { acceptor, file } = listener;
+        let Listener { acceptor, file } = Listener::at(endpoint)
+            .with_context(|| format!("--monitor {endpoint}: cannot listen there"))?;
         std::thread::Builder::new()
             .name("monitor".into())
             .spawn(move || {
@@ -66,17 +60,11 @@ fn serve(mut client: Client, office: Office) -> std::io::Result<()> {
         false
     };
     let session = session::start(office, Arc::clone(&keyboard), screen, on_end)?;
-    let mut bytes = [0; 4096];
-    loop {
-        let count = match client.read(&mut bytes) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(_) => break,
-        };
-        for &byte in bytes.get(..count).unwrap_or_default() {
-            keyboard.put_in_time(Key::Byte(byte));
-        }
+    let read = read_pieces(&mut client, |bytes| {
+        bytes.iter().for_each(|&byte| keyboard.put_in_time(Key::Byte(byte)));
+    });
+    if let Err(error) = read {
+        log::debug!(target: "monitor", "the client cannot be read: {error}");
     }
     keyboard.close();
     // What was sent is answered, and no client leaves sessions behind.
