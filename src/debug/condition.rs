@@ -197,7 +197,6 @@ fn value(word: &str) -> Result<Node, String> {
         let number = parse::number(word).map(Node::Number);
         return number.ok_or_else(|| format!("'{word}': give a number or a $register"));
     };
-    let name = if name == "pc" { "rip" } else { name };
     let register = registers::by_name(name).filter(|register| register.bytes() <= 8);
     register
         .map(Node::Register)

@@ -34,7 +34,6 @@ fn term_value(term: &str, cpu: &mut Cpu, names: &Names) -> Result<u64, String> {
             format!("{term}: no such symbol; give a number, such as 0x7c00, a $register or a name")
         });
     };
-    let name = if name == "pc" { "rip" } else { name };
     let register = registers::by_name(name)
         .ok_or_else(|| format!("${name}: no such register; `info registers` lists them"))?;
     register.number(cpu).ok_or_else(|| format!("${name}: is no number"))

@@ -255,8 +255,9 @@ fn add_system(all: &mut Builder) {
     }
 }
 
-/// The register of that name.
+/// The register of that name, which may be `pc` for RIP's.
 pub(crate) fn by_name(name: &str) -> Option<&'static Register> {
+    let name = if name == "pc" { "rip" } else { name };
     REGISTERS.iter().find(|register| register.name == name)
 }
 

@@ -12,14 +12,14 @@ const WHAT: &str = "exception [N], interrupt [N], triple-fault, mode, cr3, msr [
     port N[-M] or mmio FIRST[-LAST]";
 
 pub(super) const COMMANDS: &[Command] = &[
-    Command::paused(
+    Command::new(
         "catch",
         &[],
         "exception|interrupt|triple-fault|mode|cr3|msr|port|mmio ...",
         "stop at such an event; `catch help` says more",
         |call| set(call.machine, Point::Catchpoint(read(call.arguments)?)),
     ),
-    Command::paused("info catch", &[], "", "what is caught, and what was caught last", |call| {
+    Command::new("info catch", &[], "", "what is caught, and what was caught last", |call| {
         let catchpoints = call.on_cpu(|cpu| cpu.debugger().catchpoints().to_vec())?;
         reply(Caughts { catchpoints, last: call.machine.last_caught() })
     }),

@@ -13,28 +13,28 @@ use super::{Answer, Call, Command, no_cpu, reply};
 use crate::debug::Machine;
 
 pub(super) const COMMANDS: &[Command] = &[
-    Command::paused("info pic", &[], "", "the 8259A pair", |call| {
+    Command::new("info pic", &[], "", "the 8259A pair", |call| {
         reply(Pics(call.machine.board().pc.pic().snapshot()))
     }),
-    Command::paused("info ioapic", &[], "", "the I/O APIC", |call| {
+    Command::new("info ioapic", &[], "", "the I/O APIC", |call| {
         let (id, inputs) = call.machine.board().pc.ioapic().snapshot();
         reply(IoApic { id, inputs })
     }),
-    Command::paused("info lapic", &[], "[APIC ID]", "the CPU's local APIC, or another one", lapic),
-    Command::paused("info irq", &[], "", "how often each interrupt line has risen", |call| {
+    Command::new("info lapic", &[], "[APIC ID]", "the CPU's local APIC, or another one", lapic),
+    Command::new("info irq", &[], "", "how often each interrupt line has risen", |call| {
         reply(Irqs(call.machine.board().pc.interrupt_counts()))
     }),
-    Command::paused("info pci", &[], "", "PCI functions, and what they decode", |call| {
+    Command::new("info pci", &[], "", "PCI functions, and what they decode", |call| {
         reply(pci(call.machine))
     }),
-    Command::paused("info mtree", &[], "", "what is at which physical address and port", |call| {
+    Command::new("info mtree", &[], "", "what is at which physical address and port", |call| {
         reply(tree(call.machine))
     }),
-    Command::paused("info qtree", &["info chips"], "", "the chips by name", |call| {
+    Command::new("info qtree", &["info chips"], "", "the chips by name", |call| {
         let chips = call.machine.board().pc.chips();
         reply(Chips(chips.iter().map(|chip| chip.name().to_owned()).collect()))
     }),
-    Command::paused("info clock", &["info time"], "", "guest time, and who waits for it", |call| {
+    Command::new("info clock", &["info time"], "", "guest time, and who waits for it", |call| {
         reply(clock(call.machine))
     }),
 ];

@@ -5,8 +5,8 @@ use std::fmt;
 use super::{Answer, Call, Command, Needs, all, reply};
 
 pub(super) const COMMANDS: &[Command] = &[
-    Command::anytime("help", &["h", "?", ""], "[COMMAND]", "what there is", help),
-    Command::anytime("info", &[], "", "what there is to ask for", info),
+    Command::new("help", &["h", "?", ""], "[COMMAND]", "what there is", help).anytime(),
+    Command::new("info", &[], "", "what there is to ask for", info).anytime(),
 ];
 
 /// Columns of a command with its arguments, in front of what it does.

@@ -11,50 +11,54 @@ use crate::logging::{self, Filter};
 use crate::vm::Request;
 
 pub(super) const COMMANDS: &[Command] = &[
-    Command::anytime("quit", &["q"], "", "end the run", |_| Ok(Effect::Quit)),
-    Command::paused("system_reset", &[], "", "reset the machine, as by its button", |call| {
+    Command::new("quit", &["q"], "", "end the run", |_| Ok(Effect::Quit)).anytime(),
+    Command::new("system_reset", &[], "", "reset the machine, as by its button", |call| {
         call.machine.board().control.request(Request::Power(PowerEvent::Reset));
         reply("")
     }),
-    Command::anytime("system_powerdown", &[], "", "press the power button", |call| {
+    Command::new("system_powerdown", &[], "", "press the power button", |call| {
         call.machine.board().pc.acpi_pm().power_button();
         reply("")
-    }),
-    Command::anytime("nmi", &[], "", "send an NMI to every CPU, by LINT1", |call| {
+    })
+    .anytime(),
+    Command::new("nmi", &[], "", "send an NMI to every CPU, by LINT1", |call| {
         call.machine.board().pc.nmi();
         reply("")
-    }),
-    Command::paused(
+    })
+    .anytime(),
+    Command::new(
         "accel",
         &[],
         "[jit|interp|kvm]",
         "the engine, or another one from here on, of those of --switch-engines",
         accel,
     ),
-    Command::anytime(
+    Command::new(
         "vanish",
         &[],
         "continue|stay",
         "what a stopped guest does if gdb vanishes",
         vanish,
-    ),
-    Command::anytime(
+    )
+    .anytime(),
+    Command::new(
         "log",
         &[],
         "[none|ITEMS]",
         "what is logged, or other items of --log from here on",
         log,
-    ),
-    Command::paused("info jit", &[], "", "figures of the CPU's translator", jit_figures),
-    Command::paused(
+    )
+    .anytime(),
+    Command::new("info jit", &[], "", "figures of the CPU's translator", jit_figures),
+    Command::new(
         "trace",
         &[],
         "[on FILE[,KEY=VALUE...]|off]",
         "record what is executed, as --trace does",
         trace,
     ),
-    Command::paused("info kvm", &[], "", "whether KVM is the engine", |call| reply(kvm(call))),
-    Command::anytime("info version", &[], "", "the version", |_| reply(Version)),
+    Command::new("info kvm", &[], "", "whether KVM is the engine", |call| reply(kvm(call))),
+    Command::new("info version", &[], "", "the version", |_| reply(Version)).anytime(),
 ];
 
 /// The engine that the guest runs on.

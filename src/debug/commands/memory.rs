@@ -16,11 +16,11 @@ use crate::names::Names;
 const LAYOUT: &str = "[/COUNT FORMAT SIZE] [ADDRESS]";
 
 pub(super) const COMMANDS: &[Command] = &[
-    Command::paused("x", &[], LAYOUT, "memory at a linear address; x/i: from here on", |call| {
+    Command::new("x", &[], LAYOUT, "memory at a linear address; x/i: from here on", |call| {
         let names = call.machine.names();
         reply(call.on_cpu(|cpu| examine(cpu, names, call.format, call.arguments))??)
     }),
-    Command::paused(
+    Command::new(
         "xp",
         &[],
         "[/COUNT FORMAT SIZE] ADDRESS",
@@ -30,42 +30,24 @@ pub(super) const COMMANDS: &[Command] = &[
             reply(call.on_cpu(|cpu| examine_physical(cpu, names, call.format, call.arguments))??)
         },
     ),
-    Command::paused(
-        "translate",
-        &["gva2gpa"],
-        "ADDRESS",
-        "the page walk, level by level",
-        |call| {
-            let linear = call.address()?;
-            reply(call.on_cpu(|cpu| translate(cpu, linear))?)
-        },
-    ),
-    Command::paused("print", &["p"], "[/FORMAT] ADDRESS", "the value of an ADDRESS", |call| {
+    Command::new("translate", &["gva2gpa"], "ADDRESS", "the page walk, level by level", |call| {
+        let linear = call.address()?;
+        reply(call.on_cpu(|cpu| translate(cpu, linear))?)
+    }),
+    Command::new("print", &["p"], "[/FORMAT] ADDRESS", "the value of an ADDRESS", |call| {
         let value = call.address()?;
         reply(print(call.format, value)?)
     }),
-    Command::paused(
-        "sum",
-        &[],
-        "ADDRESS BYTES",
-        "the 16-bit checksum of physical memory",
-        |call| {
-            let (address, bytes) = super::word(call.arguments);
-            let start = call.on_cpu(|cpu| parse::address(address, cpu, call.machine.names()))??;
-            reply(call.on_cpu(|cpu| sum(cpu, start, bytes))??)
-        },
-    ),
-    Command::paused(
-        "info tlb",
-        &[],
-        "[ADDRESS]",
-        "which page is where, from an address on",
-        |call| {
-            let from = if call.arguments.is_empty() { 0 } else { call.address()? };
-            reply(call.on_cpu(|cpu| pages(cpu, from))?)
-        },
-    ),
-    Command::paused("info mem", &[], "", "what is mapped, with its rights", |call| {
+    Command::new("sum", &[], "ADDRESS BYTES", "the 16-bit checksum of physical memory", |call| {
+        let (address, bytes) = super::word(call.arguments);
+        let start = call.address_of(address)?;
+        reply(call.on_cpu(|cpu| sum(cpu, start, bytes))??)
+    }),
+    Command::new("info tlb", &[], "[ADDRESS]", "which page is where, from an address on", |call| {
+        let from = if call.arguments.is_empty() { 0 } else { call.address()? };
+        reply(call.on_cpu(|cpu| pages(cpu, from))?)
+    }),
+    Command::new("info mem", &[], "", "what is mapped, with its rights", |call| {
         reply(call.on_cpu(|cpu| mapped(cpu))?)
     }),
 ];

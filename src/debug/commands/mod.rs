@@ -83,7 +83,7 @@ pub(crate) struct Command {
 
 impl Command {
     /// A command that looks at CPUs or chips.
-    const fn paused(
+    const fn new(
         name: &'static str,
         aliases: &'static [&'static str],
         arguments: &'static str,
@@ -93,15 +93,9 @@ impl Command {
         Self { name, aliases, arguments, help, needs: Needs::Pause, run }
     }
 
-    /// A command that does not.
-    const fn anytime(
-        name: &'static str,
-        aliases: &'static [&'static str],
-        arguments: &'static str,
-        help: &'static str,
-        run: fn(&mut Call<'_>) -> Answer,
-    ) -> Self {
-        Self { name, aliases, arguments, help, needs: Needs::Nothing, run }
+    /// The same command, which looks at neither.
+    const fn anytime(self) -> Self {
+        Self { needs: Needs::Nothing, ..self }
     }
 
     fn is_called(&self, word: &str) -> bool {
@@ -170,7 +164,12 @@ impl Call<'_> {
 
     /// The address that is the command's only argument.
     fn address(&self) -> Result<u64, String> {
-        self.on_cpu(|cpu| parse::address(self.arguments, cpu, self.machine.names()))?
+        self.address_of(self.arguments)
+    }
+
+    /// The address that `text` is.
+    fn address_of(&self, text: &str) -> Result<u64, String> {
+        self.on_cpu(|cpu| parse::address(text, cpu, self.machine.names()))?
     }
 }
 
@@ -220,6 +219,12 @@ pub(crate) fn run(machine: &Machine, context: &mut Context, line: &str) -> Answe
 
 fn reply(view: impl fmt::Display + 'static) -> Answer {
     Ok(Effect::Reply(Box::new(view)))
+}
+
+/// The CPU that `text` numbers.
+fn cpu_number(machine: &Machine, text: &str) -> Result<usize, String> {
+    let index = text.parse().ok().filter(|&index: &usize| index < machine.cpu_count());
+    index.ok_or_else(|| format!("cpu {text}: {}", no_cpu(machine)))
 }
 
 fn no_cpu(machine: &Machine) -> String {

@@ -16,25 +16,25 @@ use crate::debug::{Kind, Machine, Moved, Owner, Point, PointError, parse};
 use crate::names::Named;
 
 pub(super) const COMMANDS: &[Command] = &[
-    Command::paused(
+    Command::new(
         "break",
         &["b"],
         "ADDRESS [phys] [cr3 VALUE] [cpu N] [if EXPRESSION]",
         "stop before an instruction: if $rcx == 5 && dword[0x600] != 0",
         set_break,
     ),
-    Command::paused(
+    Command::new(
         "watch",
         &[],
         "[/r|/w|/a] ADDRESS [LENGTH]",
         "stop behind accesses: writes, or /r reads, /a both; 8 bytes, or LENGTH",
         set_watch,
     ),
-    Command::paused("delete", &["d"], "[NUMBER]", "take a point away, or all of them", delete),
-    Command::paused("info breakpoints", &["info b"], "", "where the CPU stops", |call| {
+    Command::new("delete", &["d"], "[NUMBER]", "take a point away, or all of them", delete),
+    Command::new("info breakpoints", &["info b"], "", "where the CPU stops", |call| {
         reply(call.on_cpu(|cpu| points(call.machine, cpu))?)
     }),
-    Command::paused(
+    Command::new(
         "info watch",
         &[],
         "",
@@ -125,13 +125,10 @@ impl<'a> Wish<'a> {
 
 fn set_break(call: &mut Call<'_>) -> Answer {
     let wish = Wish::read(call.arguments)?;
-    let address = call.on_cpu(|cpu| parse::address(&wish.address, cpu, call.machine.names()))??;
-    let cr3 = match wish.cr3 {
-        Some(value) => Some(call.on_cpu(|cpu| parse::address(value, cpu, call.machine.names()))??),
-        None => None,
-    };
+    let address = call.address_of(&wish.address)?;
+    let cr3 = wish.cr3.map(|value| call.address_of(value)).transpose()?;
     let expression = wish.expression.map(condition::parse).transpose()?;
-    let only = wish.cpu.map(|number| cpu_number(call.machine, number)).transpose()?;
+    let only = wish.cpu.map(|number| super::cpu_number(call.machine, number)).transpose()?;
     let condition = When::new(cr3, expression).map(|when| Arc::new(when) as Arc<dyn Condition>);
     let at = if wish.is_physical {
         CodeAddress::Physical(address)
@@ -142,12 +139,6 @@ fn set_break(call: &mut Call<'_>) -> Answer {
     let moved = call.machine.add_breakpoint(Owner::Monitor, &breakpoint, only).map_err(refusal)?;
     let shown = shown_condition(breakpoint.condition.as_ref());
     answer(call.machine, moved, Point::Breakpoint(at, Kind::Monitor), shown)
-}
-
-/// The number of a CPU that there is.
-fn cpu_number(machine: &Machine, number: &str) -> Result<usize, String> {
-    let index = number.parse().ok().filter(|&index: &usize| index < machine.cpu_count());
-    index.ok_or_else(|| format!("cpu {number}: {}", super::no_cpu(machine)))
 }
 
 fn shown_condition(condition: Option<&Arc<dyn Condition>>) -> String {
@@ -162,7 +153,7 @@ fn set_watch(call: &mut Call<'_>) -> Answer {
         other => return Err(format!("watch/{other}: take /r, /w or /a")),
     };
     let (address, length) = super::word(call.arguments);
-    let start = call.on_cpu(|cpu| parse::address(address, cpu, call.machine.names()))??;
+    let start = call.address_of(address)?;
     let length = match length {
         "" => WATCH_BYTES,
         length => parse::number(length).ok_or_else(|| format!("watch: {length} is no length"))?,

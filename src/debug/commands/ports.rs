@@ -6,14 +6,8 @@ use super::{Answer, Call, Command, reply, word};
 use crate::debug::parse::{self, Style};
 
 pub(super) const COMMANDS: &[Command] = &[
-    Command::paused(
-        "i",
-        &[],
-        "[/b|/h|/w] PORT",
-        "read a port; the device takes it as it is",
-        input,
-    ),
-    Command::paused("o", &[], "[/b|/h|/w] PORT VALUE", "write a port", output),
+    Command::new("i", &[], "[/b|/h|/w] PORT", "read a port; the device takes it as it is", input),
+    Command::new("o", &[], "[/b|/h|/w] PORT VALUE", "write a port", output),
 ];
 
 /// The width that the format asks for: a byte without one.

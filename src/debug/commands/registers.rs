@@ -9,15 +9,15 @@ use cpu::state::Activity;
 
 use symbols::Symbols;
 
-use super::{Answer, Call, Command, no_cpu, reply};
+use super::{Answer, Call, Command, cpu_number, reply};
 use crate::debug::machine::Machine;
 use crate::debug::registers::{Group, REGISTERS, Register};
 use crate::names::Named;
 
 pub(super) const COMMANDS: &[Command] = &[
-    Command::paused("cpu", &[], "[N]", "the CPU that commands are about", choose),
-    Command::paused("info cpus", &[], "", "what each CPU does", |call| reply(cpus(call.machine))),
-    Command::paused(
+    Command::new("cpu", &[], "[N]", "the CPU that commands are about", choose),
+    Command::new("info cpus", &[], "", "what each CPU does", |call| reply(cpus(call.machine))),
+    Command::new(
         "info registers",
         &["info r"],
         "[all]",
@@ -29,8 +29,7 @@ pub(super) const COMMANDS: &[Command] = &[
 fn choose(call: &mut Call<'_>) -> Answer {
     let (machine, number) = (call.machine, call.arguments);
     if !number.is_empty() {
-        let index = number.parse().ok().filter(|&index: &usize| index < machine.cpu_count());
-        call.context.cpu = index.ok_or_else(|| format!("cpu {number}: {}", no_cpu(machine)))?;
+        call.context.cpu = cpu_number(machine, number)?;
     }
     reply(cpu_summary(machine, call.context.cpu).map(|cpu| format!("{cpu}\n")).unwrap_or_default())
 }

@@ -6,16 +6,16 @@ use super::{Answer, Call, Command, Effect, Run, reply};
 use crate::debug::parse;
 
 pub(super) const COMMANDS: &[Command] = &[
-    Command::paused("stop", &[], "", "stop the machine", |_| Ok(Effect::Run(Run::Stop))),
-    Command::paused("cont", &["c"], "", "let it go on", |_| Ok(Effect::Run(Run::Continue))),
-    Command::paused(
+    Command::new("stop", &[], "", "stop the machine", |_| Ok(Effect::Run(Run::Stop))),
+    Command::new("cont", &["c"], "", "let it go on", |_| Ok(Effect::Run(Run::Continue))),
+    Command::new(
         "step",
         &["s", "si"],
         "[COUNT]",
         "execute instructions of the CPU; the others stand still",
         step,
     ),
-    Command::paused("info status", &[], "", "whether the machine runs", |call| reply(status(call))),
+    Command::new("info status", &[], "", "whether the machine runs", |call| reply(status(call))),
 ];
 
 /// Instructions of one `step` at most: each stops the machine.

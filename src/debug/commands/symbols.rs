@@ -11,11 +11,11 @@ use super::{Answer, Call, Command, reply};
 use crate::names::{Named, function_of};
 
 pub(super) const COMMANDS: &[Command] = &[
-    Command::paused("info symbol", &[], "ADDRESS", "the name of an address", info_symbol),
-    Command::paused("info address", &[], "SYMBOL", "the address of a name", info_address),
-    Command::paused("info line", &[], "ADDRESS", "the source line, by DWARF", info_line),
-    Command::paused("symbols", &["info symbols"], "[load]", "where names are from", list),
-    Command::paused("backtrace", &["bt"], "", "the functions on the CPU's stack", backtrace),
+    Command::new("info symbol", &[], "ADDRESS", "the name of an address", info_symbol),
+    Command::new("info address", &[], "SYMBOL", "the address of a name", info_address),
+    Command::new("info line", &[], "ADDRESS", "the source line, by DWARF", info_line),
+    Command::new("symbols", &["info symbols"], "[load]", "where names are from", list),
+    Command::new("backtrace", &["bt"], "", "the functions on the CPU's stack", backtrace),
 ];
 
 /// Frames of a stack that are shown at most.
