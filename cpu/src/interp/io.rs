@@ -47,21 +47,22 @@ impl Cpu {
     pub(crate) fn port_read<T: Word>(&mut self, port: u16) -> T {
         self.check_io_breakpoints(port, T::BYTES);
         let value = u64::from(self.env.ports.read(port, width::<T>()));
-        self.record_port(Access::Read, port, value, T::BYTES);
-        self.catch_port::<T>(port, value, false);
+        self.note_port(Access::Read, port, value, T::BYTES);
         T::from_u64(value)
     }
 
     /// Writes a port, permission checked.
     pub(crate) fn port_write<T: Word>(&mut self, port: u16, value: T) {
         self.check_io_breakpoints(port, T::BYTES);
-        self.record_port(Access::Write, port, value.to_u64(), T::BYTES);
+        self.note_port(Access::Write, port, value.to_u64(), T::BYTES);
         self.env.ports.write(port, width::<T>(), value.to_u64() as u32);
-        self.catch_port::<T>(port, value.to_u64(), true);
     }
 
-    fn catch_port<T: Word>(&mut self, port: u16, value: u64, is_write: bool) {
-        self.catch(|| Caught::Port { port, bytes: T::BYTES as u8, value, is_write });
+    /// Tells a trace and a debugger of an access; a write's effects come behind it.
+    fn note_port(&mut self, access: Access, port: u16, value: u64, bytes: u64) {
+        self.record_port(access, port, value, bytes);
+        let is_write = access == Access::Write;
+        self.catch(|| Caught::Port { port, bytes: bytes as u8, value, is_write });
     }
 }
 

@@ -14,18 +14,25 @@ use crate::state::gpr::{RAX, RCX, RDX};
 fn rdmsr(cpu: &mut Cpu, _: &Insn) -> Exec {
     let number = cpu.state.gpr[RCX] as u32;
     let value = cpu.read_msr(number)?;
-    cpu.record_msr(Access::Read, number, value);
+    cpu.note_msr(Access::Read, number, value);
     cpu.set_edx_eax(value);
-    cpu.catch(|| Caught::Msr { number, value, is_write: false });
     Ok(())
 }
 
 fn wrmsr(cpu: &mut Cpu, _: &Insn) -> Exec {
     let (number, value) = (cpu.state.gpr[RCX] as u32, cpu.edx_eax());
     cpu.write_msr(number, value)?;
-    cpu.catch(|| Caught::Msr { number, value, is_write: true });
-    cpu.record_msr(Access::Write, number, value);
+    cpu.note_msr(Access::Write, number, value);
     Ok(())
+}
+
+impl Cpu {
+    /// Tells a trace and a debugger of an access that did not fault.
+    fn note_msr(&mut self, access: Access, number: u32, value: u64) {
+        self.record_msr(access, number, value);
+        let is_write = access == Access::Write;
+        self.catch(|| Caught::Msr { number, value, is_write });
+    }
 }
 
 /// SDM Vol. 2B, "RDPKRU": #UD without CR4.PKE, #GP if ECX is not zero.

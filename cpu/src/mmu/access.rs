@@ -403,13 +403,15 @@ impl Cpu {
             Place::Space(at) => (at.0, self.env.space.read(at, width)),
             Place::Lapic(offset) => (self.mmu.lapic_page + offset, self.read_lapic(offset, width)),
         };
-        self.record_mmio(Access::Read, at, value, T::BYTES);
-        self.catch_mmio::<T>(at, value, false);
+        self.note_mmio(Access::Read, at, value, T::BYTES);
         T::from_u64(value)
     }
 
-    fn catch_mmio<T: Word>(&mut self, address: u64, value: u64, is_write: bool) {
-        self.catch(|| Caught::Mmio { address, bytes: T::BYTES as u8, value, is_write });
+    /// Tells a trace and a debugger of an access; a write's effects come behind it.
+    fn note_mmio(&mut self, access: Access, address: u64, value: u64, bytes: u64) {
+        self.record_mmio(access, address, value, bytes);
+        let is_write = access == Access::Write;
+        self.catch(|| Caught::Mmio { address, bytes: bytes as u8, value, is_write });
     }
 
     fn read_lapic(&mut self, offset: u64, width: Width) -> u64 {
@@ -443,17 +445,15 @@ impl Cpu {
         match place {
             Place::Ram(at) => self.break_block |= self.ram.store(at, value),
             Place::Space(at) => {
-                self.record_mmio(Access::Write, at.0, value.to_u64(), T::BYTES);
+                self.note_mmio(Access::Write, at.0, value.to_u64(), T::BYTES);
                 self.env.space.write(at, width, value.to_u64());
                 self.device_written = true;
-                self.catch_mmio::<T>(at.0, value.to_u64(), true);
             }
             Place::Lapic(offset) => {
                 let at = self.mmu.lapic_page + offset;
-                self.record_mmio(Access::Write, at, value.to_u64(), T::BYTES);
+                self.note_mmio(Access::Write, at, value.to_u64(), T::BYTES);
                 self.write_lapic(offset, width, value.to_u64());
                 self.device_written = true;
-                self.catch_mmio::<T>(at, value.to_u64(), true);
             }
         }
     }
