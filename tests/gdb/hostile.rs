@@ -1,55 +1,12 @@
 //! Clients of bad faith, and clients that vanish: the machine goes on, or waits for a better one.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use crate::guest;
+use crate::packets::{ask, packet, reply};
+use crate::scripts::counting;
 use crate::{LIMIT, Machine};
-
-/// A packet around `body`, with its checksum.
-fn packet(body: &[u8]) -> Vec<u8> {
-    let sum = body.iter().fold(0u8, |sum, &byte| sum.wrapping_add(byte));
-    [b"$", body, format!("#{sum:02x}").as_bytes()].concat()
-}
-
-/// The reply to `body`, without its frame; none if the connection ends.
-fn ask(stream: &mut UnixStream, body: &[u8]) -> Option<String> {
-    stream.write_all(&packet(body)).ok()?;
-    reply(stream)
-}
-
-/// The next packet that comes.
-fn reply(stream: &mut UnixStream) -> Option<String> {
-    let mut reply = Vec::new();
-    let mut byte = [0];
-    while !reply.contains(&b'$') || reply.iter().rev().nth(2) != Some(&b'#') {
-        match stream.read(&mut byte) {
-            Ok(1) => reply.push(byte[0]),
-            _ => return None,
-        }
-    }
-    let text = String::from_utf8_lossy(&reply).into_owned();
-    let (_, body) = text.split_once('$')?;
-    Some(unfolded(body.split('#').next()?))
-}
-
-/// `a*X` stands for as many more `a` as X's code is above 29.
-fn unfolded(reply: &str) -> String {
-    let mut text = String::new();
-    let mut rest = reply.chars();
-    while let Some(letter) = rest.next() {
-        match letter {
-            '*' => {
-                let last = text.chars().last().unwrap_or_default();
-                let more = rest.next().map_or(0, |count| u32::from(count).saturating_sub(29));
-                text.extend(std::iter::repeat_n(last, more as usize));
-            }
-            _ => text.push(letter),
-        }
-    }
-    text
-}
 
 /// Connects, whenever the last client's leaving has been noticed, and asks why the machine stands.
 fn is_served(machine: &Machine) -> bool {
@@ -61,11 +18,6 @@ fn is_served(machine: &Machine) -> bool {
         std::thread::sleep(Duration::from_millis(10));
     }
     false
-}
-
-fn counting(name: &str, accel: &str, words: &[&str]) -> Machine {
-    let rom = guest::rom(&format!("gdb-{name}-{accel}.rom"));
-    Machine::start(name, accel, &[&["--bios", rom.to_str().unwrap()], words].concat())
 }
 
 #[test]

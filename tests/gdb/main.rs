@@ -2,8 +2,10 @@
 //! gdb at all. Without a gdb on this host its tests are named on standard error and left out.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot start is a failed test")]
 
+mod check;
 mod guest;
 mod hostile;
+mod packets;
 mod points;
 mod scripts;
 
@@ -13,6 +15,8 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use check::check;
 
 /// Longer than any gdb, or any guest that is to end, may take.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -172,15 +176,6 @@ fn has_gdb() -> bool {
 /// Says something past the harness, which shows only what fails.
 fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "\n{text}");
-}
-
-/// Fails unless `text` has all of `parts`, in this order.
-fn check(text: &str, parts: &[&str]) {
-    let mut rest = text;
-    for part in parts {
-        let Some(at) = rest.find(part) else { panic!("no {part:?} where it is due in\n{text}") };
-        rest = &rest[at + part.len()..];
-    }
 }
 
 /// The number that gdb printed behind `$N = `.

@@ -1,10 +1,14 @@
 //! The monitor of a running machine: on a socket, on a terminal, and for clients of bad faith.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot start is a failed test")]
 
+#[path = "../gdb/check.rs"]
+mod check;
 #[expect(dead_code, reason = "its symbols are for gdb")]
 #[path = "../gdb/guest.rs"]
 mod guest;
 mod hostile;
+#[path = "../gdb/packets.rs"]
+mod packets;
 mod socket;
 mod terminal;
 
@@ -14,6 +18,8 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use check::check;
 
 /// Longer than any answer, or any machine that is to end, may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -129,14 +135,5 @@ impl User {
     fn check(&mut self, line: &str, parts: &[&str]) {
         let text = self.ask(line);
         check(&format!("{line}: {text}"), parts);
-    }
-}
-
-/// Fails unless `text` has all of `parts`, in this order.
-fn check(text: &str, parts: &[&str]) {
-    let mut rest = text;
-    for part in parts {
-        let Some(at) = rest.find(part) else { panic!("no {part:?} where it is due in\n{text}") };
-        rest = &rest[at + part.len()..];
     }
 }

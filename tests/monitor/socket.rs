@@ -1,8 +1,10 @@
 //! Commands on a socket, and what they do to the machine.
 
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 
 use crate::guest::{COUNTER, FIRST_NOP, TOP};
+use crate::packets::{ask, packet, reply};
 use crate::{ENGINES, Machine, User, check, connect, path};
 
 /// The guest's counter.
@@ -179,55 +181,36 @@ fn gdb_and_the_monitor_agree_on_who_has_the_machine() {
     let machine = Machine::counting("both", "jit", &["--gdb", &place]);
     let mut user = machine.connect();
     let mut gdb = connect(&gdb);
-    send(&mut gdb, "?");
-    check(&reply(&mut gdb), &["T05"]);
+    check(&ask(&mut gdb, b"?").unwrap(), &["T05"]);
     user.check("info status", &["paused"]);
     user.check("cont", &["gdb has stopped the machine"]);
     user.check("step", &["gdb has stopped the machine"]);
-    send(&mut gdb, "vCont;c");
+    gdb.write_all(&packet(b"vCont;c")).unwrap();
     // gdb waits, and hears of what the monitor does.
     while !user.ask("info status").contains("running") {}
     user.check("stop", &["CPU 0: stopped"]);
-    check(&reply(&mut gdb), &["T02"]);
+    check(&stop(&mut gdb), &["T02"]);
     user.check("cont", &["gdb has stopped the machine"]);
     // A breakpoint of both is there until both have taken it away.
     user.check(&format!("break {TOP}"), &["1   break"]);
-    for packet in [format!("Z1,{TOP:x},1"), format!("z1,{TOP:x},1")] {
-        send(&mut gdb, &packet);
-        check(&reply(&mut gdb), &["OK"]);
+    for change in [format!("Z1,{TOP:x},1"), format!("z1,{TOP:x},1")] {
+        check(&ask(&mut gdb, change.as_bytes()).unwrap(), &["OK"]);
     }
-    send(&mut gdb, "vCont;c");
-    check(&reply(&mut gdb), &["T05"]);
+    gdb.write_all(&packet(b"vCont;c")).unwrap();
+    check(&stop(&mut gdb), &["T05"]);
     check(&user.answer(), &["CPU 0: breakpoint 1", "0xf0400: "]);
-    send(&mut gdb, "D");
-    check(&reply(&mut gdb), &["OK"]);
+    check(&ask(&mut gdb, b"D").unwrap(), &["OK"]);
     // Without gdb it is the monitor's alone, and is met again.
     told(&mut user, "info breakpoints", "1   break 0xf0400");
 }
 
-fn send(stream: &mut std::os::unix::net::UnixStream, body: &str) {
-    let sum = body.bytes().fold(0u8, |sum, byte| sum.wrapping_add(byte));
-    stream.write_all(format!("+${body}#{sum:02x}").as_bytes()).unwrap();
-}
-
-/// The next packet that is no text.
-fn reply(stream: &mut std::os::unix::net::UnixStream) -> String {
-    // What the machine says on gdb's console comes before the stop that it is about.
-    let is_console = |text: &str| text.contains("$O") && !text.contains("$OK");
+/// The next packet that is no text: what the machine says on gdb's console comes before the stop
+/// that it is about.
+fn stop(gdb: &mut UnixStream) -> String {
     loop {
-        let text = packet(stream);
-        if !is_console(&text) {
+        let text = reply(gdb).unwrap();
+        if !text.starts_with('O') {
             return text;
         }
     }
-}
-
-fn packet(stream: &mut std::os::unix::net::UnixStream) -> String {
-    let mut text = Vec::new();
-    let mut byte = [0];
-    while !text.contains(&b'$') || text.iter().rev().nth(2) != Some(&b'#') {
-        assert_eq!(stream.read(&mut byte).unwrap(), 1);
-        text.push(byte[0]);
-    }
-    String::from_utf8_lossy(&text).into_owned()
 }
