@@ -200,7 +200,7 @@ impl Desk {
         if self.gdb.as_ref().is_some_and(gdb::Server::has_the_machine) {
             return Some((context, GDB_HAS_IT.into()));
         }
-        if self.steps.is_some() {
+        if self.steps.is_some() && run != Run::Stop {
             return Some((context, "another monitor steps; `stop` ends that\n".into()));
         }
         match run {

@@ -116,6 +116,25 @@ fn a_step_that_does_not_come_back_ends_by_ctrl_c() {
 }
 
 #[test]
+fn a_step_that_does_not_come_back_ends_by_another_monitors_stop_too() {
+    let second = path("monitor-second.sock");
+    let _ = std::fs::remove_file(&second);
+    let place = format!("unix:{}", second.display());
+    let machine = Machine::counting("stopped", "jit", &["--cpus", "2", "--monitor", &place]);
+    let mut user = machine.connect();
+    user.check("cpu 1", &["CPU 1"]);
+    user.type_in("step\n");
+    let mut other = User { stream: connect(&second) };
+    other.answer();
+    while !other.ask("step").contains("another monitor steps; `stop` ends that") {
+        other.check("cont", &[]);
+    }
+    other.check("stop", &["CPU 0: stopped"]);
+    check(&user.answer(), &["CPU 0: stopped"]);
+    user.check("info status", &["paused"]);
+}
+
+#[test]
 fn the_engine_is_changed_and_one_that_was_not_prepared_is_refused() {
     let machine = Machine::counting("accel", "interp", &["--switch-engines", "jit"]);
     let mut user = machine.connect();
