@@ -179,19 +179,34 @@ fn sum(cpu: &mut Cpu, start: u64, bytes: &str) -> Result<String, String> {
     let mut chunk = vec![0; 4096];
     let mut done = 0;
     while done < count {
-        let at = start.wrapping_add(done);
-        // As far as the end of a page, so that what is no memory is told from where on.
-        let length = (4096 - (at & 0xfff)).min(count - done);
-        let part = chunk.get_mut(..length as usize).unwrap_or_default();
-        if !cpu.inspect_physical(GuestPhysical(at), part) {
-            return Err(format!("sum: {at:#x}: nothing is there, or a device"));
+        let length = (count - done).min(4096) as usize;
+        let part = chunk.get_mut(..length).unwrap_or_default();
+        let read = read_physical(cpu, start.wrapping_add(done), part);
+        done += read as u64;
+        if read < length {
+            let end = start.wrapping_add(done);
+            return Err(format!("sum: {end:#x}: nothing is there, or a device"));
         }
         for &byte in &*part {
             sum = sum.rotate_right(1).wrapping_add(u16::from(byte));
         }
-        done += length;
     }
     Ok(format!("{sum:05}\n"))
+}
+
+/// Reads physical memory, page by page, as far as it is there; how many bytes that are.
+fn read_physical(cpu: &Cpu, start: u64, bytes: &mut [u8]) -> usize {
+    let mut done = 0;
+    while done < bytes.len() {
+        let at = start.wrapping_add(done as u64);
+        let length = (4096 - (at & 0xfff) as usize).min(bytes.len() - done);
+        let part = bytes.get_mut(done..done + length).unwrap_or_default();
+        if !cpu.inspect_physical(GuestPhysical(at), part) {
+            break;
+        }
+        done += length;
+    }
+    done
 }
 
 /// A page walk.
@@ -274,20 +289,10 @@ fn examine_physical(
         return Err("xp/i: code is at linear addresses; take x/i".into());
     }
     let start = parse::address(address, cpu, names)?;
-    let mut bytes = Vec::new();
-    // Item by item: an item that is not there ends it.
-    for index in 0..layout.count as u64 {
-        let mut item = [0; 8];
-        let item = item.get_mut(..layout.size).unwrap_or_default();
-        let at = start.wrapping_add(index * layout.size as u64);
-        let is_read = (0..).zip(item.iter_mut()).all(|(offset, byte)| {
-            cpu.inspect_physical(GuestPhysical(at.wrapping_add(offset)), std::slice::from_mut(byte))
-        });
-        if !is_read {
-            break;
-        }
-        bytes.extend_from_slice(item);
-    }
+    let mut bytes = vec![0; layout.count * layout.size];
+    let count = read_physical(cpu, start, &mut bytes);
+    // An item that is not all there ends it.
+    bytes.truncate(count - count % layout.size);
     Ok(Dump { start, layout, bytes })
 }
 
