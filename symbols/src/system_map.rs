@@ -34,15 +34,16 @@ pub fn read(name: &str, input: &mut dyn BufRead) -> Result<Module, SymbolError> 
     Ok(builder.finish())
 }
 
-/// Takes a line apart. The module's name that may follow the symbol's is dropped.
+/// Takes a line apart. The module's name that may follow the symbol's behind a tab is dropped; blanks
+/// are in names of Rust.
 fn symbol(line: &str) -> Option<(u64, char, &str)> {
-    let mut words = line.split_ascii_whitespace();
-    let address = words.next()?;
+    let (address, rest) = line.split_once(|c: char| c.is_ascii_whitespace())?;
     let address = u64::from_str_radix(address.strip_prefix("0x").unwrap_or(address), 16).ok()?;
-    let letter = words.next()?;
+    let (letter, rest) = rest.trim_ascii_start().split_once(|c: char| c.is_ascii_whitespace())?;
     let is_letter = letter.len() == 1 && letter.bytes().all(|byte| byte.is_ascii_graphic());
     let letter = letter.chars().next().filter(|_| is_letter)?;
-    Some((address, letter, words.next()?))
+    let name = rest.trim_ascii_start().split('\t').next()?.trim_ascii_end();
+    Some((address, letter, name))
 }
 
 #[cfg(test)]

@@ -89,7 +89,8 @@ impl Builder {
         Self { name: name.into(), names: String::new(), rows: Vec::new() }
     }
 
-    /// Adds a symbol. `size` is 0 if it is not known; a name that is too long is left out.
+    /// Adds a symbol. `size` is 0 if it is not known. A name that is too long is left out, and one
+    /// that would mean something else to a terminal or be more than one line of a file.
     pub fn push(
         &mut self,
         address: u64,
@@ -97,7 +98,8 @@ impl Builder {
         letter: char,
         name: &str,
     ) -> Result<(), SymbolError> {
-        if name.is_empty() || name.len() > NAME_MAX || !letter.is_ascii() {
+        let is_text = letter.is_ascii_graphic() && !name.contains(char::is_control);
+        if name.is_empty() || name.len() > NAME_MAX || !is_text {
             return Ok(());
         }
         if self.rows.len() >= SYMBOLS_MAX || self.names.len() + name.len() > NAMES_MAX {
@@ -414,5 +416,17 @@ mod tests {
         };
         assert_eq!(names(&again).len(), KERNEL.len());
         assert_eq!(again.find("local").map(|symbol| symbol.address), Some(0xffff_ffff_8100_0100));
+    }
+
+    #[test]
+    fn names_are_text_of_one_line() {
+        let rows =
+            [(0x1000, 0, 'T', "<T as U>::f"), (0x2000, 0, 'T', "x\n0 T y"), (1, 0, '\n', "a")];
+        let module = module("a", &[rows[0], rows[1], rows[2], (0x3000, 0, 'T', "\x1b[2J")]);
+        let mut text = Vec::new();
+        module.write_system_map(&mut text).expect("a Vec takes all");
+        assert_eq!(String::from_utf8_lossy(&text), "0000000000001000 T <T as U>::f\n");
+        let again = crate::system_map::read("a", &mut &text[..]).expect("it is one");
+        assert_eq!(again.find("<T as U>::f").map(|symbol| symbol.address), Some(0x1000));
     }
 }
