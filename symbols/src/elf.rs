@@ -13,6 +13,9 @@ use object::{Endianness, FileKind, ReadCache, ReadRef};
 use crate::table::NAME_MAX;
 use crate::{Builder, Module, SymbolError};
 
+/// The tables of symbols; there is at most one of each (gABI, "Sections"). More, which may share
+/// their bytes, could hold a reader up for as long as they like.
+const TABLES: [elf::SectionType; 2] = [elf::SHT_SYMTAB, elf::SHT_DYNSYM];
 /// Program headers that are looked at.
 const SEGMENTS_MAX: usize = 1024;
 
@@ -50,10 +53,8 @@ where
     let endian = header.endian().map_err(damaged)?;
     let sections = header.sections(endian, data).map_err(damaged)?;
     let mut builder = Builder::new(name);
-    for section in sections.iter() {
-        if !matches!(section.sh_type(endian), elf::SHT_SYMTAB | elf::SHT_DYNSYM) {
-            continue;
-        }
+    let table = |kind| sections.iter().find(|section| section.sh_type(endian) == kind);
+    for section in TABLES.into_iter().filter_map(table) {
         let rows = section.data_as_array::<Elf::Sym, _>(endian, data).map_err(damaged)?;
         let strings = sections.section(section.link(endian)).map_err(damaged)?;
         let strings = strings.data(endian, data).map_err(damaged)?;

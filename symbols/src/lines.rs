@@ -85,12 +85,12 @@ impl Lines {
             if is_compressed {
                 return Err(SymbolError::Compressed);
             }
-            let data = section.map(|section| section.data().map_err(damaged)).transpose()?;
-            let data = data.unwrap_or_default();
-            bytes += data.len() as u64;
+            bytes += section.as_ref().map_or(0, |section| section.size().min(BYTES_MAX + 1));
             if bytes > BYTES_MAX {
                 return Err(SymbolError::TooLarge);
             }
+            let data = section.map(|section| section.data().map_err(damaged)).transpose()?;
+            let data = data.unwrap_or_default();
             Ok(Bytes::new(Arc::from(data), endian))
         };
         let dwarf = Dwarf::load(&mut load)?;
