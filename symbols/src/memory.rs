@@ -5,7 +5,7 @@
 pub type Reader<'a> = dyn FnMut(u64, &mut [u8]) -> usize + 'a;
 
 /// Bytes of a page.
-const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 
 /// Reads what is mapped from `start` on, up to `limit` bytes.
 pub(crate) fn read_up(read: &mut Reader<'_>, start: u64, limit: usize) -> Vec<u8> {

@@ -17,7 +17,7 @@ mod layout;
 pub mod sample;
 mod tokens;
 
-use crate::memory::{Reader, read_down, read_up};
+use crate::memory::{PAGE, Reader, read_down, read_up};
 use crate::{Builder, Module, SymbolError};
 use layout::Layout;
 use tokens::Tokens;
@@ -30,7 +30,6 @@ const BELOW: u64 = 128 << 20;
 const ABOVE: u64 = 512 << 20;
 /// Bytes that are read at a time.
 const CHUNK: usize = 1 << 20;
-const PAGE: u64 = 4096;
 /// Places that may be the table of tokens and are looked at.
 const CANDIDATES_MAX: usize = 1024;
 /// Tables of tokens beside which names are looked for.
@@ -105,13 +104,16 @@ struct Table {
 impl Table {
     /// The table whose digits are at `digits`, if it is one.
     fn examine(digits: u64, read: &mut Reader<'_>) -> Option<Self> {
-        let (_, head) = read_down(read, digits, Tokens::BEFORE_DIGITS);
-        tokens::starts(&head, digits).find_map(|up| {
-            let at = digits - up;
-            let tokens = Tokens::read(&read_up(read, at, Tokens::BYTES_MAX))?;
-            let behind = read_up(read, at.checked_add(tokens.bytes as u64)?, BEHIND_MAX);
-            Some(Self { at, tokens, behind })
-        })
+        let (_, mut bytes) = read_down(read, digits, Tokens::BEFORE_DIGITS);
+        let before = bytes.len();
+        bytes.extend(read_up(read, digits, Tokens::BYTES_MAX));
+        let (head, _) = bytes.split_at(before);
+        let (at, tokens) = tokens::starts(head, digits).find_map(|up| {
+            let start = before.checked_sub(up as usize)?;
+            Some((digits - up, Tokens::read(bytes.get(start..)?)?))
+        })?;
+        let behind = read_up(read, at.checked_add(tokens.bytes as u64)?, BEHIND_MAX);
+        Some(Self { at, tokens, behind })
     }
 
     /// The symbols that are beside it.
