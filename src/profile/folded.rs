@@ -5,6 +5,8 @@ use std::io::{self, Write};
 
 /// Stacks that are kept apart at most: what comes later counts as one.
 const STACKS_MAX: usize = 200_000;
+/// Bytes of them at most: guests and traces say how deep stacks are and how long names.
+const BYTES_MAX: usize = 256 << 20;
 /// Where later ones go.
 const OTHERS: &str = "[too many stacks]";
 
@@ -12,6 +14,7 @@ const OTHERS: &str = "[too many stacks]";
 #[derive(Debug, Default)]
 pub(crate) struct Folded {
     counts: BTreeMap<String, u64>,
+    bytes: usize,
     total: u64,
 }
 
@@ -27,9 +30,14 @@ impl Folded {
             key.extend(function.chars().map(|c| if matches!(c, ';' | '\n') { ':' } else { c }));
         }
         self.total = self.total.saturating_add(count);
-        let is_room = self.counts.len() < STACKS_MAX || self.counts.contains_key(&key);
-        let key = if is_room { key } else { OTHERS.to_owned() };
-        let sum = self.counts.entry(key).or_default();
+        let sum = match self.counts.get_mut(&key) {
+            Some(sum) => sum,
+            None => {
+                let is_room = self.counts.len() < STACKS_MAX && self.bytes + key.len() <= BYTES_MAX;
+                self.bytes += if is_room { key.len() } else { 0 };
+                self.counts.entry(if is_room { key } else { OTHERS.to_owned() }).or_default()
+            }
+        };
         *sum = sum.saturating_add(count);
     }
 
@@ -73,5 +81,14 @@ mod tests {
         }
         assert_eq!(folded.stacks().count(), STACKS_MAX + 1);
         assert!(folded.stacks().any(|stack| stack == (OTHERS, 10)));
+    }
+
+    #[test]
+    fn names_without_end_are_counted_together() {
+        let mut folded = Folded { bytes: BYTES_MAX - 4, ..Folded::default() };
+        for name in ["main", "read", "main", "write"] {
+            folded.add([name].into_iter(), 1);
+        }
+        assert_eq!(folded.stacks().collect::<Vec<_>>(), [(OTHERS, 2), ("main", 2)]);
     }
 }
