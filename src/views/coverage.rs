@@ -1,8 +1,9 @@
 //! Code that was executed, as DynamoRIO's drcov writes it (format version 2), for the tools that
 //! show coverage in disassemblers.
 //!
-//! A module of the guest's symbols is one of the file's; what no symbol is about is put into
-//! modules of 1 GiB. Instructions that follow each other are one block.
+//! A module of the guest's symbols is one of the file's, as far as the format's offsets of 32 bits
+//! reach; what is in none is put into modules of 1 GiB. Instructions that follow each other are one
+//! block.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -18,6 +19,8 @@ use super::{Moment, View};
 const RUNS_MAX: usize = 16 << 20;
 /// Modules that the format has numbers for.
 const MODULES_MAX: usize = u16::MAX as usize;
+/// Bytes of a module at most.
+const BYTES_MAX: u64 = 1 << 32;
 /// log2 of the bytes of a module that no symbol is about.
 const REGION_SHIFT: u32 = 30;
 
@@ -68,7 +71,9 @@ fn modules(symbols: &Symbols, runs: &BTreeSet<Run>) -> Vec<Module> {
         .iter()
         .map(|module| {
             let (start, end) = module.range();
-            Module { start: start & !0xfff, end, path: module.name().to_owned() }
+            let start = start & !0xfff;
+            let end = end.min(start.saturating_add(BYTES_MAX));
+            Module { start, end, path: module.name().to_owned() }
         })
         .collect();
     let mut region = None;

@@ -238,6 +238,26 @@ fn coverage_has_each_run_of_instructions_once() {
     assert_eq!(drcov(&out.bytes()), (vec![0], runs));
 }
 
+/// A file of names may reach from a program to its kernel, and offsets have 32 bits.
+#[test]
+fn coverage_of_what_is_far_from_its_module_is_not_lost() {
+    const FAR: u64 = MAIN + (4 << 30);
+    let mut builder = Builder::new("both");
+    for (address, name) in [(MAIN, "first"), (FAR, "last")] {
+        builder.push(address, 0x10, 'T', name).expect("there is room");
+    }
+    let mut symbols = Symbols::default();
+    symbols.add(builder.finish());
+    let out = Output::default();
+    let mut view = coverage::Drcov::new(out.clone(), Arc::new(symbols));
+    let at = Moment { cpu: 0, count: 0, time_ns: 0 };
+    for start in [MAIN, FAR] {
+        view.block(&at, &Arc::new(block(start, &[&[0x90]]))).expect("a Vec takes all");
+    }
+    view.finish().expect("a Vec takes all");
+    assert_eq!(drcov(&out.bytes()), (vec![MAIN, 1 << 32], vec![(MAIN, 1), (FAR, 1)]));
+}
+
 fn options(trace: PathBuf, format: Format) -> Options {
     let filter = Filter::default();
     Options { trace, format, symbols: Vec::new(), output: None, filter }
