@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, Error, Result};
 use symbols::Symbols;
@@ -106,7 +107,7 @@ fn size_of_code(symbols: &Symbols, address: u64) -> u64 {
     /// Longer functions have a size.
     const SIZE_MAX: u64 = 64 << 10;
     let is_same = |at: u64| symbols.at(at).is_some_and(|place| place.symbol.address == address);
-    (1..SIZE_MAX).find(|size| !is_same(address + size)).unwrap_or(SIZE_MAX)
+    (1..SIZE_MAX).find(|size| !is_same(address.wrapping_add(*size))).unwrap_or(SIZE_MAX)
 }
 
 /// A record with what all views want to know of it.
@@ -120,7 +121,7 @@ pub(super) struct Moment {
 /// One form of a trace.
 pub(super) trait View {
     /// All of a block's instructions were executed.
-    fn block(&mut self, at: &Moment, block: &std::sync::Arc<Block>) -> io::Result<()>;
+    fn block(&mut self, at: &Moment, block: &Arc<Block>) -> io::Result<()>;
     /// Something else happened.
     fn event(&mut self, at: &Moment, event: &Event) -> io::Result<()>;
     /// The trace has ended.
@@ -151,9 +152,7 @@ pub(crate) fn run(options: &Options) -> Result<u8> {
         Format::Folded => Box::new(stacks::Stacks::new(out, symbols, stacks::Form::Folded)),
         Format::Svg => Box::new(stacks::Stacks::new(out, symbols, stacks::Form::Picture)),
     };
-    let mut shown_range = range;
-    let damage = feed(&reader, &options.filter, &mut shown_range, &mut *view);
-    let written = match damage {
+    let written = match feed(&reader, &options.filter, range.as_ref(), &mut *view) {
         Err(Failure::Write(error)) => Err(error),
         Err(Failure::Read(error)) => {
             // What was whole is shown all the same.
@@ -187,7 +186,7 @@ impl From<io::Error> for Failure {
 fn feed(
     reader: &Reader,
     filter: &Filter,
-    range: &mut Option<RangeInclusive<u64>>,
+    range: Option<&RangeInclusive<u64>>,
     view: &mut dyn View,
 ) -> Result<(), Failure> {
     let is_wanted = |record: &Record| {
@@ -214,7 +213,7 @@ fn feed(
         match item {
             Item::Block(block) => {
                 let is_level = filter.cpl.is_none_or(|cpl| block.mode().cpl == cpl);
-                let is_inside = range.as_ref().is_none_or(|range| meets(&block, range));
+                let is_inside = range.is_none_or(|range| meets(&block, range));
                 if is_level && is_inside {
                     view.block(&at, &block)?;
                 }
