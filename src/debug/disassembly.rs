@@ -31,6 +31,20 @@ pub(crate) struct Line {
     pub(crate) about: Option<u64>,
 }
 
+impl Line {
+    /// Its bytes.
+    pub(crate) fn digits(&self) -> String {
+        self.bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// All of it, with the names of its addresses.
+    pub(crate) fn named(&self, names: &Symbols) -> String {
+        let name = Named(names.at(self.linear));
+        let about = Named(self.about.and_then(|address| names.at(address)));
+        format!("{:#x}{name}: {:<20} {}{about}", self.linear, self.digits(), self.text)
+    }
+}
+
 impl Disassembly {
     /// `count` instructions from linear address `linear` on, as the CPU would execute them now.
     pub(crate) fn of(cpu: &Cpu, names: Arc<Symbols>, mut linear: u64, count: usize) -> Self {
@@ -87,7 +101,7 @@ impl Instructions {
     /// The instruction in `bytes`, in code of `bits` bits, at offset `rip` of its segment.
     pub(crate) fn line(&mut self, bits: u32, bytes: &[u8], rip: u64, linear: u64) -> Line {
         let decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
-        self.decoded(decoder, bytes, linear)
+        Line { bytes: bytes.to_vec(), ..self.decoded(decoder, bytes, linear) }
     }
 
     /// A byte that begins no instruction stands alone.
@@ -111,12 +125,7 @@ impl Instructions {
 
 impl fmt::Display for Disassembly {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |address: u64| Named(self.names.at(address));
-        for Line { linear, bytes, text, about } in &self.lines {
-            let bytes: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            write!(out, "{linear:#x}{}: {bytes:<20} {text}", name(*linear))?;
-            writeln!(out, "{}", Named(about.and_then(|address| self.names.at(address))))?;
-        }
+        self.lines.iter().try_for_each(|line| writeln!(out, "{}", line.named(&self.names)))?;
         match self.end {
             Some(end) => writeln!(out, "{end:#x}: nothing is mapped there, or a device"),
             None => Ok(()),

@@ -10,7 +10,6 @@ use super::cache::Cache;
 use super::events::Told;
 use super::{Moment, View};
 use crate::debug::Instructions;
-use crate::names::Named;
 
 /// The text of a trace.
 pub(super) struct Text<W> {
@@ -29,11 +28,8 @@ impl<W: Write> Text<W> {
 fn lines(block: &Block, instructions: &mut Instructions, symbols: &Symbols) -> Vec<String> {
     let bits = block.mode().width.bits();
     let insns = block.insns().map(|insn| {
-        let linear = block.linear(insn.rip);
-        let line = instructions.line(bits, insn.bytes, insn.rip, linear);
-        let digits: String = insn.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        let about = Named(line.about.and_then(|address| symbols.at(address)));
-        format!("{linear:#x}{}: {digits:<20} {}{about}", Named(symbols.at(linear)), line.text)
+        let line = instructions.line(bits, insn.bytes, insn.rip, block.linear(insn.rip));
+        line.named(symbols)
     });
     insns.collect()
 }
