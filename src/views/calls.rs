@@ -88,6 +88,13 @@ struct Stack {
     flow: Flow,
 }
 
+/// When frames come and go, who is told of it, and what the frames are called.
+struct Scene<'a> {
+    at: Moment,
+    names: &'a mut Names,
+    sink: &'a mut dyn Sink,
+}
+
 /// The frames of all CPUs.
 pub(super) struct Calls {
     symbols: Arc<Symbols>,
@@ -144,13 +151,12 @@ impl Calls {
         let Self { symbols, names, steps, stacks } = self;
         let steps = steps.get(block, |block| steps_of(block, symbols, names));
         let stack = stacks.entry(at.cpu).or_default();
-        let mut count = at.count;
+        let mut scene = Scene { at: *at, names, sink };
         for step in steps.iter() {
-            let at = Moment { count, ..*at };
-            stack.arrive(step, names, &at, sink)?;
-            sink.spend(&at, step.instructions)?;
+            stack.arrive(step, &mut scene)?;
+            scene.sink.spend(&scene.at, step.instructions)?;
             stack.flow = step.flow;
-            count += step.instructions;
+            scene.at.count = scene.at.count.saturating_add(step.instructions);
         }
         Ok(())
     }
@@ -162,54 +168,51 @@ impl Calls {
         event: &Event,
         sink: &mut dyn Sink,
     ) -> io::Result<()> {
+        let Self { names, stacks, .. } = self;
+        let stack = stacks.entry(at.cpu).or_default();
+        let mut scene = Scene { at: *at, names, sink };
         let text = match event {
             Event::Interrupt { vector, source } => events::interrupt(*vector, *source),
             Event::Exception { vector, .. } => exception::name(*vector).into(),
             Event::Begin | Event::End | Event::Reset | Event::Skipped { .. } => {
-                let stack = self.stacks.entry(at.cpu).or_default();
                 stack.flow = Flow::Plain;
-                return stack.pop_to(0, at, sink);
+                return stack.pop_to(0, &mut scene);
             }
             _ => return Ok(()),
         };
-        let name = self.names.number(&format!("[{text}]"));
-        let stack = self.stacks.entry(at.cpu).or_default();
         stack.flow = Flow::Gate;
-        stack.push_gate(name, &self.names, at, sink)
+        stack.push_gate(&text, &mut scene)
     }
 
     /// The trace has ended: all frames end.
     pub(super) fn finish(&mut self, at: &Moment, sink: &mut dyn Sink) -> io::Result<()> {
-        self.stacks
-            .iter_mut()
-            .try_for_each(|(&cpu, stack)| stack.pop_to(0, &Moment { cpu, ..*at }, sink))
+        let Self { names, stacks, .. } = self;
+        let mut scene = Scene { at: *at, names, sink };
+        stacks.iter_mut().try_for_each(|(&cpu, stack)| {
+            scene.at.cpu = cpu;
+            stack.pop_to(0, &mut scene)
+        })
     }
 }
 
 impl Stack {
     /// The next instructions are those of `step`.
-    fn arrive(
-        &mut self,
-        step: &Step,
-        names: &mut Names,
-        at: &Moment,
-        sink: &mut dyn Sink,
-    ) -> io::Result<()> {
+    fn arrive(&mut self, step: &Step, scene: &mut Scene<'_>) -> io::Result<()> {
         match std::mem::take(&mut self.flow) {
             Flow::Plain => {}
             Flow::Call(return_to) => {
                 let top = self.frames.last().map(|frame| frame.name);
                 let is_inside = step.function.is_some() && step.function == top && !step.is_entry;
                 if !is_inside {
-                    return self.push(step, Some(return_to), names, at, sink);
+                    return self.push(step, Some(return_to), scene);
                 }
             }
-            Flow::Gate => return self.push(step, None, names, at, sink),
+            Flow::Gate => return self.push(step, None, scene),
             Flow::Return => {
                 let waits = |frame: &Frame| frame.return_to == Some(step.start);
                 // Who returns to nowhere has replaced the address: that is a jump.
                 if let Some(depth) = self.frames.iter().rposition(waits) {
-                    self.pop_to(depth, at, sink)?;
+                    self.pop_to(depth, scene)?;
                 }
             }
             Flow::GateReturn => {
@@ -218,87 +221,67 @@ impl Stack {
                     && self.frames.last().map(|frame| frame.name) == step.function;
                 if !is_barrier {
                     let gate = self.frames.iter().rposition(|frame| frame.is_gate);
-                    self.pop_to(gate.unwrap_or(0), at, sink)?;
+                    self.pop_to(gate.unwrap_or(0), scene)?;
                 }
             }
             Flow::Syscall => {
-                let name = names.number("[syscall]");
-                self.push_gate(name, names, at, sink)?;
+                self.push_gate("syscall", scene)?;
             }
             Flow::OtherStack => {
                 let is_gate = self.frames.last().is_some_and(|frame| frame.is_gate);
                 if !is_gate {
-                    self.pop_to(0, at, sink)?;
+                    self.pop_to(0, scene)?;
                 }
             }
         }
-        self.settle(step, names, at, sink)
+        self.settle(step, scene)
     }
 
     /// Has the function of `step` on top.
-    fn settle(
-        &mut self,
-        step: &Step,
-        names: &mut Names,
-        at: &Moment,
-        sink: &mut dyn Sink,
-    ) -> io::Result<()> {
+    fn settle(&mut self, step: &Step, scene: &mut Scene<'_>) -> io::Result<()> {
         let Some(top) = self.frames.last().filter(|frame| !frame.is_gate) else {
-            return self.push(step, None, names, at, sink);
+            return self.push(step, None, scene);
         };
         let (Some(function), return_to) = (step.function, top.return_to) else { return Ok(()) };
         if function == top.name {
             return Ok(());
         }
-        self.pop_to(self.frames.len() - 1, at, sink)?;
-        self.push(step, return_to, names, at, sink)
+        self.pop_to(self.frames.len() - 1, scene)?;
+        self.push(step, return_to, scene)
     }
 
     fn push(
         &mut self,
         step: &Step,
         return_to: Option<u64>,
-        names: &mut Names,
-        at: &Moment,
-        sink: &mut dyn Sink,
+        scene: &mut Scene<'_>,
     ) -> io::Result<()> {
         let was_called = return_to.is_some();
         let name = step.function.unwrap_or_else(|| match was_called {
-            true => names.number(&format!("{:#x}", step.start)),
+            true => scene.names.number(&format!("{:#x}", step.start)),
             false => Name(0),
         });
-        self.push_frame(Frame { name, return_to, is_gate: false }, names, at, sink)
+        self.push_frame(Frame { name, return_to, is_gate: false }, scene)
     }
 
-    fn push_gate(
-        &mut self,
-        name: Name,
-        names: &Names,
-        at: &Moment,
-        sink: &mut dyn Sink,
-    ) -> io::Result<()> {
-        self.push_frame(Frame { name, return_to: None, is_gate: true }, names, at, sink)
+    fn push_gate(&mut self, what: &str, scene: &mut Scene<'_>) -> io::Result<()> {
+        let name = scene.names.number(&format!("[{what}]"));
+        self.push_frame(Frame { name, return_to: None, is_gate: true }, scene)
     }
 
-    fn push_frame(
-        &mut self,
-        frame: Frame,
-        names: &Names,
-        at: &Moment,
-        sink: &mut dyn Sink,
-    ) -> io::Result<()> {
+    fn push_frame(&mut self, frame: Frame, scene: &mut Scene<'_>) -> io::Result<()> {
         if self.frames.len() >= FRAMES_MAX {
-            self.pop_to(0, at, sink)?;
+            self.pop_to(0, scene)?;
         }
-        sink.enter(at, frame.name, &names.text(frame.name))?;
+        scene.sink.enter(&scene.at, frame.name, &scene.names.text(frame.name))?;
         self.frames.push(frame);
         Ok(())
     }
 
-    fn pop_to(&mut self, depth: usize, at: &Moment, sink: &mut dyn Sink) -> io::Result<()> {
+    fn pop_to(&mut self, depth: usize, scene: &mut Scene<'_>) -> io::Result<()> {
         while self.frames.len() > depth {
             self.frames.pop();
-            sink.leave(at)?;
+            scene.sink.leave(&scene.at)?;
         }
         Ok(())
     }

@@ -111,6 +111,7 @@ fn size_of_code(symbols: &Symbols, address: u64) -> u64 {
 }
 
 /// A record with what all views want to know of it.
+#[derive(Clone, Copy)]
 pub(super) struct Moment {
     pub(super) cpu: u16,
     /// Instructions that the CPU had retired before.
