@@ -113,7 +113,7 @@ impl<W: Write> View for Json<W> {
     fn block(&mut self, at: &Moment, block: &Arc<Block>) -> io::Result<()> {
         let Self { out, symbols, instructions, lines: cache } = self;
         let lines = cache.get(block, |block| lines(block, instructions, symbols));
-        (at.count..).zip(lines.iter()).try_for_each(|(count, line)| put(out, at, count, line))
+        at.counts().zip(lines.iter()).try_for_each(|(count, line)| put(out, at, count, line))
     }
 
     fn event(&mut self, at: &Moment, event: &Event) -> io::Result<()> {

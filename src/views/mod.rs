@@ -119,6 +119,14 @@ pub(super) struct Moment {
     pub(super) time_ns: u64,
 }
 
+impl Moment {
+    /// What the CPU had retired before each instruction from here on. A file may say anything.
+    pub(super) fn counts(&self) -> impl Iterator<Item = u64> {
+        let first = self.count;
+        (0..).map(move |further| first.saturating_add(further))
+    }
+}
+
 /// One form of a trace.
 pub(super) trait View {
     /// All of a block's instructions were executed.

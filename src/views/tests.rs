@@ -166,6 +166,26 @@ fn a_timeline_begins_what_it_ends() {
     assert!(open.is_empty());
 }
 
+/// A damaged file may say that.
+#[test]
+fn a_count_that_cannot_be_higher_is_shown_in_every_form() {
+    let names = symbols();
+    let out = Output::default();
+    let views: [Box<dyn View>; 4] = [
+        Box::new(text::Text::new(out.clone(), Arc::clone(&names))),
+        Box::new(json::Json::new(out.clone(), Arc::clone(&names))),
+        Box::new(perfetto::Perfetto::new(out.clone(), Arc::clone(&names))),
+        Box::new(stacks::Stacks::new(out.clone(), names, stacks::Form::Folded)),
+    ];
+    let at = Moment { cpu: 0, count: u64::MAX - 1, time_ns: u64::MAX };
+    let block = Arc::new(block(MAIN, &[&[0x90], &[0x90], &[0xc3], &[0x90]]));
+    for mut view in views {
+        view.block(&at, &block).expect("a Vec takes all");
+        view.finish().expect("a Vec takes all");
+    }
+    assert_eq!(out.text().matches(&u64::MAX.to_string()).count(), 3 + 7);
+}
+
 /// A kernel's ways of calling that are none: a call within the function whose address is dropped,
 /// and a return to an address that was put there.
 #[test]

@@ -38,7 +38,7 @@ impl<W: Write> View for Text<W> {
     fn block(&mut self, at: &Moment, block: &Arc<Block>) -> io::Result<()> {
         let Self { out, symbols, instructions, lines: cache } = self;
         let lines = cache.get(block, |block| lines(block, instructions, symbols));
-        (at.count..)
+        at.counts()
             .zip(lines.iter())
             .try_for_each(|(count, line)| writeln!(out, "{:>3} {count:>12} {line}", at.cpu))
     }
