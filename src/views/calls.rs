@@ -319,7 +319,8 @@ fn steps_of(block: &Block, symbols: &Symbols, names: &mut Names) -> Vec<Step> {
 
 /// True for what kernels execute instead of a return: it belongs to the function that returns.
 fn is_return(name: &str) -> bool {
-    ["__x86_return_thunk", "srso_", "retbleed_"].iter().any(|start| name.starts_with(start))
+    name.ends_with("return_thunk")
+        || ["srso_", "retbleed_"].iter().any(|start| name.starts_with(start))
 }
 
 /// What an instruction does to the stack of functions.

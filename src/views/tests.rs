@@ -211,6 +211,33 @@ fn calls_that_call_nobody_and_returns_that_do() {
     assert_eq!(out.text(), "main 4\nmain;tail 1\nmain;work 1\n");
 }
 
+/// What stands for a return by a kernel's mitigations is no function of the stack.
+#[test]
+fn thunks_that_return_belong_to_who_returns() {
+    for thunk in ["__x86_return_thunk", "its_return_thunk", "srso_alias_safe_ret"] {
+        let mut builder = Builder::new("vmlinux");
+        for (address, name) in [(MAIN, "main"), (WORK, "work"), (TAIL, thunk)] {
+            builder.push(address, 0x100, 'T', name).expect("there is room");
+        }
+        let mut symbols = Symbols::default();
+        symbols.add(builder.finish());
+        let out = Output::default();
+        let mut view = stacks::Stacks::new(out.clone(), Arc::new(symbols), stacks::Form::Folded);
+        // call work; jmp to the thunk; ret
+        for step in [
+            block(MAIN, &[&[0xe8, 0xfb, 0, 0, 0]]),
+            block(WORK, &[&[0xe9, 0xfb, 0, 0, 0]]),
+            block(TAIL, &[&[0xc3]]),
+            block(MAIN + 5, &[&[0x90]]),
+        ] {
+            let at = Moment { cpu: 0, count: 0, time_ns: 0 };
+            view.block(&at, &Arc::new(step)).expect("a Vec takes all");
+        }
+        view.finish().expect("a Vec takes all");
+        assert_eq!(out.text(), "main 2\nmain;work 2\n", "{thunk}");
+    }
+}
+
 /// Reads a drcov file as its description says: the modules' bases, and the blocks.
 fn drcov(bytes: &[u8]) -> (Vec<u64>, Vec<(u64, u16)>) {
     const TABLE: &[u8] = b"BB Table: ";
