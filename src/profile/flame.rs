@@ -166,14 +166,19 @@ pub(crate) fn draw(
             Escaped(&fitting(it.name, it.width - 6.0)),
         )?;
     }
-    write!(out, "</g>\n<script><![CDATA[\n{SCRIPT}]]></script>\n</svg>\n")
+    let full = WIDTH - 2.0 * MARGIN;
+    write!(
+        out,
+        "</g>\n<script><![CDATA[\n\
+         const full = {full}, margin = {MARGIN}, character = {CHARACTER};\n\
+         {SCRIPT}]]></script>\n</svg>\n"
+    )
 }
 
 /// What a click does: the box and what it calls are stretched to the whole width, what called it is
 /// as wide, and the rest goes.
 const SCRIPT: &str = "\
 const all = Array.from(document.querySelectorAll('#boxes > g'));
-const full = 1180, margin = 10, character = 7;
 function show(x0, w0, d0) {
   for (const g of all) {
     const x = +g.dataset.x, w = +g.dataset.w, d = +g.dataset.d;
