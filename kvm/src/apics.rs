@@ -13,13 +13,13 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use cpu::events::Doorbell;
 use kvm_bindings::{
     KVM_CAP_DISABLE_QUIRKS, KVM_IRQ_ROUTING_MSI, KVM_X2APIC_API_USE_32BIT_IDS,
-    KVM_X86_QUIRK_LINT0_REENABLED, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
-    kvm_irq_routing_msi, kvm_msi,
+    KVM_X86_QUIRK_LINT0_REENABLED, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi,
+    kvm_msi,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use crate::kick::Kick;
-use crate::vm::{create_vcpu, create_vm};
+use crate::vm::{check_extensions, create_vcpu, create_vm, enable_cap};
 use crate::{KvmError, lapic};
 
 /// Messages whose EOIs the kernel can be asked to report.
@@ -88,24 +88,19 @@ pub(crate) fn await_ends(fd: &VmFd, messages: &[Message]) -> Result<(), KvmError
 
 /// Has the virtual machine `fd`, which has no CPU yet, make them with local APICs.
 pub(crate) fn enable(fd: &VmFd) -> Result<(), KvmError> {
-    let enable = |cap: u32, argument: u64| {
-        fd.enable_cap(&kvm_enable_cap { cap, args: [argument, 0, 0, 0], ..Default::default() })
-    };
-    enable(Cap::SplitIrqchip as u32, ROUTES as u64)
+    enable_cap(fd, Cap::SplitIrqchip as u32, ROUTES as u64)
         .map_err(KvmError::of("KVM_CAP_SPLIT_IRQCHIP"))?;
-    enable(Cap::X2ApicApi as u32, KVM_X2APIC_API_USE_32BIT_IDS.into())
+    enable_cap(fd, Cap::X2ApicApi as u32, KVM_X2APIC_API_USE_32BIT_IDS.into())
         .map_err(KvmError::of("KVM_CAP_X2APIC_API"))?;
     // LINT0 is masked behind INIT, as on every processor. An old kernel cannot be told.
-    let _ = enable(KVM_CAP_DISABLE_QUIRKS, KVM_X86_QUIRK_LINT0_REENABLED.into());
+    let _ = enable_cap(fd, KVM_CAP_DISABLE_QUIRKS, KVM_X86_QUIRK_LINT0_REENABLED.into());
     Ok(())
 }
 
 /// Whether this host's local APICs do what the engine needs of them, by trying it.
 pub(crate) fn check(kvm: &Kvm) -> Result<(), KvmError> {
     const VECTOR: u8 = 0x55;
-    if let Some((_, name)) = NEEDED.into_iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
-        return Err(KvmError::Lacks(name));
-    }
+    check_extensions(kvm, &NEEDED)?;
     let vm = create_vm(kvm)?;
     enable(&vm)?;
     let cpu = create_vcpu(&vm, 0)?;

@@ -5,13 +5,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use kvm_bindings::{
-    KVM_EXIT_DEBUG, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug, kvm_regs,
-};
+use kvm_bindings::{KVM_EXIT_DEBUG, kvm_regs};
 use kvm_ioctls::VcpuFd;
 use memory::{GuestPhysical, PhysicalSpace, Ram, RegionKind};
 
 use crate::KvmError;
+use crate::debugging::{EXECUTE, Slot, WRITE, stop_at};
 use crate::run_page::RunPage;
 use crate::slots::Slots;
 use crate::vm::{create_vcpu, create_vm, open};
@@ -30,24 +29,27 @@ const CODE: u64 = 0x1000;
 const DATA: u64 = 0x2000;
 /// Of real mode: `NOP; MOV [2000h], AL; NOP; OUT 80h, AL; HLT`.
 const PROGRAM: [u8; 8] = [0x90, 0xa2, 0x00, 0x20, 0x90, 0xe6, 0x80, 0xf4];
-/// The MOV, and what is behind it.
+/// Before the MOV, and behind its write of a byte.
+const AT_CODE: Slot = Slot { address: CODE + 1, kind: EXECUTE, length: 0, watchpoint: None };
+const AT_WRITE: Slot = Slot { address: DATA, kind: WRITE, length: 0, watchpoint: None };
+/// Where the guest stops for them.
 const STORE: u64 = CODE + 1;
 const BEHIND_STORE: u64 = CODE + 4;
-/// DR7: exact, breakpoint 0 on code, breakpoint 1 on the write of a byte.
-const STOP_AT_CODE: u64 = 1 << 10 | 1 << 9 | 2;
-const STOP_AT_WRITE: u64 = 1 << 10 | 1 << 9 | 2 << 2 | 1 << 20;
 
 /// What they stop at on this host, at nothing where there is no KVM; asked once.
 pub fn debug_registers() -> DebugRegisters {
     static FOUND: OnceLock<DebugRegisters> = OnceLock::new();
     *FOUND.get_or_init(|| {
-        let stops = |dr7| stops(dr7).unwrap_or_default();
-        DebugRegisters { stop_at_code: stops(STOP_AT_CODE), stop_at_data: stops(STOP_AT_WRITE) }
+        let stops = |slot, rip| stops(slot, rip).unwrap_or_default();
+        DebugRegisters {
+            stop_at_code: stops(AT_CODE, STORE),
+            stop_at_data: stops(AT_WRITE, BEHIND_STORE),
+        }
     })
 }
 
-/// True if a guest stops as `dr7` says, and where it should.
-fn stops(dr7: u64) -> Result<bool, KvmError> {
+/// True if a guest stops for `slot`, and at `rip` as it should.
+fn stops(slot: Slot, rip: u64) -> Result<bool, KvmError> {
     let kvm = open()?;
     let ram = Ram::new(RAM_BYTES).map_err(|_| KvmError::Lacks("memory for a guest"))?;
     ram.write_bytes(CODE, &PROGRAM);
@@ -58,28 +60,31 @@ fn stops(dr7: u64) -> Result<bool, KvmError> {
     let vm = create_vm(&kvm)?;
     Slots::default().update(&vm, &space);
     let mut fd = create_vcpu(&vm, 0)?;
-    set_up(&fd, dr7)?;
+    set_up(&fd)?;
+    stop_at(&fd, &[slot])?;
     let page = RunPage::of(&mut fd);
-    // A few instructions of a guest that has no interrupts: it leaves by itself.
-    fd.run().map(drop).map_err(KvmError::of("KVM_RUN"))?;
-    let rip = fd.get_regs().map_err(KvmError::of("KVM_GET_REGS"))?.rip;
-    let expected = if dr7 == STOP_AT_CODE { STORE } else { BEHIND_STORE };
-    Ok(page.reason() == KVM_EXIT_DEBUG && rip == expected)
+    run(&mut fd)?;
+    let found = fd.get_regs().map_err(KvmError::of("KVM_GET_REGS"))?.rip;
+    Ok(page.reason() == KVM_EXIT_DEBUG && found == rip)
 }
 
-fn set_up(fd: &VcpuFd, dr7: u64) -> Result<(), KvmError> {
+/// Runs a few instructions of a guest that has no interrupts: it leaves by itself. A signal to this
+/// thread is no answer, and answers are kept.
+fn run(fd: &mut VcpuFd) -> Result<(), KvmError> {
+    loop {
+        match fd.run().map(drop) {
+            Err(error) if error.errno() == libc::EINTR => {}
+            outcome => return outcome.map_err(KvmError::of("KVM_RUN")),
+        }
+    }
+}
+
+fn set_up(fd: &VcpuFd) -> Result<(), KvmError> {
     let mut sregs = fd.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?;
     (sregs.cs.base, sregs.cs.selector) = (0, 0);
     fd.set_sregs(&sregs).map_err(KvmError::of("KVM_SET_SREGS"))?;
     let regs = kvm_regs { rip: CODE, rflags: 2, ..Default::default() };
-    fd.set_regs(&regs).map_err(KvmError::of("KVM_SET_REGS"))?;
-    let mut wanted = kvm_guest_debug {
-        control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP,
-        ..Default::default()
-    };
-    wanted.arch.debugreg[..2].copy_from_slice(&[STORE, DATA]);
-    wanted.arch.debugreg[7] = dr7;
-    fd.set_guest_debug(&wanted).map_err(KvmError::of("KVM_SET_GUEST_DEBUG"))
+    fd.set_regs(&regs).map_err(KvmError::of("KVM_SET_REGS"))
 }
 
 #[cfg(test)]
@@ -87,6 +92,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::debugging::dr7;
 
     #[test]
     fn the_question_is_answered_on_every_host() {
@@ -100,12 +106,12 @@ mod tests {
     fn the_guest_does_what_is_asked_about() {
         use cpu::engine::{Vcpu, VmExit};
         use cpu::testing::Bench;
-        for (dr7, rip) in [(STOP_AT_CODE, STORE), (STOP_AT_WRITE, BEHIND_STORE)] {
+        for (slot, rip) in [(AT_CODE, STORE), (AT_WRITE, BEHIND_STORE)] {
             let mut bench = Bench::real16();
             bench.put_code_at(CODE, &PROGRAM);
             bench.cpu.state.rip = CODE;
-            (bench.cpu.state.dr[0], bench.cpu.state.dr[1]) = (STORE, DATA);
-            bench.cpu.state.dr[7] = dr7;
+            bench.cpu.state.dr[0] = slot.address;
+            bench.cpu.state.dr[7] = dr7(&[slot]);
             bench.control_changed();
             // #DB goes through vector 1 of the low table, which is zeros: to address 0.
             let reached = (0..8).find_map(|_| {

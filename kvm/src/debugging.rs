@@ -32,11 +32,16 @@ const CATCHING: &str = "KVM does not tell of events inside of the guest; catchin
 /// One debug register: an address, and R/W and LEN as DR7 has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slot {
-    address: u64,
-    kind: u64,
-    length: u64,
-    watchpoint: Option<Watchpoint>,
+    pub(crate) address: u64,
+    pub(crate) kind: u64,
+    pub(crate) length: u64,
+    pub(crate) watchpoint: Option<Watchpoint>,
 }
+
+/// R/W of DR7.
+pub(crate) const EXECUTE: u64 = 0;
+pub(crate) const WRITE: u64 = 1;
+const ACCESS: u64 = 3;
 
 /// The debug registers for what `debugger` wants, or why they do not do.
 pub(crate) fn slots(debugger: &Debugger) -> Result<Vec<Slot>, &'static str> {
@@ -46,13 +51,13 @@ pub(crate) fn slots(debugger: &Debugger) -> Result<Vec<Slot>, &'static str> {
     if !debugger.catchpoints().is_empty() {
         return Err(CATCHING);
     }
-    let execute = |address: u64| Slot { address, kind: 0, length: 0, watchpoint: None };
+    let execute = |address: u64| Slot { address, kind: EXECUTE, length: 0, watchpoint: None };
     let mut slots: Vec<Slot> =
         debugger.breakpoints().linear().into_iter().take(SLOTS + 1).map(execute).collect();
     for &watchpoint in debugger.watchpoints() {
         let kind = match watchpoint.kind {
-            WatchKind::Write => 1,
-            WatchKind::Access => 3,
+            WatchKind::Write => WRITE,
+            WatchKind::Access => ACCESS,
             WatchKind::Read => return Err(READS_ALONE),
         };
         let (mut address, mut left) = (watchpoint.start, watchpoint.length);
@@ -93,20 +98,26 @@ pub(crate) fn put(fd: &VcpuFd, cpu: &Cpu, is_on: &mut bool) -> Result<(), KvmErr
     if slots.is_empty() && !*is_on {
         return Ok(());
     }
+    stop_at(fd, &slots)?;
+    *is_on = !slots.is_empty();
+    Ok(())
+}
+
+/// Has KVM stop the guest at `slots` and nowhere else.
+pub(crate) fn stop_at(fd: &VcpuFd, slots: &[Slot]) -> Result<(), KvmError> {
     let mut wanted = kvm_guest_debug::default();
     if !slots.is_empty() {
         wanted.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
         for (number, slot) in slots.iter().enumerate() {
             wanted.arch.debugreg[number % SLOTS] = slot.address;
         }
-        wanted.arch.debugreg[7] = dr7(&slots);
+        wanted.arch.debugreg[7] = dr7(slots);
     }
-    fd.set_guest_debug(&wanted).map_err(KvmError::of("KVM_SET_GUEST_DEBUG"))?;
-    *is_on = !slots.is_empty();
-    Ok(())
+    fd.set_guest_debug(&wanted).map_err(KvmError::of("KVM_SET_GUEST_DEBUG"))
 }
 
-fn dr7(slots: &[Slot]) -> u64 {
+/// DR7 that has a debugger's exact breakpoints at `slots`.
+pub(crate) fn dr7(slots: &[Slot]) -> u64 {
     slots.iter().enumerate().fold(DR7_BASE, |dr7, (number, slot)| {
         let field = (slot.kind | slot.length << 2) << (16 + 4 * number);
         dr7 | 2 << (2 * number) | field

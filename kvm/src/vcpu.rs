@@ -142,19 +142,18 @@ impl KvmCpu {
             self.put()?;
             debugging::put(&self.fd, &self.cpu, &mut self.has_debug_points)?;
         }
-        if self.has_apic {
-            let is_window = self.offer_extint();
-            self.enter(if is_window { Events::INTERRUPT } else { 0 })?;
-            return Ok(None);
-        }
-        if self.is_halted && !self.wakes() {
-            let interrupt = if self.page.takes_interrupts() { Events::INTERRUPT } else { 0 };
-            return Ok(Some(VmExit::Halt { wake: WAKE_ALWAYS | interrupt }));
-        }
-        if self.is_held_back() {
-            self.fetch()?;
-            self.cpu.interpret(HELD_BACK_STEPS);
-            return Ok(None);
+        // The kernel's local APICs end HLT by themselves, and know what the task priority lets
+        // through.
+        if !self.has_apic {
+            if self.is_halted && !self.wakes() {
+                let interrupt = if self.page.takes_interrupts() { Events::INTERRUPT } else { 0 };
+                return Ok(Some(VmExit::Halt { wake: WAKE_ALWAYS | interrupt }));
+            }
+            if self.is_held_back() {
+                self.fetch()?;
+                self.cpu.interpret(HELD_BACK_STEPS);
+                return Ok(None);
+            }
         }
         let is_window = self.offer_interrupt();
         self.enter(if is_window { Events::INTERRUPT } else { 0 })?;
@@ -203,28 +202,6 @@ impl KvmCpu {
         }
     }
 
-    /// Gives the guest the PIC's interrupt, if there is one and LVT LINT0 lets it through, which
-    /// the kernel knows. True if the guest will be left when it takes one.
-    fn offer_extint(&mut self) -> bool {
-        let Self { cpu, fd, page, statistics, .. } = self;
-        // The mark goes first: an interrupt that comes after the look sets it again.
-        cpu.env.events.take(Events::INTERRUPT);
-        let Some(lapic) = cpu.env.lapic.lending() else { return false };
-        if lapic.has_extint()
-            && page.takes_interrupts()
-            && let Some(vector) = lapic.acknowledge_extint()
-        {
-            statistics.interrupts += 1;
-            page.forget_interruptibility();
-            if !calls::inject(fd, vector) {
-                log::error!(target: "kvm::exit", "vector {vector:#x} is lost");
-            }
-        }
-        let is_waiting = lapic.has_extint();
-        page.request_interrupt_window(is_waiting);
-        is_waiting
-    }
-
     /// Ends HLT if an interrupt does. Other events take the state out of KVM first.
     fn wakes(&mut self) -> bool {
         let Self { cpu, page, .. } = self;
@@ -251,13 +228,21 @@ impl KvmCpu {
         })
     }
 
-    /// Gives the guest an interrupt, if it takes one. True if the guest will be left when it does.
+    /// Gives the guest an interrupt, if it takes one: the local APIC's, or where the kernel has its
+    /// registers the PIC's, if LVT LINT0 lets it through, which the kernel knows. True if the guest
+    /// will be left when it takes one.
     fn offer_interrupt(&mut self) -> bool {
-        let Self { cpu, fd, page, statistics, .. } = self;
+        let Self { cpu, fd, page, statistics, has_apic, .. } = self;
         // The mark goes first: an interrupt that comes after the look sets it again.
         cpu.env.events.take(Events::INTERRUPT);
+        let lapic = &cpu.env.lapic;
+        let pic = lapic.lending().filter(|_| *has_apic);
+        let is_waiting = || pic.map_or_else(|| lapic.has_interrupt(), |pic| pic.has_extint());
+        let acknowledge =
+            || pic.map_or_else(|| lapic.acknowledge(), |pic| pic.acknowledge_extint());
         if page.takes_interrupts()
-            && let Some(vector) = cpu.env.lapic.acknowledge()
+            && is_waiting()
+            && let Some(vector) = acknowledge()
         {
             statistics.interrupts += 1;
             // KVM has room for one until it has entered the guest.
@@ -266,7 +251,7 @@ impl KvmCpu {
                 log::error!(target: "kvm::exit", "vector {vector:#x} is lost");
             }
         }
-        let is_waiting = cpu.env.lapic.has_interrupt();
+        let is_waiting = is_waiting();
         page.request_interrupt_window(is_waiting);
         is_waiting
     }
@@ -274,11 +259,11 @@ impl KvmCpu {
     /// Enters the guest, unless something but `expected` waits, and does what it leaves for.
     fn enter(&mut self, expected: u32) -> Result<(), KvmError> {
         self.page.set_cr8(self.cpu.env.lapic.cr8());
-        let vm = Arc::clone(&self.vm);
-        let inside = vm.traffic().enter();
+        let inside = self.vm.traffic().enter();
         self.kick.enter();
         fence(Ordering::SeqCst);
-        let is_stopped = self.cpu.env.events.peek() & !expected != 0 || vm.traffic().is_stopped();
+        let is_stopped =
+            self.cpu.env.events.peek() & !expected != 0 || self.vm.traffic().is_stopped();
         let outcome = if is_stopped { Ok(()) } else { self.fd.run().map(drop) };
         self.kick.leave();
         drop(inside);

@@ -109,6 +109,19 @@ pub(crate) fn open() -> Result<Kvm, Obstacle> {
     }
 }
 
+/// Whether `kvm` has all that is needed; what it lacks.
+pub(crate) fn check_extensions(kvm: &Kvm, needed: &[(Cap, &'static str)]) -> Result<(), KvmError> {
+    match needed.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+        Some((_, name)) => Err(KvmError::Lacks(name)),
+        None => Ok(()),
+    }
+}
+
+/// Has the virtual machine do what capability `cap` names.
+pub(crate) fn enable_cap(fd: &VmFd, cap: u32, argument: u64) -> Result<(), kvm_ioctls::Error> {
+    fd.enable_cap(&kvm_enable_cap { cap, args: [argument, 0, 0, 0], ..Default::default() })
+}
+
 /// True if the host's KVM uses the processor's second level of page tables. Kernels that do not say
 /// keep shadows of the guest's.
 fn has_nested_paging() -> bool {
@@ -121,9 +134,7 @@ impl KvmVm {
     /// they are the machine's all the same.
     pub fn new(clocks: Clocks, apics: Apics) -> Result<Arc<Self>, KvmError> {
         let kvm = open()?;
-        if let Some((_, name)) = NEEDED.into_iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
-            return Err(KvmError::Lacks(name));
-        }
+        check_extensions(&kvm, &NEEDED)?;
         let fd = create_vm(&kvm)?;
         let has_apics = apics == Apics::Kernel && apics::are_good(&kvm);
         if has_apics {
@@ -136,19 +147,12 @@ impl KvmVm {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(KvmError::of("KVM_GET_SUPPORTED_CPUID"))?;
         let msrs = kvm.get_msr_index_list().map_err(KvmError::of("KVM_GET_MSR_INDEX_LIST"))?;
-        let mut exits = kvm_enable_cap { cap: Cap::X86UserSpaceMsr as u32, ..Default::default() };
-        exits.args[0] = MSR_EXITS;
-        let has_msr_exits = fd.enable_cap(&exits).is_ok();
+        let has_msr_exits = enable_cap(&fd, Cap::X86UserSpaceMsr as u32, MSR_EXITS).is_ok();
         if clocks == Clocks::Machine && !has_msr_exits {
             return Err(KvmError::Lacks("KVM_CAP_X86_USER_SPACE_MSR"));
         }
         // Else an instruction that KVM does not know is #UD; an old kernel has no choice.
-        let failures = kvm_enable_cap {
-            cap: EXIT_ON_EMULATION_FAILURE,
-            args: [1, 0, 0, 0],
-            ..Default::default()
-        };
-        if fd.enable_cap(&failures).is_err() {
+        if enable_cap(&fd, EXIT_ON_EMULATION_FAILURE, 1).is_err() {
             log::debug!(target: "kvm::exit", "no KVM_CAP_EXIT_ON_EMULATION_FAILURE");
         }
         Ok(Arc::new(Self {
@@ -190,9 +194,9 @@ impl KvmVm {
         if !self.offer.has_msr_exits || self.has_msr_filter.set(()).is_err() {
             return Ok(());
         }
-        let surplus: Vec<u32> = self.msrs.iter().copied().filter(|&msr| !has_msr(msr)).collect();
-        let is_ours = |number| self.owns_msr(number) || surplus.contains(&number);
-        let outcome = msr_filter::set(&self.fd, is_ours);
+        let clocks = CLOCK_MSRS.into_iter().flatten().filter(|&number| self.owns_msr(number));
+        let surplus = self.msrs.iter().copied().filter(|&number| !has_msr(number));
+        let outcome = msr_filter::set(&self.fd, &clocks.chain(surplus).collect::<Vec<_>>());
         if let (Err(error), Clocks::Kernel) = (&outcome, self.clocks()) {
             log::info!(target: "kvm::msr", "the guest finds all MSRs of KVM's: {error}");
             return Ok(());
