@@ -25,9 +25,9 @@ pub struct Options {
 }
 
 /// The targets; each is a function of `fuzz/src/lib.rs`.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
-enum Target {
+pub enum Target {
     /// Random bytes as guest code in every mode.
     GuestCode,
     /// Random bytes as guest code on the translator, in every mode.
@@ -40,12 +40,22 @@ enum Target {
     Restore,
     /// Random ELF files with DWARF, System.maps, and kernels with their tables damaged.
     Symbols,
+    /// Random bytes from a client of gdb's.
+    GdbPackets,
+    /// Random bytes as the file of a trace.
+    TraceFile,
+}
+
+impl Target {
+    /// As the driver and the command line have it.
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().into()).unwrap_or_default()
+    }
 }
 
 /// Runs a target for its time, or until it fails.
 pub fn run(options: &Options) -> Result<()> {
-    let target = options.target.to_possible_value();
-    let target = target.as_ref().map_or("", |value| value.get_name());
+    let target = options.target;
     let mut command = if !options.random && has_cargo_fuzz() {
         by_coverage(target, options.seconds)
     } else {
@@ -55,9 +65,9 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 /// libFuzzer instruments and mutates; it keeps its corpus in `fuzz/corpus/TARGET`.
-fn by_coverage(target: &str, seconds: u64) -> Command {
+fn by_coverage(target: Target, seconds: u64) -> Command {
     let mut command = cargo_fuzz();
-    command.args(["run", "--features", "libfuzzer", target, "--"]);
+    command.args(["run", "--features", "libfuzzer", &target.name(), "--"]);
     command.arg(format!("-max_total_time={seconds}"));
     // An input of hundreds of instructions is worth more than one of thousands.
     command.args(["-max_len=4096", "-timeout=30", "-rss_limit_mb=1024"]);
@@ -65,10 +75,10 @@ fn by_coverage(target: &str, seconds: u64) -> Command {
 }
 
 /// `fuzz/src/random.rs`: any compiler, inputs shaped by hand.
-fn by_chance(target: &str, seconds: u64) -> Command {
+pub fn by_chance(target: Target, seconds: u64) -> Command {
     let mut command = workspace::cargo();
     command.args(["run", "--release", "--manifest-path", "fuzz/Cargo.toml", "--bin", "random"]);
-    command.args(["--", target]).arg(seconds.to_string());
+    command.args(["--", &target.name()]).arg(seconds.to_string());
     command
 }
 

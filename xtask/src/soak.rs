@@ -11,9 +11,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::child::{self, Output};
+use crate::fuzz::{self, Target};
 use crate::linux;
 use crate::workspace;
 
@@ -35,17 +36,6 @@ const DIFFERENTIAL: [&str; 6] = [
     "programs_without_paging",
     "programs_of_users_without_paging",
 ];
-/// The targets of `fuzz/`.
-const TARGETS: [&str; 8] = [
-    "guest_code",
-    "jit_code",
-    "chips",
-    "loaders",
-    "symbols",
-    "restore",
-    "gdb_packets",
-    "trace_file",
-];
 
 #[derive(Args)]
 pub struct Options {
@@ -61,7 +51,7 @@ pub struct Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Job {
     Differential(&'static str),
-    Fuzz(&'static str),
+    Fuzz(Target),
     Boots,
 }
 
@@ -112,9 +102,10 @@ pub fn run(options: &Options) -> Result<()> {
 fn jobs(options: &Options) -> Vec<Job> {
     // Turn about, so that a short soak has some of both.
     let mut jobs = Vec::new();
-    for number in 0..DIFFERENTIAL.len().max(TARGETS.len()) {
+    let targets = Target::value_variants();
+    for number in 0..DIFFERENTIAL.len().max(targets.len()) {
         jobs.extend(DIFFERENTIAL.get(number).map(|name| Job::Differential(name)));
-        jobs.extend(TARGETS.get(number).map(|name| Job::Fuzz(name)));
+        jobs.extend(targets.get(number).map(|&target| Job::Fuzz(target)));
     }
     jobs.extend(options.boots.then_some(Job::Boots));
     jobs
@@ -141,7 +132,7 @@ impl Job {
     fn name(self) -> String {
         match self {
             Self::Differential(test) => format!("differential {test}"),
-            Self::Fuzz(target) => format!("fuzz {target}"),
+            Self::Fuzz(target) => format!("fuzz {}", target.name()),
             Self::Boots => "boots".into(),
         }
     }
@@ -157,8 +148,8 @@ impl Job {
                 command.env("JIT_SOAK_SECONDS", seconds).env("JIT_FIRST", first);
             }
             Self::Fuzz(target) => {
-                command.args(["run", "--release", "--manifest-path", "fuzz/Cargo.toml"]);
-                command.args(["--bin", "random", "--", target, &seconds, &first]);
+                command = fuzz::by_chance(target, slice.as_secs());
+                command.arg(first);
             }
             Self::Boots => {
                 command = Command::new(env::current_exe()?);
@@ -237,7 +228,7 @@ mod tests {
     #[test]
     fn every_job_has_a_turn_in_the_time() {
         let jobs = jobs(&Options { minutes: 60, boots: true });
-        assert_eq!(jobs.len(), DIFFERENTIAL.len() + TARGETS.len() + 1);
+        assert_eq!(jobs.len(), DIFFERENTIAL.len() + Target::value_variants().len() + 1);
         assert_eq!(slice(Duration::from_secs(3600), 2, 12), SLICE_MAX);
         assert_eq!(slice(Duration::from_secs(60), 2, 12), Duration::from_secs(10));
         assert_eq!(slice(Duration::ZERO, 1, 1), Duration::from_secs(1));
@@ -245,12 +236,12 @@ mod tests {
 
     #[test]
     fn a_job_that_failed_has_no_other_turn() {
-        let plan = plan(vec![Job::Fuzz("chips"), Job::Boots]);
-        assert_eq!(plan.turn(), Some((Job::Fuzz("chips"), 0)));
+        let plan = plan(vec![Job::Fuzz(Target::Chips), Job::Boots]);
+        assert_eq!(plan.turn(), Some((Job::Fuzz(Target::Chips), 0)));
         let failed = Failed { job: Job::Boots, round: 0, output: String::new() };
         plan.state.lock().unwrap().failed.push(failed);
-        assert_eq!(plan.turn(), Some((Job::Fuzz("chips"), 1)));
-        let failed = Failed { job: Job::Fuzz("chips"), round: 1, output: String::new() };
+        assert_eq!(plan.turn(), Some((Job::Fuzz(Target::Chips), 1)));
+        let failed = Failed { job: Job::Fuzz(Target::Chips), round: 1, output: String::new() };
         plan.state.lock().unwrap().failed.push(failed);
         assert_eq!(plan.turn(), None);
         assert!(plan.report().is_err());
@@ -266,6 +257,9 @@ mod tests {
         assert_eq!(text.matches("campaign(Mode::").count(), DIFFERENTIAL.len());
         let driver = workspace::root().join("fuzz/src/random.rs");
         let driver = std::fs::read_to_string(driver).unwrap();
-        assert_eq!(driver.matches(" name: \"").count(), TARGETS.len());
+        for target in Target::value_variants() {
+            assert!(driver.contains(&format!(" name: \"{}\"", target.name())), "{target:?}");
+        }
+        assert_eq!(driver.matches(" name: \"").count(), Target::value_variants().len());
     }
 }
