@@ -51,6 +51,7 @@ impl Cpu {
         self.debugger = debugger;
         self.recording = recording;
         self.forget_recorded();
+        self.has_new_recording = true;
         self.retired = retired;
         self.trace_digest = trace_digest;
         self.physical_space_changed();

@@ -25,8 +25,6 @@ use crate::state::seg;
 const NEAR_BYTES: u64 = 512;
 /// Bits of CR3 that name an address space.
 const CR3_BASE: u64 = 0x7fff_ffff_ffff_f000;
-/// The number of a block that is not recorded.
-pub(crate) const NO_BLOCK: u32 = u32::MAX;
 
 /// Where recording begins or ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -302,8 +300,14 @@ impl Cpu {
         }
     }
 
-    /// The vCPU starts to run: what it does next happens at the guest time of now.
-    pub(crate) fn note_recorded_time(&mut self) {
+    /// The vCPU starts to run: what it does next happens at the guest time of now, and is logged if
+    /// the log wants it now.
+    pub(crate) fn enter_recorded(&mut self) {
+        self.logs_blocks = log::log_enabled!(target: "cpu::exec", log::Level::Debug);
+        self.note_recorded_time();
+    }
+
+    fn note_recorded_time(&mut self) {
         if self.recording.is_some() {
             let ns = self.env.platform.now_ns(self.retired);
             if let Some(recording) = self.recording.as_deref_mut() {
@@ -346,18 +350,16 @@ impl Cpu {
         if !first || !is_on || !self.records_mode() {
             return (false, count);
         }
-        if block.recorded == NO_BLOCK {
+        if block.recorded.is_none() {
             block.recorded = self.define_code(block);
         }
-        let number = block.recorded;
-        if number != NO_BLOCK {
-            self.record_words(&[Recorder::block_word(number)]);
-        }
-        (number != NO_BLOCK, count)
+        let Some(number) = block.recorded else { return (false, count) };
+        self.record_words(&[Recorder::block_word(number)]);
+        (true, count)
     }
 
-    /// The number of a block of the interpreter's.
-    fn define_code(&mut self, block: &CodeBlock) -> u32 {
+    /// The number of a block of the interpreter's, if its instructions can be told.
+    fn define_code(&mut self, block: &CodeBlock) -> Option<u32> {
         let mut told = self.empty_recorded_block();
         let mut bytes = &*block.bytes;
         for insn in &block.insns {
@@ -370,14 +372,13 @@ impl Cpu {
         }
         if told.len() != block.insns.len() {
             // An instruction that cannot be decoded is never retired.
-            return NO_BLOCK;
+            return None;
         }
-        let number = self.define_recorded(told.clone()).or_else(|| {
+        self.define_recorded(told.clone()).or_else(|| {
             self.forget_recorded();
             self.has_new_recording = true;
             self.define_recorded(told)
-        });
-        number.unwrap_or(NO_BLOCK)
+        })
     }
 
     /// A block of the current mode, to be filled.
@@ -483,13 +484,13 @@ impl Cpu {
         let now = self.recorded_registers();
         let Some(recording) = self.recording.as_deref_mut() else { return };
         recording.left = left;
-        let shown = std::mem::replace(&mut recording.shown, now.clone());
-        for (&(register, value), old) in now.iter().zip(shown) {
+        for (&(register, value), old) in now.iter().zip(std::mem::take(&mut recording.shown)) {
             if (register, value) != old {
                 let value = Value::of_number(value, 8);
                 recording.event(Event::Register { register, value }, self.retired);
             }
         }
+        recording.shown = now;
     }
 
     /// Tells the values of all registers, where recording begins.

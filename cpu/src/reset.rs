@@ -92,7 +92,7 @@ impl Cpu {
             debugger: Debugger::default(),
             recording: None,
             has_new_recording: false,
-            logs_blocks: log::log_enabled!(target: "cpu::exec", log::Level::Debug),
+            logs_blocks: false,
             native: crate::native::Native::new(),
             pv: crate::pv::Paravirtual::new(),
             state,

@@ -18,7 +18,6 @@ use crate::exception::{Exception, Exec};
 use crate::interp::dispatch::undefined;
 use crate::interp::insn::{Handler, Insn};
 use crate::mmu::access::Place;
-use crate::recording::NO_BLOCK;
 use crate::state::seg;
 
 /// Slots of the cache.
@@ -44,8 +43,8 @@ pub(crate) struct Block {
     pub(crate) bytes: Box<[u8]>,
     /// The instructions.
     pub(crate) insns: Box<[Insn]>,
-    /// Its number in a trace, or [`NO_BLOCK`].
-    pub(crate) recorded: u32,
+    /// Its number in a trace, if it has one.
+    pub(crate) recorded: Option<u32>,
 }
 
 /// The cache of one CPU.
@@ -252,7 +251,7 @@ impl Cpu {
             last_ip: end.wrapping_sub(1),
             bytes: bytes.get(..length).unwrap_or(bytes).into(),
             insns: insns.into(),
-            recorded: NO_BLOCK,
+            recorded: None,
         })
     }
 

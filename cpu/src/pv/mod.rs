@@ -87,7 +87,7 @@ impl Cpu {
 
     /// The owner's thread starts to run the guest.
     pub(crate) fn enter_guest(&mut self) {
-        self.note_recorded_time();
+        self.enter_recorded();
         self.end_preemption();
     }
 

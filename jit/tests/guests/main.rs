@@ -7,6 +7,7 @@ mod debugger;
 mod exceptions;
 mod interrupts;
 mod mappings;
+mod recording;
 mod returns;
 mod statistics;
 mod superblocks;
