@@ -116,13 +116,9 @@ fn address(text: &str) -> Result<u64, String> {
     number(text).ok_or_else(|| format!("'{text}' is no address"))
 }
 
-/// A number, in hexadecimal behind 0x.
+/// A number that fits.
 fn number<T: TryFrom<u64>>(text: &str) -> Option<T> {
-    let number = match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    T::try_from(number.ok()?).ok()
+    T::try_from(values::number(text)?).ok()
 }
 
 #[cfg(test)]
@@ -162,6 +158,8 @@ mod tests {
             ("t,range=5", "FIRST-LAST"),
             ("t,range=5-4", "before"),
             ("t,cpl=4", "0, 1, 2 or 3"),
+            ("t,cpu=+1", "a processor"),
+            ("t,cr3=0x+5000", "'0x+5000'"),
             ("t,from=start_kernel", "'start_kernel'"),
             ("t,depth=3", "'depth'"),
             ("t,fast", "'fast'"),

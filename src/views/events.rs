@@ -66,9 +66,7 @@ impl fmt::Display for Told<'_> {
             }
             Event::Begin => out.write_str("recording begins"),
             Event::End => out.write_str("recording ends"),
-            Event::Halt => out.write_str("halts"),
             Event::Reset => out.write_str("is reset"),
-            Event::Mark { number } => write!(out, "mark {number}"),
         }
     }
 }

@@ -97,9 +97,7 @@ fn object(event: &Event) -> Json_ {
         Event::Skipped { instructions } => json!({"kind": "skipped", "count": instructions}),
         Event::Begin => json!({"kind": "begin"}),
         Event::End => json!({"kind": "end"}),
-        Event::Halt => json!({"kind": "halt"}),
         Event::Reset => json!({"kind": "reset"}),
-        Event::Mark { number } => json!({"kind": "mark", "number": number}),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use crate::varint::{Cursor, Damage, put};
 
-/// Bytes of a value at most: a vector register.
+/// Bytes of a value at most: what a vector instruction reads or writes.
 const VALUE_BYTES: usize = 64;
 
 /// Whence an interrupt comes.
@@ -101,38 +101,14 @@ registers! {
     ES = 18, "es"; CS = 19, "cs"; SS = 20, "ss"; DS = 21, "ds"; FS = 22, "fs"; GS = 23, "gs";
     CS_BASE = 24, "cs_base"; FS_BASE = 25, "fs_base"; GS_BASE = 26, "gs_base";
     KERNEL_GS_BASE = 27, "kernel_gs_base";
-    CR0 = 28, "cr0"; CR2 = 29, "cr2"; CR3 = 30, "cr3"; CR4 = 31, "cr4"; CR8 = 32, "cr8";
-    EFER = 33, "efer"; XCR0 = 34, "xcr0"; PKRU = 35, "pkru"; MXCSR = 36, "mxcsr";
-    FCW = 37, "fcw"; FSW = 38, "fsw";
-    ST0 = 40, "st0"; ST1 = 41, "st1"; ST2 = 42, "st2"; ST3 = 43, "st3";
-    ST4 = 44, "st4"; ST5 = 45, "st5"; ST6 = 46, "st6"; ST7 = 47, "st7";
-    K0 = 48, "k0"; K1 = 49, "k1"; K2 = 50, "k2"; K3 = 51, "k3";
-    K4 = 52, "k4"; K5 = 53, "k5"; K6 = 54, "k6"; K7 = 55, "k7";
-    ZMM0 = 64, "zmm0"; ZMM1 = 65, "zmm1"; ZMM2 = 66, "zmm2"; ZMM3 = 67, "zmm3";
-    ZMM4 = 68, "zmm4"; ZMM5 = 69, "zmm5"; ZMM6 = 70, "zmm6"; ZMM7 = 71, "zmm7";
-    ZMM8 = 72, "zmm8"; ZMM9 = 73, "zmm9"; ZMM10 = 74, "zmm10"; ZMM11 = 75, "zmm11";
-    ZMM12 = 76, "zmm12"; ZMM13 = 77, "zmm13"; ZMM14 = 78, "zmm14"; ZMM15 = 79, "zmm15";
-    ZMM16 = 80, "zmm16"; ZMM17 = 81, "zmm17"; ZMM18 = 82, "zmm18"; ZMM19 = 83, "zmm19";
-    ZMM20 = 84, "zmm20"; ZMM21 = 85, "zmm21"; ZMM22 = 86, "zmm22"; ZMM23 = 87, "zmm23";
-    ZMM24 = 88, "zmm24"; ZMM25 = 89, "zmm25"; ZMM26 = 90, "zmm26"; ZMM27 = 91, "zmm27";
-    ZMM28 = 92, "zmm28"; ZMM29 = 93, "zmm29"; ZMM30 = 94, "zmm30"; ZMM31 = 95, "zmm31";
+    CR0 = 28, "cr0"; CR2 = 29, "cr2"; CR3 = 30, "cr3"; CR4 = 31, "cr4";
+    EFER = 33, "efer"; XCR0 = 34, "xcr0"; PKRU = 35, "pkru";
 }
 
 impl Register {
     /// General-purpose register `number` as instructions encode it.
     pub fn gpr(number: u8) -> Self {
         Self(number & 15)
-    }
-
-    /// Vector register `number`. Its value has as many bytes as are not zero above them, 16 at
-    /// least.
-    pub fn vector(number: u8) -> Self {
-        Self(Self::ZMM0.0 + (number & 31))
-    }
-
-    /// The `number`th register behind this one.
-    pub fn plus(self, number: u8) -> Option<Self> {
-        Self::of(self.0.checked_add(number)?)
     }
 
     /// The register with this number in the file.
@@ -231,15 +207,8 @@ pub enum Event {
     Begin,
     /// Recording is off from here on.
     End,
-    /// The CPU halts.
-    Halt,
     /// The CPU is reset, by INIT or by the machine.
     Reset,
-    /// A mark of the user's.
-    Mark {
-        /// Which one.
-        number: u64,
-    },
 }
 
 /// The byte of the first event.
@@ -258,9 +227,7 @@ const TIME: u8 = FIRST + 9;
 const SKIPPED: u8 = FIRST + 10;
 const BEGIN: u8 = FIRST + 11;
 const END: u8 = FIRST + 12;
-const HALT: u8 = FIRST + 13;
-const RESET: u8 = FIRST + 14;
-const MARK: u8 = FIRST + 15;
+const RESET: u8 = FIRST + 13;
 
 impl Event {
     /// Appends the event.
@@ -301,9 +268,7 @@ impl Event {
             Self::Skipped { instructions } => put_number(out, SKIPPED, instructions),
             Self::Begin => out.push(BEGIN),
             Self::End => out.push(END),
-            Self::Halt => out.push(HALT),
             Self::Reset => out.push(RESET),
-            Self::Mark { number } => put_number(out, MARK, number),
         }
     }
 
@@ -346,9 +311,7 @@ impl Event {
             SKIPPED => Self::Skipped { instructions: from.varint()? },
             BEGIN => Self::Begin,
             END => Self::End,
-            HALT => Self::Halt,
             RESET => Self::Reset,
-            MARK => Self::Mark { number: from.varint()? },
             _ => return Err("there is no such record"),
         })
     }
@@ -423,6 +386,6 @@ mod tests {
     fn registers_are_in_the_order_of_their_numbers() {
         assert!(Register::ALL.is_sorted());
         assert_eq!(Register::of(39), None);
-        assert_eq!(Register::vector(31).name(), "zmm31");
+        assert_eq!(Register::of(35).map(Register::name), Some("pkru"));
     }
 }

@@ -11,8 +11,8 @@
 //! counted (`--clock icount --sched serial`) the merged order is the order of execution.
 //!
 //! Where recording begins or goes on ([`Event::Begin`]) the stream has the CPU's registers
-//! ([`Event::Register`]); with `what=regs` it has them at the start of each chunk too, and then
-//! those that change.
+//! ([`Event::Register`]), and with `what=regs` those that change from then on. A ring may have lost
+//! its beginning, and has only the changes then.
 //!
 //! # The file
 //!

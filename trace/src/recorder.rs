@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::block::Block;
+use crate::chunk::CODE_BYTES_MAX;
 use crate::event::Event;
 use crate::writer::Writer;
 
@@ -25,9 +26,6 @@ const BATCH_MARKS: usize = 16 << 10;
 const QUEUE: usize = 8;
 /// How long what was recorded may wait while nothing comes.
 const FLUSH_AFTER: Duration = Duration::from_millis(500);
-/// Blocks that the recorder numbers at most, before it begins anew.
-pub(crate) const RAW_BLOCKS_MAX: u32 = 1 << 22;
-
 /// The bit of a word that says that it is a cut.
 const CUT: u32 = 1 << 31;
 
@@ -74,6 +72,8 @@ enum Message {
 pub struct Recorder {
     batch: Batch,
     blocks: u32,
+    /// Bytes that the encoder keeps of them.
+    code_bytes: usize,
     shared: Arc<Shared>,
     queue: SyncSender<Message>,
 }
@@ -105,18 +105,19 @@ impl Recorder {
     /// Makes a block known; its number. `None` if there are too many: then
     /// [`Recorder::forget_blocks`].
     pub fn define(&mut self, block: Block) -> Option<u32> {
-        if self.blocks == RAW_BLOCKS_MAX || block.is_empty() {
+        let code_bytes = self.code_bytes + block.size();
+        if code_bytes > CODE_BYTES_MAX || block.is_empty() {
             return None;
         }
         let number = self.blocks;
-        self.blocks += 1;
+        (self.blocks, self.code_bytes) = (number + 1, code_bytes);
         self.mark(Mark::Block(block));
         Some(number)
     }
 
     /// Numbers blocks from 0 again.
     pub fn forget_blocks(&mut self) {
-        self.blocks = 0;
+        (self.blocks, self.code_bytes) = (0, 0);
         self.mark(Mark::Forget);
     }
 
@@ -168,6 +169,8 @@ impl Recorder {
     }
 }
 
+const _: () = assert!(CODE_BYTES_MAX / size_of::<Block>() < Recorder::NO_BLOCK as usize);
+
 impl Drop for Recorder {
     fn drop(&mut self) {
         self.send();
@@ -212,6 +215,7 @@ impl Recording {
         Recorder {
             batch: Batch { cpu, words: Vec::new(), marks: Vec::new() },
             blocks: 0,
+            code_bytes: 0,
             shared: Arc::clone(&self.shared),
             queue: self.queue.clone(),
         }
@@ -251,5 +255,33 @@ fn write_all(mut writer: Writer, batches: &Receiver<Message>) -> io::Result<()> 
             Ok(Message::Close) | Err(RecvTimeoutError::Disconnected) => return writer.finish(),
             Err(RecvTimeoutError::Timeout) => writer.flush()?,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::{Mode, Width};
+    use crate::{INSN_BYTES_MAX, INSNS_MAX};
+
+    #[test]
+    fn blocks_are_numbered_anew_before_they_take_too_much_memory() {
+        let (queue, _) = sync_channel(1);
+        let shared = Arc::new(Shared { is_closed: AtomicBool::new(true) });
+        let batch = Batch { cpu: 0, words: Vec::new(), marks: Vec::new() };
+        let mut recorder = Recorder { batch, blocks: 0, code_bytes: 0, shared, queue };
+        let mode = Mode { width: Width::W64, cpl: 3, is_real: false, is_v86: false };
+        let mut block = Block::new(mode, 0);
+        while block.len() < INSNS_MAX {
+            assert!(block.push(0x1000, &[0x90; INSN_BYTES_MAX]));
+        }
+        let mut count = 0;
+        while let Some(number) = recorder.define(block.clone()) {
+            assert_eq!(number, count);
+            count += 1;
+        }
+        assert_eq!(count as usize, CODE_BYTES_MAX / block.size());
+        recorder.forget_blocks();
+        assert_eq!(recorder.define(block), Some(0));
     }
 }
