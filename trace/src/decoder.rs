@@ -35,7 +35,7 @@ impl Decoder {
         loop {
             if let Some(run) = self.run.checked_sub(1) {
                 self.run = run;
-                return self.execute(self.predictor.guess()).map(Some);
+                return self.execute(self.predictor.by_three()).map(Some);
             }
             if from.left() == 0 {
                 return Ok(None);
@@ -48,10 +48,7 @@ impl Decoder {
                     let id = (high as u32) << 6 | u32::from(first & 0x3f);
                     return self.execute(id).map(Some);
                 }
-                FOLLOWER => {
-                    let (_, short) = self.predictor.guesses();
-                    return self.execute(short).map(Some);
-                }
+                FOLLOWER => return self.execute(self.predictor.by_one()).map(Some),
                 DEFINITION => {
                     let block = Block::get(from, self.last_rip)?;
                     self.last_rip = block.rip();
@@ -66,7 +63,7 @@ impl Decoder {
     fn execute(&mut self, id: u32) -> Result<Decoded, Damage> {
         let block = self.blocks.get(id as usize).ok_or(NO_BLOCK)?;
         let block = Arc::clone(block);
-        self.predictor.learn(id);
+        self.predictor.follow(id);
         Ok(Decoded::Block(block))
     }
 

@@ -6,27 +6,16 @@
 
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
-
 use crate::block::Block;
 use crate::chunk::{BLOCKS_MAX, CODE_BYTES_MAX};
 use crate::event::Event;
-use crate::prediction::Predictor;
+use crate::numbers::Numbers;
+use crate::prediction::{Guess, Predictor};
 use crate::recorder::Word;
 use crate::varint::put;
 
-/// No number of a block.
-const UNDEFINED: u32 = u32::MAX;
 /// The most that a byte tells of predicted blocks.
 const RUN_MAX: u32 = 128;
-
-/// A block as the recorder knows it.
-struct Known {
-    block: Arc<Block>,
-    /// Its number in the segment.
-    id: u32,
-    length: u32,
-}
 
 /// A run of instructions of a block that was begun and is not written yet.
 #[derive(Clone, Copy)]
@@ -39,9 +28,8 @@ struct Pending {
 /// The encoder of one CPU's stream.
 pub(crate) struct Encoder {
     /// By the recorder's number.
-    known: Vec<Known>,
-    /// Numbers of parts, by the recorder's number, first instruction and how many.
-    parts: FxHashMap<(u32, u8, u8), u32>,
+    blocks: Vec<Arc<Block>>,
+    numbers: Numbers,
     predictor: Predictor,
     next_id: u32,
     code_bytes: usize,
@@ -67,8 +55,8 @@ impl Encoder {
     /// An encoder of chunks of about `chunk_bytes`.
     pub(crate) fn new(chunk_bytes: usize) -> Self {
         Self {
-            known: Vec::new(),
-            parts: FxHashMap::default(),
+            blocks: Vec::new(),
+            numbers: Numbers::default(),
             predictor: Predictor::new(),
             next_id: 0,
             code_bytes: 0,
@@ -85,8 +73,7 @@ impl Encoder {
 
     /// Begins a segment.
     pub(crate) fn begin_segment(&mut self) {
-        self.known.iter_mut().for_each(|known| known.id = UNDEFINED);
-        self.parts.clear();
+        self.numbers.forget();
         self.predictor = Predictor::new();
         (self.next_id, self.code_bytes, self.last_rip) = (0, 0, 0);
     }
@@ -116,23 +103,24 @@ impl Encoder {
 
     /// The recorder's next block.
     pub(crate) fn define(&mut self, block: Block) {
-        let length = block.len() as u32;
-        self.known.push(Known { block: Arc::new(block), id: UNDEFINED, length });
+        self.numbers.add(block.len() as u32);
+        self.blocks.push(Arc::new(block));
     }
 
     /// The recorder numbers its blocks anew.
     pub(crate) fn forget(&mut self) {
         self.finish(0);
-        self.known.clear();
-        self.parts.clear();
+        self.blocks.clear();
+        self.numbers = Numbers::default();
     }
 
     /// Takes words until a chunk is to be written; how many it took.
     pub(crate) fn words(&mut self, words: &[u32]) -> usize {
-        for (index, &word) in words.iter().enumerate() {
-            if self.has_chunk() || self.is_full() {
-                return index;
-            }
+        let mut taken = 0;
+        while let Some(&word) = words.get(taken)
+            && !self.has_chunk()
+            && !self.is_full()
+        {
             match Word::of(word) {
                 Word::Block(raw) => {
                     self.finish(0);
@@ -143,8 +131,40 @@ impl Encoder {
                     self.pending = None;
                 }
             }
+            taken += 1;
+            taken += self.predicted(words.get(taken..).unwrap_or_default());
         }
-        words.len()
+        taken
+    }
+
+    /// Takes words as long as each ends what is predicted, until the run is full; how many it took.
+    /// This is most of what is executed.
+    fn predicted(&mut self, words: &[u32]) -> usize {
+        let Some(Pending { first: 0, raw }) = self.pending else { return 0 };
+        let (numbers, predictor) = (&self.numbers, &mut self.predictor);
+        let (mut begun, mut taken, mut hits, mut instructions) = (Some(raw), 0, 0, 0);
+        let room = RUN_MAX - 1 - self.run;
+        while hits < room
+            && let Some(&word) = words.get(taken)
+        {
+            let word = Word::of(word);
+            if let Some(raw) = begun {
+                let Some(known) = numbers.block(raw) else { break };
+                let left = if let Word::Cut { left } = word { left } else { 0 };
+                let count = known.length.wrapping_sub(left);
+                if !predictor.hits(numbers.beginning(known, count)) {
+                    break;
+                }
+                hits += 1;
+                instructions += u64::from(count);
+            }
+            begun = if let Word::Block(raw) = word { Some(raw) } else { None };
+            taken += 1;
+        }
+        self.pending = begun.map(|raw| Pending { raw, first: 0 });
+        self.run += hits;
+        self.count = self.count.saturating_add(instructions);
+        taken
     }
 
     /// An event before the last `left` instructions of the newest block. `count` says how many
@@ -183,87 +203,72 @@ impl Encoder {
 
     /// Writes what was executed of the newest block, but for its last `left` instructions, and
     /// lets those wait.
-    #[inline]
     fn finish(&mut self, left: u32) {
-        let Some(pending) = self.pending else { return };
-        let Some(known) = self.known.get(pending.raw as usize) else {
+        let Some(Pending { raw, first }) = self.pending else { return };
+        let Some(known) = self.numbers.block(raw) else {
             self.pending = None;
             return;
         };
-        let (id, length) = (known.id, known.length);
-        if pending.first == 0 && left == 0 && id != UNDEFINED {
-            self.pending = None;
-            return self.execute(id, length);
+        let end = known.length.saturating_sub(left);
+        if end > first
+            && let Some(id) = self.number(raw, first, end - first)
+        {
+            self.execute(id, end - first);
         }
-        self.finish_part(pending, length, left);
-    }
-
-    fn finish_part(&mut self, pending: Pending, length: u32, left: u32) {
-        let end = length.saturating_sub(left);
-        if end > pending.first {
-            let id = self.number(pending.raw, pending.first, end - pending.first);
-            if let Some(id) = id {
-                self.execute(id, end - pending.first);
-            }
-        }
-        let first = pending.first.max(end);
-        self.pending = (first < length).then_some(Pending { first, ..pending });
+        let first = first.max(end);
+        self.pending = (first < known.length).then_some(Pending { raw, first });
     }
 
     /// The number of a part of a block, or of all of it, defined if need be.
     fn number(&mut self, raw: u32, first: u32, count: u32) -> Option<u32> {
-        let known = self.known.get_mut(raw as usize)?;
-        let block = Arc::clone(&known.block);
-        if known.id == UNDEFINED {
-            known.id = self.next_id;
-            self.next_id += 1;
-            self.code_bytes += block.size();
+        if let Some(id) = self.numbers.part(raw, first, count) {
+            return Some(id);
+        }
+        let block = Arc::clone(self.blocks.get(raw as usize)?);
+        let length = block.len() as u32;
+        let whole = self.numbers.part(raw, 0, length).unwrap_or_else(|| {
             self.flush_run();
             self.out.push(DEFINITION);
             block.put(&mut self.out, self.last_rip);
             self.last_rip = block.rip();
+            self.next_number(&block, raw, 0, length)
+        });
+        if count == length {
+            return Some(whole);
         }
-        let whole = self.known.get(raw as usize)?;
-        if first == 0 && count == whole.length {
-            return Some(whole.id);
-        }
-        let (of, key) = (whole.id, (raw, first as u8, count as u8));
-        if let Some(&id) = self.parts.get(&key) {
-            return Some(id);
-        }
+        self.flush_run();
+        self.out.push(PART);
+        put(&mut self.out, u64::from(whole));
+        self.out.extend([first as u8, count as u8]);
+        Some(self.next_number(&block, raw, first, count))
+    }
+
+    fn next_number(&mut self, block: &Block, raw: u32, first: u32, count: u32) -> u32 {
         let id = self.next_id;
         self.next_id += 1;
         self.code_bytes += block.size();
-        self.parts.insert(key, id);
-        self.flush_run();
-        self.out.push(PART);
-        put(&mut self.out, u64::from(of));
-        self.out.extend([first as u8, count as u8]);
-        Some(id)
+        self.numbers.set(raw, first, count, id);
+        id
     }
 
-    #[inline]
     fn execute(&mut self, id: u32, length: u32) {
         self.count = self.count.saturating_add(u64::from(length));
-        if self.predictor.guess() == id {
-            self.run += 1;
-            if self.run == RUN_MAX {
-                self.flush_run();
+        match self.predictor.follow(id) {
+            Guess::ByThree => {
+                self.run += 1;
+                if self.run == RUN_MAX {
+                    self.flush_run();
+                }
             }
-        } else {
-            self.flush_run();
-            self.put_missed(id);
-        }
-        self.predictor.learn(id);
-    }
-
-    fn put_missed(&mut self, id: u32) {
-        let (_, short) = self.predictor.guesses();
-        if short == id {
-            self.out.push(FOLLOWER);
-        } else {
-            self.out.push(NUMBERED | (id & 0x3f) as u8);
-            put(&mut self.out, u64::from(id >> 6));
+            Guess::ByOne => {
+                self.flush_run();
+                self.out.push(FOLLOWER);
+            }
+            Guess::Wrong => {
+                self.flush_run();
+                self.out.push(NUMBERED | (id & 0x3f) as u8);
+                put(&mut self.out, u64::from(id >> 6));
+            }
         }
     }
 

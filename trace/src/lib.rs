@@ -44,14 +44,15 @@
 //! ```text
 //! 00..7f  the predicted block, 1 to 128 times, each time as predicted then
 //! 80..bf  the block whose number's low 6 bits these are; the rest is a varint
-//! c0      the block that followed the last one the last time
+//! c0      the block that was noted to follow the last one
 //! c1      definition of a block
 //! c2      definition of a block as a part of another: number, first instruction, how many
 //! c3..    events, each with its fields; see `event.rs`
 //! ```
 //!
 //! The prediction is what followed the last three blocks the last time, in a table of 65536 entries
-//! by a hash (`prediction.rs`); 0 where nothing did.
+//! by a hash; 0 where nothing did. Only where it is wrong it is noted what followed, by the last
+//! three and by the last one (`prediction.rs`).
 //!
 //! A definition is: a byte of mode (bits 0 and 1 the CPL, 2 and 3 the width of code as 16, 32, 64;
 //! 4 real mode, 5 virtual-8086 mode), the base of CS as a varint, the number of instructions as a
@@ -73,6 +74,7 @@ mod decoder;
 mod encoder;
 mod event;
 mod header;
+mod numbers;
 mod prediction;
 mod reader;
 mod recorder;
@@ -124,4 +126,4 @@ pub enum TraceError {
 }
 
 /// The version of the format that is written and read.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;

@@ -376,5 +376,8 @@ fn what_is_no_trace_is_refused_by_name() {
     assert!(error(b"").contains("no trace"));
     assert!(error(b"\x7fELF and so on and on and on").contains("no trace"));
     assert!(error(b"VVTRACE\n\xff\xff\0\0\0\0").contains("65535"));
-    assert!(error(b"VVTRACE\n\x01\0\0\0\0\x10").contains("too long"));
+    let mut long = b"VVTRACE\n".to_vec();
+    long.extend(trace::VERSION.to_le_bytes());
+    long.extend([0, 0, 0, 0x10]);
+    assert!(error(&long).contains("too long"));
 }
