@@ -1,12 +1,13 @@
 //! Traces of the built-in guests: what they say, and that the engines say the same.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot start is a failed test")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use firmware::guests::clocks;
-use trace::{Ending, Event, Item, Kinds, Reader, Record};
+use trace::{Ending, Event, Item, Kinds, Reader, Record, Register, Value};
 
 fn temporary(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)
@@ -165,6 +166,42 @@ fn memory_and_registers_are_told_on_request() {
     }
     assert!(reader.header().what.has(Kinds::MEMORY));
     assert!(registers > 1000 && accesses > 100, "{registers} registers, {accesses} accesses");
+}
+
+/// Each instruction's address with the registers before it, as told.
+fn registers_before(steps: &[(u16, Step)]) -> Vec<(u64, BTreeMap<Register, Value>)> {
+    let mut registers = BTreeMap::new();
+    let mut before = Vec::new();
+    for (_, step) in steps {
+        match step {
+            Step::Event(Event::Register { register: Register::RIP, .. }) => {}
+            Step::Event(Event::Register { register, value }) => {
+                registers.insert(*register, *value);
+            }
+            Step::Insn { rip, .. } => before.push((*rip, registers.clone())),
+            Step::Event(_) => {}
+        }
+    }
+    before
+}
+
+#[test]
+fn what_instructions_outside_of_a_range_do_is_not_told() {
+    let all = steps(record("details-all", "jit", ",what=insn+regs,to=30000", &COUNTED).cpu(0));
+    let all = registers_before(&all);
+    let page = all[all.len() - 1].0 & !0xf;
+    let range = page..=page + 0xf;
+    let keys = format!(",what=insn+mem+regs,to=30000,range={page:#x}-{:#x}", page + 0xf);
+    let some = steps(record("details-some", "jit", &keys, &COUNTED).cpu(0));
+    let expected: Vec<_> = all.iter().filter(|(rip, _)| range.contains(rip)).cloned().collect();
+    assert!((10..all.len() / 2).contains(&expected.len()), "{} told", expected.len());
+    assert!(registers_before(&some) == expected);
+    // What is between is told by the registers that are others behind it, at most all of them.
+    let (told, out_of) = (some.len(), expected.len());
+    assert!(told < 6 * out_of, "{told} records for {out_of} instructions");
+    let is_access = |(_, step): &&(u16, Step)| matches!(step, Step::Event(Event::Memory { .. }));
+    let accesses = some.iter().filter(is_access).count();
+    assert!(accesses <= 16 * out_of, "{accesses} accesses by {out_of} instructions");
 }
 
 #[test]

@@ -77,6 +77,8 @@ pub(crate) struct Recording {
     time_ns: Option<u64>,
     /// A vector that is a trigger was delivered.
     is_triggered: bool,
+    /// The interpreter executes what is not told, by its address or privilege level.
+    is_outside: bool,
     /// The registers that were told last.
     shown: Vec<(Register, u64)>,
 }
@@ -84,6 +86,11 @@ pub(crate) struct Recording {
 impl Recording {
     fn wants(&self, kinds: Kinds) -> bool {
         self.is_on && self.wishes.kinds.has(kinds)
+    }
+
+    /// The same of what is told with instructions only.
+    fn wants_detail(&self, kinds: Kinds) -> bool {
+        self.wants(kinds) && !self.is_outside
     }
 
     fn settle_time(&mut self, count: u64) {
@@ -130,6 +137,7 @@ impl Cpu {
             left: 0,
             time_ns: None,
             is_triggered: false,
+            is_outside: false,
             shown: Vec::new(),
         }));
         self.recording_changed();
@@ -338,7 +346,7 @@ impl Cpu {
             let (number, at) = (self.env.index, self.linear_ip());
             log::debug!(target: "cpu::exec", "CPU {number}: {at:#x}");
         }
-        if !self.records_code() {
+        if self.recording.is_none() {
             return (false, count);
         }
         let base = if self.mode.is_64() { 0 } else { self.state.segments[seg::CS].base };
@@ -346,8 +354,11 @@ impl Cpu {
         let first = block.insns.first().is_some_and(|insn| is_told(self, insn.iced.ip()));
         let same = block.insns.iter().take_while(|insn| is_told(self, insn.iced.ip()) == first);
         let count = same.count().min(count);
+        if self.is_block_outside(!first || !self.records_mode()) {
+            return (false, count);
+        }
         let is_on = self.recording.as_deref().is_some_and(|recording| recording.is_on);
-        if !first || !is_on || !self.records_mode() {
+        if !is_on || !self.records_code() {
             return (false, count);
         }
         if block.recorded.is_none() {
@@ -356,6 +367,17 @@ impl Cpu {
         let Some(number) = block.recorded else { return (false, count) };
         self.record_words(&[Recorder::block_word(number)]);
         (true, count)
+    }
+
+    /// Notes whether the block that comes `is_outside` of what is told, and returns it. What code
+    /// outside has done to registers is told before the first block that is not.
+    fn is_block_outside(&mut self, is_outside: bool) -> bool {
+        let Some(recording) = self.recording.as_deref_mut() else { return is_outside };
+        let was_outside = std::mem::replace(&mut recording.is_outside, is_outside);
+        if was_outside && !is_outside {
+            self.record_registers(0);
+        }
+        is_outside
     }
 
     /// The number of a block of the interpreter's, if its instructions can be told.
@@ -431,7 +453,7 @@ impl Cpu {
     /// True if accesses to memory are told.
     #[inline]
     pub(crate) fn records_memory(&self) -> bool {
-        self.recording.as_deref().is_some_and(|recording| recording.wants(Kinds::MEMORY))
+        self.recording.as_deref().is_some_and(|recording| recording.wants_detail(Kinds::MEMORY))
     }
 
     /// Tells an access to memory.
@@ -478,7 +500,8 @@ impl Cpu {
 
     /// Tells the registers that the last instruction has changed. `left` are those behind it.
     pub(crate) fn record_registers(&mut self, left: u32) {
-        if !self.recording.as_deref().is_some_and(|recording| recording.wants(Kinds::REGISTERS)) {
+        let is_wanted = |recording: &Recording| recording.wants_detail(Kinds::REGISTERS);
+        if !self.recording.as_deref().is_some_and(is_wanted) {
             return;
         }
         let now = self.recorded_registers();
