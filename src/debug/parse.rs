@@ -1,6 +1,7 @@
 //! The monitor's words: addresses and formats.
 
 use cpu::Cpu;
+use symbols::Symbols;
 
 use super::registers;
 use crate::cli::values;
@@ -29,14 +30,32 @@ pub(super) fn address(text: &str, cpu: &mut Cpu, names: &Names) -> Result<u64, S
 
 fn term_value(term: &str, cpu: &mut Cpu, names: &Names) -> Result<u64, String> {
     let Some(name) = term.strip_prefix('$') else {
-        let symbol = || Some(names.settle(cpu).find(term)?.address);
-        return number(term).or_else(symbol).ok_or_else(|| {
-            format!("{term}: no such symbol; give a number, such as 0x7c00, a $register or a name")
-        });
+        if let Some(number) = number(term) {
+            return Ok(number);
+        }
+        let symbols = names.settle(cpu);
+        let symbol = symbols.find(term).ok_or_else(|| unknown_symbol(term, &symbols))?;
+        return Ok(symbol.address);
     };
     let register = registers::by_name(name)
         .ok_or_else(|| format!("${name}: no such register; `info registers` lists them"))?;
     register.number(cpu).ok_or_else(|| format!("${name}: is no number"))
+}
+
+/// What is said of a name that no symbol has.
+pub(super) fn unknown_symbol(name: &str, symbols: &Symbols) -> String {
+    /// Letters that say enough of a name.
+    const LETTERS_MIN: usize = 3;
+    /// Names that are told.
+    const NAMES_MAX: usize = 4;
+    let known = if name.len() < LETTERS_MIN { vec![] } else { symbols.names_from(name, NAMES_MAX) };
+    match known.split_last() {
+        None => format!("{name}: no such symbol; give a number, a $register or a symbol"),
+        Some((last, [])) => format!("{name}: no such symbol, but {last}"),
+        Some((last, names)) => {
+            format!("{name}: no such symbol, but {} or {last}", names.join(", "))
+        }
+    }
 }
 
 /// How memory is shown.

@@ -273,6 +273,16 @@ impl Module {
         row(index).map(|row| self.symbol(row))
     }
 
+    /// The names that begin with `start`, in order.
+    fn names_from(&self, start: &str) -> impl Iterator<Item = &str> {
+        let row = |index: u32| self.rows.get(index as usize);
+        let name_of = move |index: u32| row(index).map_or("", |row| text(&self.names, row));
+        let first = self.by_name.partition_point(|&index| name_of(index) < start);
+        let behind = self.by_name.get(first..).unwrap_or_default();
+        let names = behind.iter().map(move |&index| name_of(index));
+        names.take_while(move |name| name.starts_with(start))
+    }
+
     /// Writes the symbols as `System.map` has them, where they are in the guest.
     pub fn write_system_map(&self, out: &mut dyn Write) -> io::Result<()> {
         self.symbols().try_for_each(|symbol| {
@@ -330,6 +340,12 @@ impl Symbols {
             let (module, name) = name.split_once(':')?;
             self.modules.iter().find(|candidate| candidate.name == module)?.find(name)
         })
+    }
+
+    /// Names that begin with `start`, `most` at most: what may be meant by a name that there is
+    /// not, for compilers put functions into others and add to names.
+    pub fn names_from(&self, start: &str, most: usize) -> Vec<&str> {
+        self.modules.iter().rev().flat_map(|module| module.names_from(start)).take(most).collect()
     }
 }
 
@@ -404,6 +420,21 @@ mod tests {
         assert_eq!(address("a:main"), Some(0x1000));
         assert_eq!(address("c:main"), None);
         assert_eq!(symbols.at(0x1008).map(|place| place.symbol.module), Some("a"));
+    }
+
+    #[test]
+    fn names_are_found_by_how_they_begin() {
+        let mut symbols = Symbols::default();
+        symbols.add(module("a", &[(0x1000, 0, 'T', "send"), (0x2000, 0, 't', "send.part.0")]));
+        symbols.add(module("b", &[(0x3000, 0, 'T', "sender"), (0x4000, 0, 'T', "seem")]));
+        for (start, most, expected) in [
+            ("send", 9, &["sender", "send", "send.part.0"][..]),
+            ("send", 2, &["sender", "send"]),
+            ("send.", 9, &["send.part.0"]),
+            ("sendx", 9, &[]),
+        ] {
+            assert_eq!(symbols.names_from(start, most), expected, "{start}");
+        }
     }
 
     #[test]

@@ -92,7 +92,7 @@ fn symbols_breakpoints_conditions_and_variables() {
                 if accel == "kvm" {
                     "met the watchpoint at 0x600"
                 } else {
-                    "at 0x600, where was 0x1e"
+                    "at 0x600 was 0x1e, is 0x1f"
                 },
                 "read watchpoint",
                 "acc watchpoint",

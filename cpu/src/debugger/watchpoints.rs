@@ -93,6 +93,15 @@ impl Cpu {
         is_removed
     }
 
+    /// What the first eight bytes of a watchpoint's range are (or all, if it has less), if they can
+    /// be read.
+    pub fn watched_value(&mut self, watchpoint: Watchpoint) -> Option<u64> {
+        let mut value = [0; 8];
+        let bytes = value.get_mut(..watchpoint.length.min(8) as usize).unwrap_or_default();
+        let is_read = self.inspect_bytes(watchpoint.start, bytes) == bytes.len();
+        is_read.then(|| u64::from_le_bytes(value))
+    }
+
     /// True if accesses to the page of `linear` must be looked at one by one.
     #[inline]
     pub(crate) fn is_watched_page(&self, linear: u64) -> bool {
@@ -148,10 +157,7 @@ impl Cpu {
             watchpoint.stops(access) && watchpoint.overlaps(linear, bytes)
         };
         let Some(&watchpoint) = self.debugger.watchpoints.iter().find(meets) else { return };
-        let mut value = [0; 8];
-        let shown = value.get_mut(..watchpoint.length.min(8) as usize).unwrap_or_default();
-        let is_read = self.inspect_bytes(watchpoint.start, shown) == shown.len();
-        let old = is_read.then(|| u64::from_le_bytes(value));
+        let old = self.watched_value(watchpoint);
         let hit = WatchHit { watchpoint, address: linear, old };
         self.note_debug_stop(DebugStop::Watchpoint(hit));
     }

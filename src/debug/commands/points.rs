@@ -12,6 +12,7 @@ use symbols::Symbols;
 
 use super::{Answer, Call, Command, reply};
 use crate::debug::condition::{self, When};
+use crate::debug::stop::Met;
 use crate::debug::{Kind, Machine, Moved, Owner, Point, PointError, parse};
 use crate::names::Named;
 
@@ -231,14 +232,13 @@ impl fmt::Display for Points {
 }
 
 fn info_watch(call: &mut Call<'_>) -> Answer {
-    reply(watch(call.machine))
-}
-
-fn watch(machine: &Machine) -> String {
-    let Some(hit) = machine.last_watch() else { return "no watchpoint was met\n".into() };
-    let (start, at) = (hit.watchpoint.start, hit.address);
-    let old = hit.old.map_or_else(|| "unknown".into(), |old| format!("{old:#x}"));
-    format!("an access at {at:#x} met the watchpoint at {start:#x}, where was {old}\n")
+    let Some(hit) = call.machine.last_watch() else { return reply("no watchpoint was met\n") };
+    let names = call.machine.names();
+    let met = call.on_cpu(|cpu| {
+        let names = names.settle(cpu);
+        Met::of(cpu, hit, names)
+    })?;
+    reply(format!("{met}\n"))
 }
 
 #[cfg(test)]

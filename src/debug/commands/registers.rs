@@ -125,7 +125,7 @@ pub(crate) fn registers(cpu: &mut Cpu, shown: Shown) -> Registers {
 impl fmt::Display for Registers {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         const COLUMNS: usize = 4;
-        let mut column = 0;
+        let (mut column, mut gap) = (0, 0);
         let mut group = None;
         for (name, of, value) in &self.0 {
             let is_wide = value.len() > 8;
@@ -135,7 +135,12 @@ impl fmt::Display for Registers {
                 column = 0;
             }
             let digits: String = value.iter().rev().map(|byte| format!("{byte:02x}")).collect();
-            write!(out, "{name:<14}{digits:<17}")?;
+            // The last of a line is not filled up.
+            if column != 0 {
+                write!(out, "{:1$}", "", gap)?;
+            }
+            write!(out, "{name:<15}{digits}")?;
+            gap = 18usize.saturating_sub(digits.len());
             column = if is_wide { COLUMNS } else { column + 1 };
         }
         writeln!(out)

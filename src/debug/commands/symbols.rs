@@ -8,6 +8,7 @@ use symbols::lines::SourceFrame;
 use symbols::orc::Frame;
 
 use super::{Answer, Call, Command, reply};
+use crate::debug::parse;
 use crate::names::{Named, function_of};
 
 pub(super) const COMMANDS: &[Command] = &[
@@ -38,7 +39,7 @@ fn info_symbol(call: &mut Call<'_>) -> Answer {
 fn info_address(call: &mut Call<'_>) -> Answer {
     let name = call.arguments;
     let symbols = settled(call)?;
-    let symbol = symbols.find(name).ok_or_else(|| format!("{name}: no such symbol"))?;
+    let symbol = symbols.find(name).ok_or_else(|| parse::unknown_symbol(name, &symbols))?;
     let kind = if symbol.is_code() { "code" } else { "data" };
     reply(format!("{name} is {kind} at {:#x} in {}\n", symbol.address, symbol.module))
 }
