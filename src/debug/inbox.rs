@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::mpsc::Sender;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::commands::Context;
 use crate::sockets::Client;
@@ -113,15 +114,28 @@ impl Inbox {
     pub(crate) fn next(&self) -> Event {
         let mut shared = self.lock();
         loop {
-            if let Some(event) = shared.events.pop_front() {
-                if let Event::Bytes(bytes) = &event {
-                    shared.bytes -= bytes.len();
-                }
-                self.changed.notify_all();
+            if let Some(event) = self.take(&mut shared) {
                 return event;
             }
             shared = self.wait(shared);
         }
+    }
+
+    /// The next event, if it comes in time.
+    pub(crate) fn next_within(&self, pause: Duration) -> Option<Event> {
+        let is_empty = |shared: &mut Shared| shared.events.is_empty();
+        let waited = self.changed.wait_timeout_while(self.lock(), pause, is_empty);
+        let (mut shared, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        self.take(&mut shared)
+    }
+
+    fn take(&self, shared: &mut Shared) -> Option<Event> {
+        let event = shared.events.pop_front()?;
+        if let Event::Bytes(bytes) = &event {
+            shared.bytes -= bytes.len();
+        }
+        self.changed.notify_all();
+        Some(event)
     }
 }
 

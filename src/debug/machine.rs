@@ -1,5 +1,6 @@
 //! The CPUs of a stopped machine, the points at which they stop, and the board around them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,6 +52,8 @@ pub(crate) struct Machine {
     last_caught: Mutex<Option<Caught>>,
     /// The machine stands until somebody lets it go on.
     is_halted: AtomicBool,
+    /// CPUs that stand while others may run, and what stopped them; none for somebody's wish.
+    held: Mutex<BTreeMap<usize, Option<DebugStop>>>,
 }
 
 impl Machine {
@@ -63,6 +66,7 @@ impl Machine {
             last_watch: Mutex::default(),
             last_caught: Mutex::default(),
             is_halted,
+            held: Mutex::default(),
         }
     }
 
@@ -84,6 +88,60 @@ impl Machine {
     /// Has the machine stand, or lets it go on. Its owner looks at it before CPUs run again.
     pub(crate) fn set_halted(&self, is_halted: bool) {
         self.is_halted.store(is_halted, Ordering::Relaxed);
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<usize, Option<DebugStop>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True if CPU `index` stands until somebody lets it go on.
+    pub(crate) fn stands(&self, index: usize) -> bool {
+        self.is_halted() || self.held().contains_key(&index)
+    }
+
+    /// Why CPU `index` stands by itself, if it does; none for somebody's wish.
+    pub(crate) fn why_held(&self, index: usize) -> Option<Option<DebugStop>> {
+        self.held().get(&index).copied()
+    }
+
+    /// The CPUs that stand by themselves.
+    pub(crate) fn all_held(&self) -> Vec<usize> {
+        self.held().keys().copied().collect()
+    }
+
+    /// Has CPU `index` stand, while others may run on. With the last one the machine stands.
+    pub(crate) fn hold(&self, index: usize, why: Option<DebugStop>) {
+        let Some(cpu) = self.cpus.get(index) else { return };
+        keep_still(lock(cpu).cpu_mut());
+        let mut held = self.held();
+        held.insert(index, why);
+        if held.len() == self.cpus.len() {
+            self.set_halted(true);
+        }
+    }
+
+    /// Lets CPU `index` go on, which stood: where the machine did, it alone.
+    pub(crate) fn release(&self, index: usize, how: Resume) {
+        if self.is_halted() {
+            for other in 0..self.cpus.len() {
+                let why = self.why_held(other).flatten();
+                self.hold(other, why);
+            }
+        }
+        if self.held().remove(&index).is_some() {
+            // Who lets it go on has seen where it stands.
+            self.with(index, |cpu| cpu.resume_debugged(how, true));
+        }
+        self.set_halted(false);
+    }
+
+    /// Lets the machine go on, and all CPUs that stand by themselves.
+    pub(crate) fn go_on(&self) {
+        let held = std::mem::take(&mut *self.held());
+        for index in held.into_keys() {
+            self.with(index, |cpu| cpu.resume_debugged(Resume::Continue, true));
+        }
+        self.set_halted(false);
     }
 
     /// How many CPUs there are.
@@ -223,11 +281,13 @@ impl Machine {
         self.points().numbered().iter().find_map(is_it)
     }
 
-    /// Says how each CPU goes on. At `reported` a debugger has seen CPU and instruction: its
-    /// breakpoint there does not count again.
+    /// Says how each CPU goes on, those too that stood by themselves. At `reported` a debugger has
+    /// seen CPU and instruction: its breakpoint there does not count again.
     pub(crate) fn resume(&self, reported: usize, how: impl Fn(usize) -> Resume) {
+        let held = std::mem::take(&mut *self.held());
         self.for_each(|index, engine| {
-            engine.cpu_mut().resume_debugged(how(index), index == reported);
+            let is_passing = index == reported || held.contains_key(&index);
+            engine.cpu_mut().resume_debugged(how(index), is_passing);
         });
     }
 
@@ -274,7 +334,7 @@ impl Machine {
         *self.last_watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes `owner`'s points away and lets every CPU run.
+    /// Takes `owner`'s points away and lets every CPU run that does not stand by itself.
     pub(crate) fn detach(&self, owner: Owner) {
         let own = self.points().of(owner);
         for point in own {
@@ -288,6 +348,16 @@ impl Machine {
                 engine.cpu_mut().detach_debugger();
             }
         });
+        self.all_held().into_iter().for_each(|index| {
+            self.with(index, keep_still);
+        });
+    }
+}
+
+/// A CPU that has nothing to say stands from here on; one that has does once it was heard.
+fn keep_still(cpu: &mut Cpu) {
+    if cpu.debugger().stop().is_none() {
+        cpu.resume_debugged(Resume::Hold, false);
     }
 }
 

@@ -20,4 +20,4 @@ mod stop;
 pub(crate) use disassembly::Instructions;
 pub(crate) use machine::{Board, Machine, Moved};
 pub(crate) use points::{Kind, Owner, Point, PointError};
-pub(crate) use stop::StopReport;
+pub(crate) use stop::{StopReport, Why};

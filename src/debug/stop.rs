@@ -11,6 +11,20 @@ use super::disassembly::Disassembly;
 use super::machine::Machine;
 use crate::names::Named;
 
+/// What stopped a CPU, in a few words.
+pub(crate) struct Why<'a>(pub(crate) &'a DebugStop);
+
+impl fmt::Display for Why<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            DebugStop::Step => out.write_str("step"),
+            DebugStop::Breakpoint(_) => out.write_str("breakpoint"),
+            DebugStop::Watchpoint(hit) => write!(out, "access at {:#x}", hit.address),
+            DebugStop::Caught(caught) => write!(out, "caught {caught}"),
+        }
+    }
+}
+
 /// A CPU that stopped.
 pub(crate) struct StopReport {
     cpu: usize,

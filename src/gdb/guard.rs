@@ -5,57 +5,74 @@
 pub(super) const PACKET_BYTES: usize = 16 << 10;
 /// Bytes of memory that a reply has room for.
 const READ_BYTES_MAX: usize = PACKET_BYTES / 2;
-/// Enough of a packet to see all of a read: `m`, an address, a comma, a length.
-const HEAD_BYTES: usize = 64;
+/// Bytes of a frame behind the body: `#` and two digits.
+const FRAME_END_BYTES: usize = 3;
 
-/// What is to be done about a byte.
+/// A piece of what a client sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It is handed on.
-    Pass,
-    /// The packet that it ends must not be answered.
-    Refuse,
-    /// It ends a packet that sets a breakpoint, with these options.
-    Breakpoint(Vec<u8>),
+pub(super) enum Piece {
+    /// A byte outside of packets.
+    Loose(u8),
+    /// A packet with its frame.
+    Packet(Vec<u8>),
+    /// A packet that is longer than the client was told.
+    TooLong,
 }
 
-/// Looks at packets byte by byte.
+/// Takes what a client sends apart.
 #[derive(Default)]
 pub(super) struct Guard {
-    /// The first bytes of the packet that is being received, if one is.
-    head: Option<Vec<u8>>,
+    /// What there is of the packet that is being received; empty between packets.
+    packet: Vec<u8>,
+    /// Where its body ends, when that is known.
+    end: Option<usize>,
 }
 
 impl Guard {
-    /// Takes the next byte.
-    pub(super) fn take(&mut self, byte: u8) -> Verdict {
-        match (&mut self.head, byte) {
-            (None, b'$') => self.head = Some(Vec::with_capacity(HEAD_BYTES)),
-            (Some(_), b'#') => {
-                return self.head.take().map_or(Verdict::Pass, |head| judge(&head));
-            }
-            (Some(head), _) if head.len() < limit(head) => head.push(byte),
-            _ => {}
+    /// Takes the next byte: the piece that it ends, if it does.
+    pub(super) fn take(&mut self, byte: u8) -> Option<Piece> {
+        if self.packet.is_empty() && byte != b'$' {
+            return Some(Piece::Loose(byte));
         }
-        Verdict::Pass
+        if self.packet.len() == PACKET_BYTES {
+            *self = Self::default();
+            return Some(Piece::TooLong);
+        }
+        if byte == b'#' {
+            self.end.get_or_insert(self.packet.len());
+        }
+        self.packet.push(byte);
+        let is_whole = self.end.is_some_and(|end| self.packet.len() == end + FRAME_END_BYTES);
+        is_whole.then(|| Piece::Packet(std::mem::take(self).packet))
     }
 }
 
-/// How much of a packet that begins so is kept.
-fn limit(head: &[u8]) -> usize {
-    if is_breakpoint(head) { PACKET_BYTES } else { HEAD_BYTES }
+/// The body of a packet, if its checksum is right.
+pub(super) fn body(packet: &[u8]) -> Option<&[u8]> {
+    let (body, end) = packet.split_at_checked(packet.len().checked_sub(FRAME_END_BYTES)?)?;
+    let body = body.strip_prefix(b"$")?;
+    let digits = std::str::from_utf8(end.strip_prefix(b"#")?).ok()?;
+    (u8::from_str_radix(digits, 16) == Ok(sum(body))).then_some(body)
 }
 
-fn is_breakpoint(packet: &[u8]) -> bool {
-    matches!(packet, [b'Z', b'0' | b'1', ..])
+/// What is to be done about a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict<'a> {
+    /// It is handed on.
+    Pass,
+    /// It must not be answered.
+    Refuse,
+    /// It sets a breakpoint, with these options, and is handed on.
+    Breakpoint(&'a [u8]),
 }
 
-fn judge(packet: &[u8]) -> Verdict {
-    if is_breakpoint(packet) {
-        let options = packet.iter().position(|&byte| byte == b';').unwrap_or(packet.len());
-        return Verdict::Breakpoint(packet.get(options..).unwrap_or_default().to_vec());
+/// What is to be done about the packet `body`.
+pub(super) fn judge(body: &[u8]) -> Verdict<'_> {
+    if let [b'Z', b'0' | b'1', ..] = body {
+        let options = body.iter().position(|&byte| byte == b';').unwrap_or(body.len());
+        return Verdict::Breakpoint(body.get(options..).unwrap_or_default());
     }
-    if is_answerable(packet) { Verdict::Pass } else { Verdict::Refuse }
+    if is_answerable(body) { Verdict::Pass } else { Verdict::Refuse }
 }
 
 fn is_answerable(packet: &[u8]) -> bool {
@@ -68,7 +85,7 @@ fn is_answerable(packet: &[u8]) -> bool {
 }
 
 /// What the machine offers beyond what the `gdbstub` crate does.
-const OFFERED: &[u8] = b";ConditionalBreakpoints+";
+const OFFERED: &[u8] = b";ConditionalBreakpoints+;QNonStop+";
 
 /// Adds to a reply what is offered, if it is the one that says so.
 pub(super) fn complete(reply: Vec<u8>) -> Vec<u8> {
@@ -86,7 +103,21 @@ pub(super) fn complete(reply: Vec<u8>) -> Vec<u8> {
 pub(super) fn console_packet(text: &str) -> Vec<u8> {
     let digits = text.bytes().map(|byte| format!("{byte:02x}"));
     let body: String = std::iter::once("O".to_owned()).chain(digits).collect();
-    format!("${body}#{:02x}", sum(body.as_bytes())).into_bytes()
+    framed('$', &body)
+}
+
+/// A packet with the text `body`.
+pub(super) fn packet(body: &str) -> Vec<u8> {
+    framed('$', body)
+}
+
+/// A notification with the text `body`.
+pub(super) fn notification(body: &str) -> Vec<u8> {
+    framed('%', body)
+}
+
+fn framed(mark: char, body: &str) -> Vec<u8> {
+    format!("{mark}{body}#{:02x}", sum(body.as_bytes())).into_bytes()
 }
 
 fn sum(body: &[u8]) -> u8 {
@@ -97,46 +128,62 @@ fn sum(body: &[u8]) -> u8 {
 mod tests {
     use super::*;
 
-    /// What the last byte of `packet` leads to.
-    fn verdict(packet: &[u8]) -> Verdict {
+    /// What becomes of `bytes`.
+    fn pieces(bytes: &[u8]) -> Vec<Piece> {
         let mut guard = Guard::default();
-        let verdicts = packet.iter().map(|&byte| guard.take(byte));
-        verdicts.filter(|verdict| *verdict != Verdict::Pass).last().unwrap_or(Verdict::Pass)
+        bytes.iter().filter_map(|&byte| guard.take(byte)).collect()
+    }
+
+    #[test]
+    fn packets_are_taken_whole_and_what_is_between_them_by_bytes() {
+        let packet = |bytes: &[u8]| Piece::Packet(bytes.to_vec());
+        let loose = Piece::Loose;
+        assert_eq!(pieces(b"+$g#67-\x03"), [loose(b'+'), packet(b"$g#67"), loose(b'-'), loose(3),]);
+        assert_eq!(pieces(b"$$a###$#"), [packet(b"$$a###")]);
+        assert_eq!(pieces(b"$#00$m#"), [packet(b"$#00")]);
+        let long = [&b"$"[..], &[b'0'; PACKET_BYTES - 4], b"#00"].concat();
+        assert_eq!(pieces(&long), [packet(&long)]);
+        let longer = [&b"$"[..], &[b'0'; PACKET_BYTES], b"#00"].concat();
+        assert_eq!(pieces(&longer)[..1], [Piece::TooLong]);
+    }
+
+    #[test]
+    fn a_body_has_its_checksum() {
+        assert_eq!(body(b"$g#67"), Some(&b"g"[..]));
+        assert_eq!(body(b"$#00"), Some(&b""[..]));
+        for packet in [&b"$g#68"[..], b"$g#6g", b"$g#+7", b"", b"#00", b"g#67", b"$\xff#\xff\xff"] {
+            assert_eq!(body(packet), None, "{packet:?}");
+        }
     }
 
     #[test]
     fn reads_are_as_long_as_a_reply() {
-        for packet in [&b"$m0,40#fd"[..], b"$mffffffffffffffff,2000#00", b"$g#67", b"+", b"\x03"] {
-            assert_eq!(verdict(packet), Verdict::Pass, "{packet:?}");
+        for packet in [&b"m0,40"[..], b"mffffffffffffffff,2000", b"g"] {
+            assert_eq!(judge(packet), Verdict::Pass, "{packet:?}");
         }
         #[rustfmt::skip]
         let refused = [
-            &b"$m0,2001#00"[..], b"$m0,7fffffffffffffff#00", b"$m0#00", b"$m0,-1#00", b"$m,#00",
-            b"+$m0,10000000000000000#00",
-            b"$m0000000000000000000000000000000000000000000000000000000000000000000,1#00",
+            &b"m0,2001"[..], b"m0,7fffffffffffffff", b"m0", b"m0,-1", b"m,",
+            b"m0,10000000000000000",
         ];
         for packet in refused {
-            assert_eq!(verdict(packet), Verdict::Refuse, "{packet:?}");
+            assert_eq!(judge(packet), Verdict::Refuse, "{packet:?}");
         }
     }
 
     #[test]
     fn breakpoints_have_their_options_however_long() {
-        let with = |options: &[u8]| verdict(&[b"$Z0,1000,1", options, b"#00"].concat());
         for options in [&b""[..], b";X3,220127", &b";X3,220127".repeat(1000)] {
-            assert_eq!(with(options), Verdict::Breakpoint(options.to_vec()));
+            let packet = [b"Z0,1000,1", options].concat();
+            assert_eq!(judge(&packet), Verdict::Breakpoint(options));
         }
-        let Verdict::Breakpoint(cut) = with(&[&b";"[..], &[b'0'; 100_000]].concat()) else {
-            panic!("a breakpoint")
-        };
-        assert!(cut.len() <= PACKET_BYTES);
-        assert_eq!(verdict(b"$Z2,1000,4;X3,220127#00"), Verdict::Pass);
+        assert_eq!(judge(b"Z2,1000,4;X3,220127"), Verdict::Pass);
     }
 
     #[test]
     fn what_is_offered_is_added_once_and_the_sum_is_right() {
         let reply = complete(b"+$PacketSize=4000;swbreak+#00".to_vec());
-        assert_eq!(reply, b"+$PacketSize=4000;swbreak+;ConditionalBreakpoints+#a5");
+        assert_eq!(reply, b"+$PacketSize=4000;swbreak+;ConditionalBreakpoints+;QNonStop+#2d");
         assert_eq!(console_packet("a\n"), b"$O610a#47");
         assert_eq!(complete(b"$OK#9a".to_vec()), b"$OK#9a");
         assert_eq!(complete(b"$PacketSize=".to_vec()), b"$PacketSize=");

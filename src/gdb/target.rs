@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use cpu::Cpu;
 use cpu::debugger::{Breakpoint, CodeAddress, Condition, DebugStop, Resume, WatchKind, Watchpoint};
 use gdbstub::common::{Signal, Tid};
 use gdbstub::stub::MultiThreadStopReason;
@@ -29,8 +30,10 @@ use crate::debug::registers::REGISTERS;
 use crate::debug::{Kind, Machine, Moved, Owner, Point, PointError, StopReport, commands};
 use crate::vm::{Control, Quit, Request};
 
-/// Errors that gdb is told by number: no such thing, bad address, not permitted, no room.
+/// Errors that gdb is told by number: no such thing, busy, bad address, not permitted,
+/// no room.
 const ENOENT: u8 = 2;
+const EBUSY: u8 = 16;
 const EFAULT: u8 = 14;
 const EINVAL: u8 = 22;
 const ENOSPC: u8 = 28;
@@ -201,6 +204,16 @@ impl GdbTarget {
         Ok(self.machine.remove_point(Owner::Gdb, point))
     }
 
+    /// Does something with the registers of a CPU that stands. Those of one that runs would be old
+    /// when they arrive.
+    fn with_standing<T>(&self, tid: Tid, act: impl FnOnce(&mut Cpu) -> T) -> TargetResult<T, Self> {
+        let cpu = cpu_of(tid);
+        if cpu < self.machine.cpu_count() && !self.machine.stands(cpu) {
+            return Err(TargetError::Errno(EBUSY));
+        }
+        self.machine.with(cpu, act).ok_or(TargetError::Errno(ENOENT))
+    }
+
     fn plan(&mut self, tid: Tid, resume: Resume) -> Result<(), Misled> {
         if cpu_of(tid) >= self.machine.cpu_count() {
             return Err(Misled("a CPU is to go on that does not exist"));
@@ -249,15 +262,14 @@ impl Target for GdbTarget {
 
 impl MultiThreadBase for GdbTarget {
     fn read_registers(&mut self, block: &mut Block, tid: Tid) -> TargetResult<(), Self> {
-        let values = self
-            .machine
-            .with(cpu_of(tid), |cpu| REGISTERS.iter().map(|register| register.read(cpu)).collect());
-        block.values = values.ok_or(TargetError::Errno(ENOENT))?;
+        block.values = self.with_standing(tid, |cpu| {
+            REGISTERS.iter().map(|register| register.read(cpu)).collect()
+        })?;
         Ok(())
     }
 
     fn write_registers(&mut self, block: &Block, tid: Tid) -> TargetResult<(), Self> {
-        let written = self.machine.with(cpu_of(tid), |cpu| {
+        let written = self.with_standing(tid, |cpu| {
             for (register, value) in REGISTERS.iter().zip(&block.values) {
                 // What is as it was is not written: that is not always without effect.
                 if let Some(value) = value
@@ -268,7 +280,7 @@ impl MultiThreadBase for GdbTarget {
             }
             Ok::<_, cpu::exception::Exception>(())
         });
-        written.ok_or(TargetError::Errno(ENOENT))?.map_err(|_| TargetError::Errno(EINVAL))
+        written?.map_err(|_| TargetError::Errno(EINVAL))
     }
 
     fn support_single_register_access(&mut self) -> Option<SingleRegisterAccessOps<'_, Tid, Self>> {
@@ -313,9 +325,8 @@ impl SingleRegisterAccess<Tid> for GdbTarget {
         out: &mut [u8],
     ) -> TargetResult<usize, Self> {
         let register = REGISTERS.get(number).ok_or(TargetError::Errno(ENOENT))?;
-        let value = self.machine.with(cpu_of(tid), |cpu| register.read(cpu));
         // Nothing: the processor has no such register.
-        let Some(value) = value.ok_or(TargetError::Errno(ENOENT))? else { return Ok(0) };
+        let Some(value) = self.with_standing(tid, |cpu| register.read(cpu))? else { return Ok(0) };
         let place = out.get_mut(..value.len()).ok_or(TargetError::Errno(EINVAL))?;
         place.copy_from_slice(&value);
         Ok(value.len())
@@ -328,8 +339,8 @@ impl SingleRegisterAccess<Tid> for GdbTarget {
         value: &[u8],
     ) -> TargetResult<(), Self> {
         let register = REGISTERS.get(number).ok_or(TargetError::Errno(ENOENT))?;
-        let written = self.machine.with(cpu_of(tid), |cpu| register.write(cpu, value));
-        written.ok_or(TargetError::Errno(ENOENT))?.map_err(|_| TargetError::Errno(EINVAL))
+        let written = self.with_standing(tid, |cpu| register.write(cpu, value))?;
+        written.map_err(|_| TargetError::Errno(EINVAL))
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! From the reset vector it goes to flat 32-bit code, which the translator translates, and counts
 //! there for ever: a word in memory and ECX go up once a round of [`NOPS`] instructions that do
-//! nothing.
+//! nothing. A second processor may be woken, which counts in code and in a word of its own.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,15 +12,31 @@ use iced_x86::code_asm::*;
 
 /// Where the counter is.
 pub const COUNTER: u64 = 0x600;
+const APIC_ID: u64 = 0xfee0_0020;
+const APIC_COMMAND: u64 = 0xfee0_0300;
 /// The top of the loop, at which the counter is incremented.
 pub const TOP: u64 = 0xf_0400;
 /// The first of the instructions that do nothing.
 pub const FIRST_NOP: u64 = TOP + 7;
-/// How many of them there are.
+/// The second processor's counter.
+pub const SECOND_COUNTER: u64 = 0x604;
+/// The top of its loop.
+pub const SECOND_TOP: u64 = 0xf_0800;
+/// How many instructions of a loop do nothing.
 pub const NOPS: u64 = 201;
 
-/// The ROM's file.
+/// The ROM's file, of the guest that wakes nobody.
 pub fn rom(name: &str) -> PathBuf {
+    write(name, &start(&[]).unwrap())
+}
+
+/// The same of the guest that has the second processor count too.
+pub fn pair(name: &str) -> PathBuf {
+    // INIT and a start-up IPI to all others: at 0xf0000, where this one began too.
+    write(name, &start(&[0x000c_4500, 0x000c_46f0]).unwrap())
+}
+
+fn write(name: &str, start: &[u8]) -> PathBuf {
     let mut image = vec![0; 0x1_0000];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
     put(0xfff0, &[0xea, 0, 0, 0, 0xf0]);
@@ -36,14 +52,15 @@ pub fn rom(name: &str) -> PathBuf {
     put(0x200, &[0x17, 0, 0x08, 0x02, 0x0f, 0]);
     put(0x210, &0x00cf_9b00_0000_ffffu64.to_le_bytes());
     put(0x218, &0x00cf_9300_0000_ffffu64.to_le_bytes());
-    put(0x100, &start().unwrap());
-    put(0x400, &count().unwrap());
+    put(0x100, start);
+    put(0x400, &count(TOP, COUNTER).unwrap());
+    put(0x800, &count(SECOND_TOP, SECOND_COUNTER).unwrap());
     let path = crate::path(name);
     fs::write(&path, image).unwrap();
     path
 }
 
-fn start() -> Result<Vec<u8>, IcedError> {
+fn start(commands: &[i32]) -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(32)?;
     a.mov(eax, 0x10)?;
     a.mov(ds, eax)?;
@@ -51,20 +68,29 @@ fn start() -> Result<Vec<u8>, IcedError> {
     a.mov(ss, eax)?;
     a.mov(esp, 0x9000)?;
     a.xor(ecx, ecx)?;
+    a.test(dword_ptr(APIC_ID), 0xff00_0000u32 as i32)?;
+    let mut is_second = a.create_label();
+    a.jnz(is_second)?;
+    for &command in commands {
+        a.mov(dword_ptr(APIC_COMMAND), command)?;
+    }
     a.mov(eax, TOP as i32)?;
+    a.jmp(eax)?;
+    a.set_label(&mut is_second)?;
+    a.mov(eax, SECOND_TOP as i32)?;
     a.jmp(eax)?;
     a.assemble(0xf_0100)
 }
 
-fn count() -> Result<Vec<u8>, IcedError> {
+fn count(at: u64, counter: u64) -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(32)?;
     let mut top = a.create_label();
     a.set_label(&mut top)?;
     a.inc(ecx)?;
-    a.mov(dword_ptr(COUNTER), ecx)?;
+    a.mov(dword_ptr(counter), ecx)?;
     (0..NOPS).try_for_each(|_| a.nop())?;
     a.jmp(top)?;
-    a.assemble(TOP)
+    a.assemble(at)
 }
 
 /// An ELF file with the symbols `counter` and `loop_top`.

@@ -39,7 +39,8 @@ fn packets_of_bad_faith_are_answered_or_shown_out() {
         b"vFile:open:2f6574632f706173737764,0,0", b"vRun;2f62696e2f7368", b"vAttach;1", b"qRcmd,",
         b"qRcmd,zz", b"qRcmd,782f3939393939393939393978", b"qRcmd,ff", b"qCRC:0,ffffffff",
         b"qSearch:memory:0;ffffffffffffffff;00", b"bs", b"bc", b"R00", b"!", b"QNonStop:1",
-        b"QStartNoAckMode", b"qSupported:multiprocess+;xmlRegisters=i386", b"D;ff",
+        b"QNonStop:2", b"vStopped", b"vCtrlC", b"QStartNoAckMode",
+        b"qSupported:multiprocess+;xmlRegisters=i386", b"D;ff",
     ];
     for body in bodies {
         let mut client = machine.connect();
@@ -105,6 +106,10 @@ fn random_packets_leave_the_machine_as_it_is() {
         b"Z2,",
         b"z1,",
         b"vCont;",
+        b"vCont;c:",
+        b"vCont;t",
+        b"vStopped",
+        b"vCtrlC",
         b"H",
         b"T",
         b"qXfer:features:read:",
@@ -120,6 +125,9 @@ fn random_packets_leave_the_machine_as_it_is() {
     let letters = b"0123456789abcdef,;:=-+#$}*rcst/xip \xff\x00";
     for _ in 0..60 {
         let mut client = machine.connect();
+        if random.below(2) == 0 {
+            let _ = client.write_all(&packet(b"QNonStop:1"));
+        }
         for _ in 0..20 {
             let mut body = random.one_of(heads).to_vec();
             for _ in 0..random.below(30) {

@@ -5,6 +5,7 @@
 mod check;
 mod guest;
 mod hostile;
+mod non_stop;
 mod packets;
 mod points;
 mod scripts;

@@ -59,6 +59,13 @@ impl Machine {
         Self::start(name, accel, &[&["--bios", &rom], words].concat())
     }
 
+    /// Starts one that counts on two processors for ever.
+    fn counting_twice(name: &str, accel: &str, words: &[&str]) -> Self {
+        let rom = guest::pair(&format!("monitor-{name}-{accel}.rom"));
+        let rom = rom.display().to_string();
+        Self::start(name, accel, &[&["--bios", &rom, "--cpus", "2"], words].concat())
+    }
+
     /// A user of its monitor, as soon as it lets one in.
     fn connect(&self) -> User {
         let stream = connect(&self.socket);

@@ -3,13 +3,18 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use crate::guest::{COUNTER, FIRST_NOP, TOP};
+use crate::guest::{COUNTER, FIRST_NOP, SECOND_COUNTER, SECOND_TOP, TOP};
 use crate::packets::{ask, packet, reply};
 use crate::{ENGINES, Machine, User, check, connect, path};
 
 /// The guest's counter.
 fn counter(user: &mut User) -> u64 {
-    let text = user.ask(&format!("xp/uw {COUNTER}"));
+    word(user, COUNTER)
+}
+
+/// The word at a physical address.
+fn word(user: &mut User, address: u64) -> u64 {
+    let text = user.ask(&format!("xp/uw {address}"));
     text.trim().rsplit(' ').next().unwrap().parse().unwrap()
 }
 
@@ -67,6 +72,45 @@ fn it_is_stopped_stepped_and_let_go_on() {
         user.check("info status", &["running"]);
         user.check("stop", &["CPU 0: stopped", "0xf0"]);
         user.check("info status", &["paused"]);
+    }
+}
+
+/// Waits until the word at `address` has changed.
+fn await_counting(user: &mut User, address: u64) {
+    let first = word(user, address);
+    while word(user, address) == first {}
+}
+
+#[test]
+fn one_cpu_stands_while_the_other_runs() {
+    for accel in ENGINES {
+        let machine = Machine::counting_twice("one", accel, &[]);
+        let mut user = machine.connect();
+        await_counting(&mut user, SECOND_COUNTER);
+        user.check("stop 1", &["CPU 1: stopped", "0xf0"]);
+        user.check("info status", &["running", "CPU 1 stands"]);
+        user.check("info cpus", &["CPU 0: active", "CPU 1: active", "; stands"]);
+        let stands = word(&mut user, SECOND_COUNTER);
+        await_counting(&mut user, COUNTER);
+        assert_eq!(word(&mut user, SECOND_COUNTER), stands);
+        // The other one stands as well: then the machine does, and one goes on alone.
+        user.check("stop 0", &["CPU 0: stopped"]);
+        user.check("info status", &["paused"]);
+        user.check("cont 1", &[]);
+        user.check("info status", &["running", "CPU 0 stands"]);
+        let stands = counter(&mut user);
+        await_counting(&mut user, SECOND_COUNTER);
+        assert_eq!(counter(&mut user), stands);
+        // Out of a machine that stands, too; and all of it.
+        user.check("stop", &["stopped"]);
+        user.check("cont 0", &[]);
+        await_counting(&mut user, COUNTER);
+        user.check("info status", &["running", "CPU 1 stands"]);
+        user.check("cont", &[]);
+        await_counting(&mut user, SECOND_COUNTER);
+        await_counting(&mut user, COUNTER);
+        assert!(!user.ask("info status").contains("stands"));
+        user.check("stop 2", &["no such CPU; there are 0 to 1"]);
     }
 }
 
@@ -221,6 +265,45 @@ fn gdb_and_the_monitor_agree_on_who_has_the_machine() {
     check(&ask(&mut gdb, b"D").unwrap(), &["OK"]);
     // Without gdb it is the monitor's alone, and is met again.
     told(&mut user, "info breakpoints", "1   break 0xf0400");
+}
+
+#[test]
+fn beside_gdb_in_non_stop_mode_the_monitor_stops_and_gdb_lets_go_on() {
+    let gdb = path("monitor-non-stop.gdb");
+    let _ = std::fs::remove_file(&gdb);
+    let place = format!("unix:{}", gdb.display());
+    let machine = Machine::counting_twice("non-stop", "jit", &["--gdb", &place]);
+    let mut user = machine.connect();
+    await_counting(&mut user, SECOND_COUNTER);
+    let mut gdb = connect(&gdb);
+    let mut gdb = |body: &str| ask(&mut gdb, body.as_bytes()).unwrap();
+    check(&gdb("QNonStop:1"), &["OK"]);
+    user.check("info status", &["paused"]);
+    for line in ["cont", "cont 1", "step"] {
+        user.check(line, &["gdb has stopped the machine"]);
+    }
+    check(&gdb("vCont;c"), &["OK"]);
+    user.check("info status", &["running"]);
+    user.check("step", &["gdb has stopped the machine"]);
+    user.check("stop 1", &["CPU 1: stopped"]);
+    user.check("info status", &["running", "CPU 1 stands"]);
+    user.check("cont 1", &["gdb has stopped the machine"]);
+    await_counting(&mut user, COUNTER);
+    check(&gdb("?"), &["T02thread:2;core:1;"]);
+    check(&gdb("vStopped"), &["OK"]);
+    check(&gdb("vCont;c:2"), &["OK"]);
+    await_counting(&mut user, SECOND_COUNTER);
+    // The monitor's breakpoint stops one, for gdb.
+    let told = told(&mut user, &format!("break {SECOND_TOP}"), "breakpoint 1");
+    check(&told, &["CPU 1: breakpoint 1", "0xf0800: "]);
+    user.check("info status", &["running", "CPU 1 stands"]);
+    user.check("info cpus", &["CPU 1: active", "; stands: breakpoint"]);
+    check(&gdb("?"), &["T05thread:2;core:1;"]);
+    user.check("delete", &[]);
+    check(&gdb("D"), &["OK"]);
+    await_counting(&mut user, SECOND_COUNTER);
+    await_counting(&mut user, COUNTER);
+    assert!(!user.ask("info status").contains("stands"));
 }
 
 /// The next packet that is no text: what the machine says on gdb's console comes before the stop

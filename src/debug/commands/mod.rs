@@ -46,10 +46,10 @@ pub(crate) enum Effect {
 /// How the machine is to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Run {
-    /// Not at all.
-    Stop,
-    /// Until something stops it.
-    Continue,
+    /// Not at all, or not on this CPU.
+    Stop(Option<usize>),
+    /// Until something stops it; or this CPU alone goes on, beside those that run.
+    Continue(Option<usize>),
     /// So many instructions of the CPU that commands are about.
     Step(u64),
 }

@@ -4,12 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use cpu::Cpu;
+use cpu::debugger::DebugStop;
 use cpu::mode::OperatingMode;
 use cpu::state::Activity;
 
 use symbols::Symbols;
 
 use super::{Answer, Call, Command, cpu_number, reply};
+use crate::debug::Why;
 use crate::debug::machine::Machine;
 use crate::debug::registers::{Group, REGISTERS, Register};
 use crate::names::Named;
@@ -52,12 +54,16 @@ pub(crate) struct CpuSummary {
     linear: u64,
     cpl: u8,
     names: Arc<Symbols>,
+    /// Why it stands by itself, if it does.
+    held: Option<Option<DebugStop>>,
 }
 
 /// What CPU `index` does, if there is one.
 pub(crate) fn cpu_summary(machine: &Machine, index: usize) -> Option<CpuSummary> {
+    let held = machine.why_held(index);
     machine.with(index, |cpu| CpuSummary {
         index,
+        held,
         mode: cpu.mode.operating,
         activity: cpu.state.activity,
         rip: cpu.state.rip,
@@ -69,7 +75,7 @@ pub(crate) fn cpu_summary(machine: &Machine, index: usize) -> Option<CpuSummary>
 
 impl fmt::Display for CpuSummary {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { index, mode, activity, rip, linear, cpl, names } = self;
+        let Self { index, mode, activity, rip, linear, cpl, names, held } = self;
         let activity = match activity {
             Activity::Active => "active",
             Activity::Halted => "halted",
@@ -80,7 +86,12 @@ impl fmt::Display for CpuSummary {
         if rip != linear {
             write!(out, ", linear {linear:#x}")?;
         }
-        write!(out, "{}", Named(names.at(*linear)))
+        write!(out, "{}", Named(names.at(*linear)))?;
+        match held {
+            None => Ok(()),
+            Some(None) => out.write_str("; stands"),
+            Some(Some(why)) => write!(out, "; stands: {}", Why(why)),
+        }
     }
 }
 

@@ -322,12 +322,17 @@ fn an_nmi_goes_where_lint1_says() {
 #[test]
 fn run_control_asks_for_what_it_says() {
     let mut bench = Bench::new(&counted());
-    for (line, effect) in
-        [("stop", "Stop"), ("c", "Continue"), ("step", "Step(1)"), ("si 0x10", "Step(16)")]
-    {
+    for (line, effect) in [
+        ("stop", "Stop(None)"),
+        ("c", "Continue(None)"),
+        ("step", "Step(1)"),
+        ("si 0x10", "Step(16)"),
+        ("stop 0", "Stop(Some(0))"),
+        ("cont 0", "Continue(Some(0))"),
+    ] {
         assert_eq!(bench.ask(line), effect);
     }
-    for line in ["step 0", "step 1048577", "step x", "cont 1"] {
+    for line in ["step 0", "step 1048577", "step x", "cont 9", "stop x"] {
         answer(bench.vm.machine(), &mut bench.context, line).expect_err(line);
     }
     bench.check("info status", "running");
