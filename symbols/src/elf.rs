@@ -53,6 +53,11 @@ where
     let endian = header.endian().map_err(damaged)?;
     let sections = header.sections(endian, data).map_err(damaged)?;
     let mut builder = Builder::new(name);
+    // A kernel module is an object file: each of its sections counts from 0, and where the kernel
+    // has put them is known by section. The file is taken to be its code.
+    let is_object = header.e_type(endian) == elf::ET_REL;
+    let text = sections.section_by_name(endian, b".text").map(|(index, _)| index.0);
+    let is_told = |row: &Elf::Sym| !is_object || text == Some(usize::from(row.st_shndx(endian).0));
     let table = |kind| sections.iter().find(|section| section.sh_type(endian) == kind);
     for section in TABLES.into_iter().filter_map(table) {
         let rows = section.data_as_array::<Elf::Sym, _>(endian, data).map_err(damaged)?;
@@ -62,7 +67,7 @@ where
             let section = sections.section(object::SectionIndex(usize::from(index.0)));
             section.map_or(elf::SectionFlags(0), |section| section.sh_flags(endian))
         };
-        for row in rows {
+        for row in rows.iter().filter(|row| is_told(row)) {
             add::<Elf>(&mut builder, row, endian, strings, &flags_of)?;
         }
     }
@@ -74,7 +79,8 @@ where
     let mut loaded = segments.iter().take(SEGMENTS_MAX);
     let first = loaded.find(|segment| segment.p_type(endian) == elf::PT_LOAD);
     // A loader places whole pages.
-    module.set_first(first.map(|segment| segment.p_vaddr(endian).into() & !0xfff));
+    let first = first.map(|segment| segment.p_vaddr(endian).into() & !0xfff);
+    module.set_first(if is_object { Some(0) } else { first });
     Ok(module)
 }
 
@@ -167,6 +173,43 @@ mod tests {
         assert_eq!(moved.slide(), 0x7000_0000_0000, "a program is loaded from its address 0 on");
         let symbol = module.symbols().find(|symbol| symbol.is_code()).expect("there is code");
         assert!(moved.at(symbol.address + 0x7000_0000_0000).is_some());
+    }
+
+    /// An object file with functions at 0x10 in `.text` and at 0 in `.init.text`.
+    fn object_file() -> Vec<u8> {
+        const STRINGS: &[u8] = b"\0.text\0.init.text\0probe\0setup\0";
+        let words = |values: &[u64]| -> Vec<u8> {
+            values.iter().flat_map(|value| value.to_le_bytes()).collect()
+        };
+        // Where the symbols, the strings and the section headers are.
+        let (symbols, strings, headers) = (64, 64 + 3 * 24, 64 + 3 * 24 + 32);
+        let mut data = b"\x7fELF\x02\x01\x01".to_vec();
+        data.resize(16, 0);
+        // Type 1 is ET_REL, machine 62 x86-64; 5 section headers of 64 bytes, the 4th has names.
+        data.extend(words(&[1 | 62 << 16 | 1 << 32, 0, 0, headers, 64 << 32]));
+        data.extend(words(&[64 << 16 | 5 << 32 | 4 << 48]));
+        // Functions (2) that are global (1), in sections 1 and 2.
+        data.extend(words(&[0, 0, 0]));
+        data.extend(words(&[18 | 0x12 << 32 | 1 << 48, 0x10, 0x20]));
+        data.extend(words(&[24 | 0x12 << 32 | 2 << 48, 0, 0x20]));
+        data.extend(STRINGS);
+        data.resize(headers as usize, 0);
+        let executable = elf::SHF_ALLOC.0 | elf::SHF_EXECINSTR.0;
+        data.extend(words(&[0; 8]));
+        data.extend(words(&[1 | 1 << 32, executable, 0, 0, 0, 0, 0, 0]));
+        data.extend(words(&[7 | 1 << 32, executable, 0, 0, 0, 0, 0, 0]));
+        data.extend(words(&[2 << 32, 0, 0, symbols, 3 * 24, 4, 8, 24]));
+        data.extend(words(&[3 << 32, 0, 0, strings, STRINGS.len() as u64, 0, 1, 0]));
+        data
+    }
+
+    #[test]
+    fn a_kernel_module_is_where_its_code_is() {
+        let mut module = read("m.ko", &*object_file()).expect("it has symbols");
+        module.set_base(0xffff_ffff_c000_0000);
+        let name = |address| module.at(address).map(|place| place.to_string());
+        assert_eq!(name(0xffff_ffff_c000_0014).as_deref(), Some("probe+0x4"));
+        assert!(module.find("setup").is_none(), "it is in another section");
     }
 
     #[test]
