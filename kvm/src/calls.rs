@@ -5,13 +5,17 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_interrupt};
-use kvm_ioctls::VcpuFd;
+use kvm_bindings::{
+    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_interrupt, kvm_ioeventfd,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::KvmError;
 
 /// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`.
 const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
+/// `_IOW(KVMIO, 0x79, struct kvm_ioeventfd)`.
+const KVM_IOEVENTFD: libc::c_ulong = 0x4040_ae79;
 /// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)`.
 const KVM_SET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee1;
 /// `_IOW(KVMIO, 0xe2, struct kvm_device_attr)`.
@@ -23,6 +27,16 @@ pub(crate) fn inject(fd: &VcpuFd, vector: u8) -> bool {
     // SAFETY: 1. the descriptor is a CPU's; 2. the kernel reads the structure that the call is
     // defined for, and keeps no pointer.
     unsafe { libc::ioctl(fd.as_raw_fd(), KVM_INTERRUPT, &raw const interrupt) == 0 }
+}
+
+/// Has the kernel ring a doorbell when the guest writes somewhere, or not any more.
+pub(crate) fn io_event(fd: &VmFd, wanted: &kvm_ioeventfd) -> io::Result<()> {
+    // SAFETY: 1. the descriptor is a virtual machine's; 2. the kernel reads the structure that the
+    // call is defined for, keeps no pointer, and holds the eventfd in it by itself.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), KVM_IOEVENTFD, &raw const *wanted) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Has the guest's time-stamp counter be the host's and `offset`. Writing the MSR would have KVM

@@ -17,6 +17,7 @@ mod calls;
 mod cpuid;
 mod debug_probe;
 mod debugging;
+mod doorbells;
 mod error;
 mod exits;
 mod kick;

@@ -65,8 +65,8 @@ pub struct KvmCpu {
     is_halted: bool,
     /// The processor may have translations by page tables that another engine has changed.
     has_old_translations: bool,
-    /// The generation of the space at which the kernel was last told of memory.
-    memory_generation: Option<u64>,
+    /// The generations of space and ports at which the kernel was last told of them.
+    memory_generation: Option<(u64, u64)>,
     /// KVM stops the guest for a debugger.
     has_debug_points: bool,
     statistics: Statistics,
@@ -75,7 +75,7 @@ pub struct KvmCpu {
 impl KvmCpu {
     /// A CPU after RESET.
     pub fn new(vm: &Arc<KvmVm>, env: Environment) -> Result<Self, KvmError> {
-        let mut fd = vm.create_vcpu(env.index, &env.space)?;
+        let mut fd = vm.create_vcpu(env.index, &env.space, &env.ports)?;
         let entries = cpuid::entries(&env.cpuid, env.index, vm.supported(), vm.offer())?;
         fd.set_cpuid2(&entries).map_err(KvmError::of("KVM_SET_CPUID2"))?;
         if vm.clocks() == Clocks::Machine && !calls::has_tsc_offset(&fd) {
@@ -160,9 +160,10 @@ impl KvmCpu {
         Ok(None)
     }
 
-    /// Tells the kernel of memory, if that has changed.
+    /// Tells the kernel of memory and doorbells, if they have changed.
     fn update_memory(&mut self) {
-        let generation = self.cpu.env.space.generation();
+        let env = &self.cpu.env;
+        let generation = (env.space.generation(), env.ports.generation());
         if self.memory_generation != Some(generation) {
             self.vm.update_memory();
             self.memory_generation = Some(generation);

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use memory::PhysicalSpace;
+use memory::{PhysicalSpace, PortSpace};
 
 use crate::apics::{self, Message, Traffic};
 use crate::cpuid::{self, Offer};
+use crate::doorbells::Doorbells;
 use crate::error::system;
 use crate::slots::Slots;
 use crate::{KvmError, Obstacle, msr_filter};
@@ -78,7 +79,9 @@ pub struct KvmVm {
     /// How many CPUs it makes.
     cpus_max: usize,
     slots: Mutex<Slots>,
+    doorbells: Mutex<Doorbells>,
     space: OnceLock<Arc<PhysicalSpace>>,
+    ports: OnceLock<Arc<PortSpace>>,
 }
 
 /// The frequency at which the time-stamp counter of guests runs. Only a CPU knows it, and CPUs are
@@ -170,18 +173,22 @@ impl KvmVm {
             has_nested_paging: has_nested_paging(),
             cpus_max: kvm.get_max_vcpus(),
             slots: Mutex::default(),
+            doorbells: Mutex::default(),
             space: OnceLock::new(),
+            ports: OnceLock::new(),
         }))
     }
 
-    /// Makes CPU `index` of the machine whose memory `space` is.
+    /// Makes CPU `index` of the machine whose memory and ports `space` and `ports` are.
     pub(crate) fn create_vcpu(
         &self,
         index: u32,
         space: &Arc<PhysicalSpace>,
+        ports: &Arc<PortSpace>,
     ) -> Result<VcpuFd, KvmError> {
-        // All CPUs of a machine have the same space.
+        // All CPUs of a machine have the same.
         self.space.get_or_init(|| Arc::clone(space));
+        self.ports.get_or_init(|| Arc::clone(ports));
         if index as usize >= self.cpus_max {
             return Err(KvmError::CpusMax(self.cpus_max));
         }
@@ -266,10 +273,14 @@ impl KvmVm {
         slots.clear(&self.fd, space);
     }
 
-    /// Tells the kernel what memory the guest has now, if that has changed.
+    /// Tells the kernel what memory and which doorbells the guest has now, if that has changed.
     pub(crate) fn update_memory(&self) {
-        let Some(space) = self.space.get() else { return };
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.update(&self.fd, space);
+        let Some((space, ports)) = self.space.get().zip(self.ports.get()) else { return };
+        {
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            slots.update(&self.fd, space);
+        }
+        let mut doorbells = self.doorbells.lock().unwrap_or_else(PoisonError::into_inner);
+        doorbells.update(&self.fd, space, ports);
     }
 }

@@ -1,5 +1,7 @@
 //! What a device is to the bus: something that is read and written at an offset.
 
+use crate::Doorbell;
+
 /// The width of one access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -73,6 +75,11 @@ pub trait Device: Send + Sync {
     fn read(&self, offset: u64, width: Width) -> Result<u64, IoError>;
     /// Writes the low `width` of `value` at `offset`.
     fn write(&self, offset: u64, width: Width, value: u64) -> Result<(), IoError>;
+    /// The writes that only ring: asked when the device is mapped, and not given to
+    /// [`Device::write`] from then on.
+    fn doorbells(&self) -> Vec<Doorbell> {
+        Vec::new()
+    }
 }
 
 /// Reads through `device`, splitting into halves what it cannot do whole; all ones on failure.

@@ -19,6 +19,7 @@
 
 mod address;
 mod device;
+mod doorbell;
 mod page_flags;
 mod ports;
 mod ram;
@@ -26,6 +27,7 @@ mod space;
 
 pub use address::{GuestLinear, GuestPhysical, PAGE_SHIFT, PAGE_SIZE};
 pub use device::{Device, IoError, Width};
+pub use doorbell::{Doorbell, Ringing};
 pub use page_flags::{CodeWatcher, PageFlags};
 pub use ports::PortSpace;
 pub use ram::{HostPtr, Ram, RamError, Scalar, register_barriers};

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::device::{Device, Width, read_split, write_split};
+use crate::doorbell::{self, Doorbell, Doorbells};
 use crate::{GuestPhysical, PAGE_SIZE, Ram};
 
 /// What a range of guest-physical addresses is.
@@ -88,6 +89,8 @@ struct Region {
     /// Last address, inclusive.
     last: u64,
     kind: RegionKind,
+    /// The device's.
+    doorbells: Doorbells,
 }
 
 /// What is at an address.
@@ -98,6 +101,8 @@ struct Found {
     offset: u64,
     /// Bytes from the address to the end of the region or the hole, at least 1.
     left: u64,
+    /// The region's.
+    doorbells: Doorbells,
 }
 
 /// The guest-physical address space: a map of ranges over [`Ram`] and devices.
@@ -159,13 +164,17 @@ impl PhysicalSpace {
                 return Err(error);
             }
         }
+        let doorbells = match &kind {
+            RegionKind::Device(device) => doorbell::of(&**device),
+            RegionKind::Ram(_) | RegionKind::Rom(_) => None,
+        };
         let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
         if let Some((&other, _)) =
             regions.range(..=last).next_back().filter(|(_, region)| region.last >= base.0)
         {
             return Err(MapError::Overlap { base: base.0, other });
         }
-        regions.insert(base.0, Region { last, kind });
+        regions.insert(base.0, Region { last, kind, doorbells });
         drop(regions);
         self.generation.fetch_add(1, Ordering::AcqRel);
         Ok(())
@@ -201,10 +210,12 @@ impl PhysicalSpace {
                 offset: address - base,
                 // No region is larger than 2^64 - 1, so neither is what is left of one.
                 left: region.last - address + 1,
+                doorbells: region.doorbells.clone(),
             },
             _ => {
                 let next = regions.range(address..).next();
-                Found { kind: None, offset: 0, left: next.map_or(u64::MAX, |(&n, _)| n - address) }
+                let left = next.map_or(u64::MAX, |(&n, _)| n - address);
+                Found { kind: None, offset: 0, left, doorbells: None }
             }
         }
     }
@@ -244,6 +255,16 @@ impl PhysicalSpace {
         regions.iter().map(|(&base, region)| (base, region.last, label(&region.kind))).collect()
     }
 
+    /// The doorbells of all devices, each with its address. Those that cannot be reached while
+    /// address line 20 is masked are left out.
+    pub fn doorbells(&self) -> Vec<(u64, Doorbell)> {
+        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+        let bells = regions
+            .iter()
+            .flat_map(|(&base, region)| doorbell::placed(&region.doorbells, base, region.last));
+        bells.filter(|&(address, _)| self.gate(address) == address).collect()
+    }
+
     /// What the page that holds `address` is.
     pub fn page(&self, address: GuestPhysical) -> PageKind {
         let found = self.find(self.gate(address.page().0));
@@ -262,7 +283,7 @@ impl PhysicalSpace {
     /// access that is not inside one region and one page is split into halves, the low one first.
     pub fn read(&self, address: GuestPhysical, width: Width) -> u64 {
         let at = self.gate(address.0);
-        let Found { kind, offset, left } = self.find(at);
+        let Found { kind, offset, left, .. } = self.find(at);
         if let Some(half) = width.half().filter(|_| !is_whole(at, left, width)) {
             let low = self.read(GuestPhysical(at), half);
             let high = self.read(GuestPhysical(at).wrapping_add(half.bytes()), half);
@@ -281,7 +302,7 @@ impl PhysicalSpace {
     /// Writes to ROM and to nothing are dropped.
     pub fn write(&self, address: GuestPhysical, width: Width, value: u64) {
         let at = self.gate(address.0);
-        let Found { kind, offset, left } = self.find(at);
+        let Found { kind, offset, left, doorbells } = self.find(at);
         if let Some(half) = width.half().filter(|_| !is_whole(at, left, width)) {
             self.write(GuestPhysical(at), half, value);
             let high = GuestPhysical(at).wrapping_add(half.bytes());
@@ -289,6 +310,7 @@ impl PhysicalSpace {
         }
         match kind {
             Some(RegionKind::Ram(start)) => self.store_width(start + offset, width, value),
+            Some(RegionKind::Device(_)) if doorbell::rings(&doorbells, offset, width, value) => {}
             Some(RegionKind::Device(device)) => write_split(&*device, offset, width, value),
             Some(RegionKind::Rom(_)) | None => {}
         }
