@@ -10,7 +10,7 @@ use kvm_ioctls::VcpuFd;
 use memory::{GuestPhysical, PhysicalSpace, Ram, RegionKind};
 
 use crate::KvmError;
-use crate::debugging::{EXECUTE, Slot, WRITE, stop_at};
+use crate::debugging::{EXECUTE, Placed, Slot, WRITE};
 use crate::run_page::RunPage;
 use crate::slots::Slots;
 use crate::vm::{create_vcpu, create_vm, open};
@@ -61,7 +61,7 @@ fn stops(slot: Slot, rip: u64) -> Result<bool, KvmError> {
     Slots::default().update(&vm, &space);
     let mut fd = create_vcpu(&vm, 0)?;
     set_up(&fd)?;
-    stop_at(&fd, &[slot])?;
+    Placed::new(&[slot], [0; 8]).put(&fd)?;
     let page = RunPage::of(&mut fd);
     run(&mut fd)?;
     let found = fd.get_regs().map_err(KvmError::of("KVM_GET_REGS"))?.rip;
@@ -92,7 +92,6 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::debugging::dr7;
 
     #[test]
     fn the_question_is_answered_on_every_host() {
@@ -111,7 +110,7 @@ mod tests {
             bench.put_code_at(CODE, &PROGRAM);
             bench.cpu.state.rip = CODE;
             bench.cpu.state.dr[0] = slot.address;
-            bench.cpu.state.dr[7] = dr7(&[slot]);
+            bench.cpu.state.dr[7] = Placed::new(&[slot], [0; 8]).dr7();
             bench.control_changed();
             // #DB goes through vector 1 of the low table, which is zeros: to address 0.
             let reached = (0..8).find_map(|_| {

@@ -1,6 +1,8 @@
 //! General, segment, control and debug registers, and what a CPU is in the middle of.
 
 use cpu::Cpu;
+use cpu::debug::DR7_GD;
+use cpu::exception::Vector;
 use cpu::state::{Activity, InterruptShadow, Segment, State, attr, cr0, rflags, seg};
 use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
@@ -12,6 +14,8 @@ use kvm_ioctls::VcpuFd;
 
 use crate::KvmError;
 
+/// DR6: which breakpoints were met.
+pub(crate) const DR6_HITS: u64 = 0xf;
 /// KVM_X86_SHADOW_INT_MOV_SS and _STI.
 const SHADOW_MOV_SS: u8 = 1;
 const SHADOW_STI: u8 = 2;
@@ -195,10 +199,24 @@ pub(crate) fn put_activity(fd: &VcpuFd, state: &State) -> Result<(), KvmError> {
 /// Something that KVM was about to deliver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Undelivered {
-    /// An exception with its error code; the debug registers' and CR2's part is done.
+    /// An exception with its error code; CR2's part is done, and that of DR6 if this is #DB.
     Exception(u8, Option<u16>),
     /// An interrupt that the local APIC has handed out.
     Interrupt(u8),
+}
+
+/// Has KVM deliver #DB to the guest before anything else, with `hits` in DR6.
+pub(crate) fn queue_debug(fd: &VcpuFd, hits: u64) -> Result<(), KvmError> {
+    let mut registers = fd.get_debug_regs().map_err(KvmError::of("KVM_GET_DEBUGREGS"))?;
+    registers.dr6 = registers.dr6 & !DR6_HITS | hits;
+    registers.dr7 &= !DR7_GD;
+    fd.set_debug_regs(&registers).map_err(KvmError::of("KVM_SET_DEBUGREGS"))?;
+    let mut events = fd.get_vcpu_events().map_err(KvmError::of("KVM_GET_VCPU_EVENTS"))?;
+    // More NMIs may come meanwhile.
+    events.flags &= !KVM_VCPUEVENT_VALID_NMI_PENDING;
+    events.exception.injected = 1;
+    (events.exception.nr, events.exception.has_error_code) = (Vector::Debug as u8, 0);
+    fd.set_vcpu_events(&events).map_err(KvmError::of("KVM_SET_VCPU_EVENTS"))
 }
 
 /// True if KVM has an exception to deliver.

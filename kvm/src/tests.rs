@@ -1,6 +1,7 @@
 //! On a host with /dev/kvm: state that goes in comes out again, and small guests that do on KVM
 //! what they do on the interpreter. A host without it says that it skips.
 
+mod debugging;
 mod doorbells;
 mod states;
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use cpu::engine::{Vcpu, VmExit};
 use cpu::events::Events;
-use cpu::exception::Exception;
+use cpu::exception::{Exception, Vector};
 use cpu::state::{Activity, State, cr0};
 use cpu::{Cpu, Environment, Handover};
 use kvm_bindings::{
@@ -23,6 +23,7 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use memory::Width;
 
+use crate::debugging::Placed;
 use crate::kick::Kick;
 use crate::msrs::Shared;
 use crate::registers::{self, Undelivered};
@@ -67,8 +68,8 @@ pub struct KvmCpu {
     has_old_translations: bool,
     /// The generations of space and ports at which the kernel was last told of them.
     memory_generation: Option<(u64, u64)>,
-    /// KVM stops the guest for a debugger.
-    has_debug_points: bool,
+    /// The registers by which KVM stops the guest for a debugger.
+    debug_registers: Option<Placed>,
     statistics: Statistics,
 }
 
@@ -101,7 +102,7 @@ impl KvmCpu {
             is_halted: false,
             has_old_translations: false,
             memory_generation: None,
-            has_debug_points: false,
+            debug_registers: None,
             statistics: Statistics::default(),
         })
     }
@@ -140,7 +141,9 @@ impl KvmCpu {
                 return Ok(exit);
             }
             self.put()?;
-            debugging::put(&self.fd, &self.cpu, &mut self.has_debug_points)?;
+            debugging::put(&self.fd, &self.cpu, &mut self.debug_registers)?;
+        } else {
+            debugging::follow(&self.fd, &self.cpu, &mut self.debug_registers)?;
         }
         // The kernel's local APICs end HLT by themselves, and know what the task priority lets
         // through.
@@ -322,12 +325,27 @@ impl KvmCpu {
                 self.report_registers();
                 self.cpu.state.activity = Activity::Shutdown;
             }
-            KVM_EXIT_DEBUG => {
-                let dr6 = self.page.debug_status();
-                self.fetch()?;
-                debugging::note(&mut self.cpu, dr6);
-            }
+            KVM_EXIT_DEBUG => self.serve_debug()?,
             reason => self.interpret(reason)?,
+        }
+        Ok(())
+    }
+
+    /// The guest has met a debug register: its own, the debugger's, or both.
+    fn serve_debug(&mut self) -> Result<(), KvmError> {
+        let Some(placed) = self.debug_registers.clone() else { return Ok(()) };
+        let dr6 = self.page.debug_status();
+        let hits = placed.guests_hits(dr6);
+        if hits != 0 {
+            registers::queue_debug(&self.fd, hits)?;
+        }
+        if placed.debuggers_hits(dr6) != 0 {
+            self.fetch()?;
+            debugging::note(&mut self.cpu, &placed, dr6);
+        } else if hits == 0 {
+            // INT1, which some processors tell of before it is done.
+            self.fetch()?;
+            self.alone(|cpu| cpu.interpret(1))?;
         }
         Ok(())
     }
@@ -481,10 +499,11 @@ impl KvmCpu {
         }
         registers::fetch_general(&self.fd, &mut state)?;
         registers::fetch_system(&self.fd, &mut state)?;
-        registers::fetch_debug(&self.fd, &mut state)?;
         self.layout.fetch(&self.fd, &mut state)?;
         self.msrs.fetch(&self.fd, &mut state)?;
         let (undelivered, nmis) = registers::fetch_events(&self.fd, &mut state)?;
+        // What #DB has to say gets there with the events.
+        registers::fetch_debug(&self.fd, &mut state)?;
         self.kernel_nmis = self.has_apic.then_some(nmis);
         self.is_inside = false;
         self.take_apic();
@@ -498,6 +517,9 @@ impl KvmCpu {
             Some(Undelivered::Interrupt(vector)) => self.cpu.take_interrupt(vector),
             Some(Undelivered::Exception(vector, code)) => {
                 if let Some(exception) = Exception::from_parts(vector, code) {
+                    if exception.vector == Vector::Debug {
+                        self.cpu.pending_dr6 |= self.cpu.state.dr[6] & registers::DR6_HITS;
+                    }
                     self.cpu.raise(exception);
                 }
             }

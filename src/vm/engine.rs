@@ -88,7 +88,7 @@ impl Engine {
     pub(crate) fn check_debug_points_on(&self, kind: EngineKind) -> Result<(), &'static str> {
         match kind {
             EngineKind::Interp | EngineKind::Jit => Ok(()),
-            EngineKind::Kvm => kvm::check_debug_points(self.cpu().debugger()),
+            EngineKind::Kvm => kvm::check_debug_points(self.cpu()),
         }
     }
 
