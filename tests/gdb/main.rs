@@ -5,6 +5,7 @@
 mod check;
 mod guest;
 mod hostile;
+mod kvm;
 mod non_stop;
 mod packets;
 mod points;

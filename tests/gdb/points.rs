@@ -140,30 +140,3 @@ fn events_are_caught_and_named() {
         assert_eq!(machine.status(), Some(0));
     }
 }
-
-#[test]
-fn what_kvm_cannot_stop_at_moves_the_machine_to_the_translator() {
-    if !has_gdb() {
-        return;
-    }
-    let mut machine = Machine::start("moved", "kvm", &["--paused", "--switch-engines", "jit"]);
-    if !machine.is_running() {
-        return crate::say("skipped: KVM cannot be one of several engines here");
-    }
-    let said = machine.gdb(
-        "monitor catch mode\ncontinue\nmonitor delete\nmonitor info jit\n\
-         rwatch *(int*)0x500\nbreak *0xf5000\ncontinue\ncontinue",
-    );
-    check(
-        &said,
-        &[
-            "the guest goes on on the engine jit: KVM does not tell",
-            "catch mode",
-            "caught change from real mode to protected mode",
-            "blocks ",
-        ],
-    );
-    // Without the translator it is refused.
-    let machine = Machine::start("unmoved", "kvm", &["--paused"]);
-    check(&machine.gdb("monitor catch mode"), &["--accel jit"]);
-}

@@ -8,6 +8,7 @@
 
 mod beside_qemu;
 mod files;
+mod gdb_linux;
 mod monitors;
 mod test_binaries;
 mod tour;
@@ -88,12 +89,14 @@ const CASES: &[Case] = &[
         run: |console, _| boot_linux(console, Linux { cpus: 2, ..BZIMAGE }, "reboot", 3),
     },
     Case { name: "complaints, 1 CPU", run: |console, _| beside_qemu::complaints(console, 1) },
+    Case { name: "complaints, 2 CPUs", run: |console, _| beside_qemu::complaints(console, 2) },
     Case { name: "the built-in guest, 1 CPU", run: |console, _| built_in(console, 1) },
     Case { name: "the built-in guest, 2 CPUs", run: |console, _| built_in(console, 2) },
     Case { name: "a tour of Linux", run: tour::compare },
     Case { name: "the engine's own tests", run: |console, _| test_binaries::engine(console) },
     Case { name: "the command's tests", run: test_binaries::command },
     Case { name: "gdb", run: test_binaries::gdb },
+    Case { name: "gdb on Linux, 2 CPUs", run: gdb_linux::debug },
     Case { name: "changes of engine, 1 CPU", run: |console, _| change_engines(console, 1) },
     Case { name: "changes of engine, 2 CPUs", run: |console, _| change_engines(console, 2) },
 ];

@@ -26,14 +26,22 @@ pub fn command(console: &mut Console, in_there: &InThere) -> Result<()> {
     run(console, "command", "command-kvm --skip the_engine_is_changed --skip auto_takes")
 }
 
-/// What is about KVM in `tests/gdb`. The other scripts take minutes in there, and the first guest's
-/// kernel has gone down in one of them.
+/// What is about KVM in `tests/gdb`, and what people do with gdb on every engine.
 pub fn gdb(console: &mut Console, in_there: &InThere) -> Result<()> {
+    const TESTS: [&str; 7] = [
+        "kvm::",
+        "the_built_in_guest_is_stepped",
+        "symbols_breakpoints_conditions",
+        "registers_and_memory_are_written",
+        "of_two_cpus_one_is_stopped",
+        "a_running_guest_is_attached",
+        "a_condition_holds",
+    ];
     if !in_there.has_gdb {
         return Ok(());
     }
     make_folder(console, in_there)?;
-    run(console, "gdb", "command-gdb scripts::kvm")
+    run(console, "gdb", &format!("command-gdb {}", TESTS.join(" ")))
 }
 
 fn make_folder(console: &mut Console, in_there: &InThere) -> Result<()> {
