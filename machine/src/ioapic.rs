@@ -58,6 +58,10 @@ struct Registers {
     redirection: [u64; PINS],
     /// Levels of the inputs, a bit each.
     levels: u32,
+    /// The level-triggered messages that were sent last. Where remote IRR is set its end is still to
+    /// come, from where it went to, whatever the entry says by now.
+    #[serde(skip)]
+    sent: [Option<Message>; PINS],
 }
 
 /// A message on its way for an input.
@@ -69,7 +73,8 @@ struct Delivery {
 
 impl Registers {
     fn power_up() -> Self {
-        Self { id: 0, select: 0, redirection: [RTE_MASKED; PINS], levels: 0 }
+        let redirection = [RTE_MASKED; PINS];
+        Self { id: 0, select: 0, redirection, levels: 0, sent: [None; PINS] }
     }
 
     fn is_high(&self, pin: usize) -> bool {
@@ -109,9 +114,11 @@ impl Registers {
         }
         let delivery = self.message(pin)?;
         if delivery.message.trigger == TriggerMode::Level
-            && let Some(entry) = self.redirection.get_mut(pin)
+            && let (Some(entry), Some(sent)) =
+                (self.redirection.get_mut(pin), self.sent.get_mut(pin))
         {
             *entry |= RTE_REMOTE_IRR;
+            *sent = Some(delivery.message);
         }
         Some(delivery)
     }
@@ -127,6 +134,23 @@ impl Registers {
             0 => self.message(pin),
             _ => self.sample_level(pin),
         }
+    }
+
+    /// The level-triggered messages that may be sent, and those that were and have not ended.
+    fn awaited(&self) -> Vec<Message> {
+        let next = (0..PINS).filter_map(|pin| self.entry_message(pin));
+        let under_way = self
+            .redirection
+            .iter()
+            .zip(&self.sent)
+            .filter_map(|(entry, sent)| sent.filter(|_| entry & RTE_REMOTE_IRR != 0));
+        let mut messages = Vec::new();
+        for message in next.chain(under_way) {
+            if message.trigger == TriggerMode::Level && !messages.contains(&message) {
+                messages.push(message);
+            }
+        }
+        messages
     }
 
     fn take_back_remote_irr(&mut self, pin: usize) {
@@ -314,9 +338,7 @@ impl EoiSink for IoApic {
     }
 
     fn awaited(&self) -> Vec<Message> {
-        let registers = self.lock();
-        let messages = (0..PINS).filter_map(|pin| registers.entry_message(pin));
-        messages.filter(|message| message.trigger == TriggerMode::Level).collect()
+        self.lock().awaited()
     }
 }
 
@@ -517,6 +539,25 @@ mod tests {
         rig.set_entry(6, 0x400 | LEVEL);
         let vectors: Vec<_> = rig.ioapic.awaited().iter().map(|message| message.vector).collect();
         assert_eq!(vectors, [0x44, 0x45]);
+    }
+
+    /// As a kernel does that moves an interrupt to another CPU while it is handled.
+    #[test]
+    fn the_end_of_what_was_sent_is_awaited_from_where_it_went() {
+        let rig = Rig::new();
+        let destinations = || {
+            let awaited = rig.ioapic.awaited();
+            awaited.iter().map(|message| message.destination).collect::<Vec<_>>()
+        };
+        let [old, new] = [0, 1].map(Destination::Physical);
+        rig.set_entry(4, 0x44 | LEVEL);
+        rig.set(4, true);
+        assert_eq!(destinations(), [old]);
+        rig.write(IOREDTBL + 9, 1 << 24);
+        assert_eq!(destinations(), [new, old]);
+        rig.set(4, false);
+        rig.ioapic.end_of_interrupt(0x44);
+        assert_eq!(destinations(), [new]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::guest::{COUNTER, FIRST_NOP, TOP};
+use crate::guest::{COUNTER, TOP};
 use crate::scripts::counting;
 use crate::{Machine, check, has_gdb, printed};
 

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::InThere;
 use super::monitors::{Linux, Monitor};
-use crate::boot::console::Console;
+use crate::boot::console::{Console, PROMPT};
 
 const GUEST: Linux = Linux { kernel: "/kvm/vmlinuz", cpus: 2, words: "" };
 const SOCKET: &str = "/tmp/linux.gdb";
@@ -19,9 +19,9 @@ const FUNCTION: &str = "do_sys_openat2";
 const VARIABLE: &str = "jiffies_64";
 /// Steps of one CPU while the other is held.
 const STEPS: u32 = 40;
-/// Seconds for a boot, and for a session.
-const BOOT_LIMIT: u32 = 300;
-const SESSION_LIMIT: u32 = 300;
+/// Seconds for a session, and for an answer in it: the kernel's names are searched for once.
+const SESSION_LIMIT: u32 = 900;
+const ANSWER_LIMIT: u32 = 300;
 
 /// Breakpoint, watchpoint and steps in a kernel that goes on whenever gdb leaves.
 pub fn debug(console: &mut Console, in_there: &InThere) -> Result<()> {
@@ -84,11 +84,9 @@ pub fn debug(console: &mut Console, in_there: &InThere) -> Result<()> {
 fn start(console: &mut Console) -> Result<()> {
     let line = Monitor::Volvelle.linux(GUEST);
     console.shell(&format!("rm -f {INPUT}; mkfifo {INPUT} && exec 3<>{INPUT}"))?;
-    console.shell(&format!("{line} --gdb unix:{SOCKET} <{INPUT} >{OUTPUT} 2>&1 &"))?;
-    console.shell(&format!(
-        "for i in $(seq {BOOT_LIMIT}); do grep -q '/root #' {OUTPUT} && break; sleep 1; done; \
-         grep -q '/root #' {OUTPUT} || cat {OUTPUT}"
-    ))?;
+    console.shell(&format!("{{ {line} --gdb unix:{SOCKET} <{INPUT} >{OUTPUT} 2>&1 & }}"))?;
+    // The console's own limit ends this.
+    console.shell(&format!("until grep -q '{}' {OUTPUT}; do sleep 1; done", PROMPT.trim()))?;
     console.shell(&format!("echo '{WORK}' >&3")).map(drop)
 }
 
@@ -109,7 +107,8 @@ fn addresses(console: &mut Console) -> Result<[String; 2]> {
 /// What gdb says from connecting to leaving.
 fn session(console: &mut Console, commands: &[&str]) -> Result<String> {
     let target = format!("target remote {SOCKET}");
-    let before = ["set width 0", "set architecture i386:x86-64", &target];
+    let patience = format!("set remotetimeout {ANSWER_LIMIT}");
+    let before = ["set width 0", "set architecture i386:x86-64", &patience, &target];
     let words: String = before
         .iter()
         .chain(commands)
