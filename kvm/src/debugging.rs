@@ -1,7 +1,7 @@
 //! A debugger's breakpoints and watchpoints by the processor's debug registers, of which there are
-//! four, beside the guest's own: the debugger's are in registers that the guest has not enabled, and
-//! a hit is told to whose it is. If the guest enables so many that they do not all fit, its own wait
-//! until the debugger's go.
+//! four, beside the guest's own: the debugger's are in registers that the guest has not enabled,
+//! and a hit is told to whose it is. If the guest enables so many that they do not all fit, its own
+//! wait until the debugger's go.
 //!
 //! Known departure: KVM tells nobody that a guest writes a debug register while a debugger has some
 //! (`dr_interception`). It is noticed at the next exit, and takes effect then.

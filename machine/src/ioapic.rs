@@ -58,8 +58,8 @@ struct Registers {
     redirection: [u64; PINS],
     /// Levels of the inputs, a bit each.
     levels: u32,
-    /// The level-triggered messages that were sent last. Where remote IRR is set its end is still to
-    /// come, from where it went to, whatever the entry says by now.
+    /// The level-triggered messages that were sent last. Where remote IRR is set its end is still
+    /// to come, from where it went to, whatever the entry says by now.
     #[serde(skip)]
     sent: [Option<Message>; PINS],
 }

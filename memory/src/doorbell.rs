@@ -2,9 +2,9 @@
 //! to see them.
 //!
 //! A device names its doorbells when it is mapped ([`Device::doorbells`]). The bus adds one to the
-//! eventfd of a doorbell instead of giving the write to the device; an engine with a faster way (KVM
-//! does it in the kernel, without leaving the guest) asks the maps where doorbells are. Whoever
-//! waits at the eventfd finds the same number on every engine.
+//! eventfd of a doorbell instead of giving the write to the device; an engine with a faster way
+//! (KVM does it in the kernel, without leaving the guest) asks the maps where doorbells are.
+//! Whoever waits at the eventfd finds the same number on every engine.
 //!
 //! [`Device::doorbells`]: crate::Device::doorbells
 

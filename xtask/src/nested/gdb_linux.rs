@@ -38,7 +38,7 @@ pub fn debug(console: &mut Console, in_there: &InThere) -> Result<()> {
             &format!("hbreak *{function}"),
             "continue",
             &format!("p $rip == {function}"),
-            "set $stopped = $_thread",
+            "delete",
             &format!("watch {value}"),
             "continue",
             "delete",
