@@ -28,11 +28,10 @@ pub fn command(console: &mut Console, in_there: &InThere) -> Result<()> {
 
 /// What is about KVM in `tests/gdb`, and what people do with gdb on every engine.
 pub fn gdb(console: &mut Console, in_there: &InThere) -> Result<()> {
-    // Not `of_two_cpus`: the first guest goes down in it without a word, which no program of its
-    // own should be able to bring about; why is not known. Two CPUs are in `gdb_linux`.
-    const TESTS: [&str; 6] = [
+    // Not those of the built-in guest, `the_built_in_guest_is_stepped` and `of_two_cpus`: QEMU
+    // 10.0.2, the outer one, ends in them by a segmentation fault. Two CPUs are in `gdb_linux`.
+    const TESTS: [&str; 5] = [
         "kvm::",
-        "the_built_in_guest_is_stepped",
         "symbols_breakpoints_conditions",
         "registers_and_memory_are_written",
         "a_running_guest_is_attached",
