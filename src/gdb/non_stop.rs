@@ -13,7 +13,6 @@ use gdbstub::target::ext::breakpoints::WatchKind;
 
 use super::notices::{Notices, Plan, Request};
 use super::target::{GdbTarget, thread_of};
-use crate::debug::Machine;
 
 /// The answer to what makes no sense.
 pub(super) const INVALID: &str = "E16";
@@ -51,7 +50,8 @@ impl NonStop {
     }
 
     /// Does what `request` asks for. The answer.
-    pub(super) fn answer(&mut self, request: &Request, machine: &Machine) -> String {
+    pub(super) fn answer(&mut self, request: &Request, target: &mut GdbTarget) -> String {
+        let machine = target.machine();
         let answer = match request {
             Request::Stopped => {
                 let standing = (0..machine.cpu_count()).filter(|&cpu| machine.stands(cpu));
@@ -63,11 +63,11 @@ impl NonStop {
                 None
             }
             Request::Interrupt => {
-                self.interrupt(machine);
+                self.interrupt(target);
                 None
             }
             Request::Resume(plan) if plan.is_within(machine.cpu_count()) => {
-                self.resume(plan, machine);
+                self.resume(plan, target);
                 None
             }
             _ => Some(INVALID),
@@ -104,34 +104,36 @@ impl NonStop {
     }
 
     /// Has a CPU stand for the client, who hears of it, if it runs.
-    fn stop(&mut self, cpu: usize, head: &str, machine: &Machine) {
-        if !machine.stands(cpu) {
-            machine.hold(cpu, None);
+    fn stop(&mut self, cpu: usize, head: &str, target: &mut GdbTarget) {
+        if !target.machine().stands(cpu) {
+            target.machine().hold(cpu, None);
+            target.turn_to(cpu);
             self.reasons.insert(cpu, head.to_owned());
             self.notices.put(cpu, self.reply(cpu));
         }
     }
 
     /// Ctrl-C stops one CPU, as a signal would one thread.
-    fn interrupt(&mut self, machine: &Machine) {
-        let all = std::iter::once(self.foreground).chain(0..machine.cpu_count());
-        if let Some(cpu) = all.into_iter().find(|&cpu| !machine.stands(cpu)) {
-            self.stop(cpu, INTERRUPTED, machine);
+    fn interrupt(&mut self, target: &mut GdbTarget) {
+        let machine = target.machine();
+        let mut all = std::iter::once(self.foreground).chain(0..machine.cpu_count());
+        if let Some(cpu) = all.find(|&cpu| !machine.stands(cpu)) {
+            self.stop(cpu, INTERRUPTED, target);
         }
     }
 
-    fn resume(&mut self, plan: &Plan, machine: &Machine) {
+    fn resume(&mut self, plan: &Plan, target: &mut GdbTarget) {
         let mut foreground = None;
-        for cpu in 0..machine.cpu_count() {
+        for cpu in 0..target.machine().cpu_count() {
             match plan.action(cpu) {
                 None => {}
-                Some(Resume::Hold) => self.stop(cpu, ASKED_FOR, machine),
+                Some(Resume::Hold) => self.stop(cpu, ASKED_FOR, target),
                 // What the client does not know to have stopped it means to be running.
-                Some(_) if self.notices.has(cpu) || !machine.stands(cpu) => {}
+                Some(_) if self.notices.has(cpu) || !target.machine().stands(cpu) => {}
                 Some(how) => {
                     self.reasons.remove(&cpu);
                     foreground.get_or_insert(cpu);
-                    machine.release(cpu, how);
+                    target.machine().release(cpu, how);
                 }
             }
         }

@@ -274,7 +274,7 @@ impl Server {
 
     fn answer_non_stop(&mut self, request: &Packet) -> String {
         match &mut self.non_stop {
-            Some(non_stop) => non_stop.answer(request, self.target.machine()),
+            Some(non_stop) => non_stop.answer(request, &mut self.target),
             None => non_stop::INVALID.into(),
         }
     }

@@ -126,14 +126,19 @@ impl GdbTarget {
         self.machine.detach(Owner::Gdb);
     }
 
+    /// CPU `cpu` has stopped: the monitor's commands are about it from here on.
+    pub(super) fn turn_to(&mut self, cpu: usize) {
+        self.reported = cpu;
+        self.context.cpu = cpu;
+    }
+
     /// Why CPU `cpu` stopped, in gdb's words.
     pub(super) fn stop_reason(
         &mut self,
         cpu: usize,
         stop: DebugStop,
     ) -> MultiThreadStopReason<u64> {
-        self.reported = cpu;
-        self.context.cpu = cpu;
+        self.turn_to(cpu);
         let tid = thread_of(cpu);
         let trap = MultiThreadStopReason::SignalWithThread { tid, signal: Signal::SIGTRAP };
         // gdb goes on from what it did not set, unless it is told of a signal.

@@ -292,6 +292,9 @@ fn stops_are_told_one_by_one_and_running_cpus_keep_their_registers() {
         // Stops are told one by one, and a CPU whose stop is not known does not go on.
         assert_eq!(client.ask("vCont;t:p1.2"), "OK");
         assert_eq!(client.notice(), SECOND_STANDS);
+        // `monitor cpu`: it is about the one that stopped.
+        assert!(client.ask("qRcmd,637075").starts_with("O4350552031"));
+        assert_eq!(reply(&mut client.0).as_deref(), Some("OK"));
         assert_eq!(client.ask("vCont;t"), "OK");
         for _ in 0..500 {
             assert_eq!(client.ask("vCont;c"), "OK");
