@@ -34,8 +34,8 @@ pub fn read(name: &str, input: &mut dyn BufRead) -> Result<Module, SymbolError> 
     Ok(builder.finish())
 }
 
-/// Takes a line apart. The module's name that may follow the symbol's behind a tab is dropped; blanks
-/// are in names of Rust.
+/// Takes a line apart. The module's name that may follow the symbol's behind a tab is dropped;
+/// blanks are in names of Rust.
 fn symbol(line: &str) -> Option<(u64, char, &str)> {
     let (address, rest) = line.split_once(|c: char| c.is_ascii_whitespace())?;
     let address = u64::from_str_radix(address.strip_prefix("0x").unwrap_or(address), 16).ok()?;

@@ -1,7 +1,7 @@
 //! Numbers of blocks and of their parts in a segment, by the recorder's numbers of blocks.
 //!
-//! Most parts are beginnings: a block is left early, at one of few places. Those are found without a
-//! hash, as whole blocks are, for it is done for each block that is executed.
+//! Most parts are beginnings: a block is left early, at one of few places. Those are found without
+//! a hash, as whole blocks are, for it is done for each block that is executed.
 
 use rustc_hash::FxHashMap;
 
