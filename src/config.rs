@@ -124,6 +124,8 @@ pub(crate) struct TraceConfig {
     pub(crate) from: String,
     /// See `from`.
     pub(crate) to: String,
+    /// Keys with values that name symbols, which are looked up when the trace begins.
+    pub(crate) named: Vec<(String, String)>,
 }
 
 /// How vCPUs share the host.

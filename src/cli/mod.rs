@@ -14,7 +14,7 @@ use std::ffi::OsString;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
-pub(crate) use self::trace::trace;
+pub(crate) use self::trace::{resolve_trace, trace};
 use crate::config::Config;
 use crate::exit::{self, Dialect};
 use crate::logging::LogConfig;

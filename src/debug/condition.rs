@@ -2,7 +2,8 @@
 //!
 //! An expression is read once, into a tree, and evaluated at each hit. It is C's in small: `||`,
 //! `&&`, `|`, `^`, `&`, comparisons, shifts, sums, products and `!`, on unsigned numbers of 64
-//! bits; `byte[ADDRESS]`, `word[...]`, `dword[...]` and `qword[...]` are memory.
+//! bits; `byte[ADDRESS]`, `word[...]`, `dword[...]` and `qword[...]` are memory. Names of symbols
+//! are numbers, which are looked up when the expression is read.
 
 use std::fmt;
 
@@ -114,9 +115,12 @@ impl Node {
     }
 }
 
-/// Reads an expression.
-pub(crate) fn parse(text: &str) -> Result<Expression, String> {
-    let mut parser = Parser { rest: text.trim(), tokens: 0 };
+/// Gives the address of a symbol.
+pub(crate) type Names<'a> = dyn FnMut(&str) -> Option<u64> + 'a;
+
+/// Reads an expression, in which names are those of `names`.
+pub(crate) fn parse(text: &str, names: &mut Names<'_>) -> Result<Expression, String> {
+    let mut parser = Parser { rest: text.trim(), tokens: 0, names };
     let root = parser.binary(0)?;
     if !parser.rest.is_empty() {
         return Err(format!("{}: expected an operator, such as ==", parser.rest));
@@ -124,12 +128,13 @@ pub(crate) fn parse(text: &str) -> Result<Expression, String> {
     Ok(Expression { text: text.trim().to_owned(), root })
 }
 
-struct Parser<'a> {
+struct Parser<'a, 'n> {
     rest: &'a str,
     tokens: usize,
+    names: &'n mut Names<'n>,
 }
 
-impl<'a> Parser<'a> {
+impl<'a> Parser<'a, '_> {
     /// Takes `token`, if it comes next.
     fn take(&mut self, token: &str) -> bool {
         let Some(rest) = self.rest.strip_prefix(token) else { return false };
@@ -139,7 +144,7 @@ impl<'a> Parser<'a> {
     }
 
     fn word(&mut self) -> &'a str {
-        let is_part = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '$' | '_');
+        let is_part = |letter: char| letter.is_ascii_alphanumeric() || "$_.:@".contains(letter);
         let end = self.rest.find(|letter| !is_part(letter)).unwrap_or(self.rest.len());
         let (word, rest) = self.rest.split_at(end);
         self.rest = rest.trim_start();
@@ -178,7 +183,7 @@ impl<'a> Parser<'a> {
             "word" => 2,
             "dword" => 4,
             "qword" => 8,
-            _ => return value(word),
+            _ => return self.value(word),
         };
         if !self.take("[") {
             return Err(format!("{word}: say where, as in {word}[0x7c00]"));
@@ -190,17 +195,19 @@ impl<'a> Parser<'a> {
         let inside = self.binary(0)?;
         if self.take(token) { Ok(inside) } else { Err(format!("{token} is missing")) }
     }
-}
 
-fn value(word: &str) -> Result<Node, String> {
-    let Some(name) = word.strip_prefix('$') else {
-        let number = parse::number(word).map(Node::Number);
-        return number.ok_or_else(|| format!("'{word}': give a number or a $register"));
-    };
-    let register = registers::by_name(name).filter(|register| register.bytes() <= 8);
-    register
-        .map(Node::Register)
-        .ok_or_else(|| format!("${name}: no such register, or it is no number"))
+    fn value(&mut self, word: &str) -> Result<Node, String> {
+        let Some(name) = word.strip_prefix('$') else {
+            let number = parse::number(word).or_else(|| (self.names)(word));
+            return number.map(Node::Number).ok_or_else(|| {
+                format!("'{word}': no such symbol; give a number, a $register or a name")
+            });
+        };
+        let register = registers::by_name(name).filter(|register| register.bytes() <= 8);
+        register
+            .map(Node::Register)
+            .ok_or_else(|| format!("${name}: no such register, or it is no number"))
+    }
 }
 
 #[cfg(test)]
@@ -229,9 +236,17 @@ mod tests {
             ("qword[0x600] % 256 / 1", Some(1)),
             ("7 / 0 + 7 % 0 + (1 << 64) + (1 >> 64)", Some(0)),
             ("byte[0xe0000000]", None),
+            ("counter", Some(0x600)),
+            ("dword[counter+1] == 0x05040302 && rom.elf:count.cold == 7", Some(1)),
         ];
+        let mut names = |name: &str| match name {
+            "counter" => Some(0x600),
+            "rom.elf:count.cold" => Some(7),
+            _ => None,
+        };
         for (text, expected) in rows {
-            let expression = parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            let expression =
+                parse(text, &mut names).unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(expression.root.value(cpu), expected, "{text}");
         }
     }
@@ -244,6 +259,7 @@ mod tests {
         let rows = [
             ("", "give a number"),
             ("$rcx ==", "give a number"),
+            ("dword[counter] == 1", "'counter': no such symbol"),
             ("$nothing", "no such register"),
             ("$ymm0h", "no number"),
             ("(1", ") is missing"),
@@ -257,7 +273,7 @@ mod tests {
             (&nots, "too long"),
         ];
         for (text, word) in rows {
-            let error = parse(text).map(drop).unwrap_err();
+            let error = parse(text, &mut |_| None).map(drop).unwrap_err();
             assert!(error.contains(word), "{error}");
         }
     }

@@ -39,6 +39,8 @@ pub(crate) struct Board {
     pub(crate) tracer: Arc<Tracer>,
     /// Names of the guest's addresses.
     pub(crate) names: Arc<Names>,
+    /// The size of the guest's memory.
+    pub(crate) memory_bytes: u64,
 }
 
 /// A machine. CPUs are to be touched by its owner, and only while all are stopped.

@@ -5,9 +5,9 @@
 //! stops the machine and answers. The packets are the `gdbstub` crate's, which [`target`] tells of
 //! the machine by [`crate::debug`]; [`guard`] keeps packets away from it that ask for too much, and
 //! reads what the crate leaves out: [`conditions`] of breakpoints, in the bytecode of [`agent`].
-//! [`description`] is the target description, made of the table of registers. What resumes CPUs one
-//! by one and tells of their stops is not the crate's either: [`non_stop`], by the packets of
-//! [`notices`].
+//! [`description`] is the target description, made of the table of registers; [`transfers`] is what
+//! else gdb reads of the machine. What resumes CPUs one by one and tells of their stops is not the
+//! crate's either: [`non_stop`], by the packets of [`notices`].
 //!
 //! Known departures: breakpoint commands in agent bytecode and tracing are not offered, so gdb runs
 //! commands itself. What is told in words beside a stop is not in non-stop mode, which has no
@@ -22,5 +22,6 @@ mod non_stop;
 mod notices;
 mod server;
 mod target;
+mod transfers;
 
 pub(crate) use server::Server;

@@ -27,6 +27,15 @@ impl SymbolFile {
         Ok(module)
     }
 
+    /// True if it is an ELF file, and no text.
+    pub(super) fn is_elf(&self) -> bool {
+        let head = || {
+            let mut head = [0; 4];
+            File::open(&self.path)?.read_exact(&mut head).map(|()| head)
+        };
+        head().is_ok_and(|head: [u8; 4]| elf::is_elf(&head))
+    }
+
     fn read(&self) -> Result<Module> {
         let file_name = self.path.file_name().unwrap_or_default();
         let name = file_name.to_string_lossy();

@@ -13,16 +13,18 @@ mod stack;
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Context, Result};
 use cpu::Cpu;
 use symbols::lines::{Lines, SourceFrame, SourceLine};
 use symbols::orc::{Frame, Orc};
-use symbols::{Place, SymbolError, Symbols};
+use symbols::{Place, Symbol, SymbolError, Symbols};
 
 pub(crate) use file::SymbolFile;
+pub(crate) use stack::{Walk, Way};
 
 /// The symbol at which SYSCALL enters Linux.
 const SYSCALL_ENTRY: &str = "entry_SYSCALL_64";
@@ -96,6 +98,20 @@ impl Names {
         self.current()
     }
 
+    /// The ELF file that a debugger may take for the guest's program: the first one that is where
+    /// it says. Linux moves itself, and so is none.
+    pub(crate) fn program(&self) -> Option<PathBuf> {
+        let shared = self.lock();
+        let is_there = |source: &&Source| {
+            let mut modules = shared.symbols.modules().iter();
+            let module = modules.find(|module| module.name() == source.module);
+            let is_kernel = module.is_none_or(|module| module.find(SYSCALL_ENTRY).is_some());
+            source.file.base.is_none() && source.file.is_elf() && !is_kernel
+        };
+        let source = shared.files.iter().find(is_there)?;
+        std::path::absolute(&source.file.path).ok()
+    }
+
     /// Looks for the kernel that runs on the CPU, even if it was looked for before.
     pub(crate) fn load(&self, cpu: &mut Cpu) -> Result<(), SymbolError> {
         let entry = kernel::syscall_entry(cpu).ok_or(SymbolError::NoKernel)?;
@@ -148,11 +164,11 @@ impl Names {
         write().with_context(|| format!("--save-symbols: cannot write '{}'", path.display()))
     }
 
-    /// The functions on the stack of the CPU, the innermost first: `most` at most.
-    pub(crate) fn stack(&self, cpu: &mut Cpu, most: usize) -> Vec<Frame> {
+    /// Walks the stack of the CPU, over `most` functions at most.
+    pub(crate) fn walk(&self, cpu: &mut Cpu, most: usize) -> Walk {
         self.settle(cpu);
         let orc = self.lock().orc.clone();
-        stack::frames(cpu, orc.as_deref(), most)
+        stack::walk(cpu, orc.as_deref(), most)
     }
 
     /// The source of an address, the innermost inlined function first; nothing where no file has
@@ -218,6 +234,21 @@ pub(crate) fn function_of<'a>(symbols: &'a Symbols, frame: &Frame) -> Option<Pla
     let mut place = symbols.at(frame.address.wrapping_sub(back))?;
     place.offset += back;
     Some(place)
+}
+
+/// All addresses of the function of that name.
+pub(crate) fn extent(symbols: &Symbols, name: &str) -> Option<RangeInclusive<u64>> {
+    let Symbol { address, size, .. } = symbols.find(name)?;
+    let size = if size == 0 { size_of_code(symbols, address) } else { size };
+    Some(address..=address.saturating_add(size - 1))
+}
+
+/// How far the symbol at `address` reaches, if it does not say so.
+fn size_of_code(symbols: &Symbols, address: u64) -> u64 {
+    /// Longer functions have a size.
+    const SIZE_MAX: u64 = 64 << 10;
+    let is_same = |at: u64| symbols.at(at).is_some_and(|place| place.symbol.address == address);
+    (1..SIZE_MAX).find(|size| !is_same(address.wrapping_add(*size))).unwrap_or(SIZE_MAX)
 }
 
 /// ` <name+0x1f>`, or nothing: what stands behind an address.

@@ -6,17 +6,35 @@
 
 use cpu::Cpu;
 use cpu::state::gpr;
-use symbols::orc::{self, Frame, Orc, Registers};
+use symbols::orc::{self, Activation, Orc, Registers};
 
 use super::kernel::with_kernel_memory;
 
-/// The functions on the stack of the CPU, the innermost first, `most` at most.
-pub(super) fn frames(cpu: &mut Cpu, orc: Option<&Orc>, most: usize) -> Vec<Frame> {
+/// What was used to walk a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// The kernel's own tables.
+    Orc,
+    /// The chain of RBP.
+    FramePointers,
+}
+
+/// The functions on a stack, the innermost first.
+pub(crate) struct Walk {
+    pub(crate) way: Way,
+    pub(crate) stack: Vec<Activation>,
+}
+
+/// Walks the stack of the CPU, over `most` functions at most.
+pub(super) fn walk(cpu: &mut Cpu, orc: Option<&Orc>, most: usize) -> Walk {
     let registers = registers(cpu);
     let Some(orc) = orc.filter(|_| registers.rip >> 63 != 0) else {
-        return orc::by_frame_pointers(registers, most, &mut |at, out| cpu.inspect_bytes(at, out));
+        let read = &mut |at, out: &mut [u8]| cpu.inspect_bytes(at, out);
+        let stack = orc::by_frame_pointers(registers, most, read);
+        return Walk { way: Way::FramePointers, stack };
     };
-    with_kernel_memory(cpu, |read| orc.unwind(registers, most, read))
+    let stack = with_kernel_memory(cpu, |read| orc.unwind(registers, most, read));
+    Walk { way: Way::Orc, stack }
 }
 
 fn registers(cpu: &Cpu) -> Registers {

@@ -126,7 +126,8 @@ impl Profile {
         if self.config.cpl.is_some_and(|wanted| wanted != cpl) {
             return;
         }
-        let frames = self.names.stack(cpu, FRAMES_MAX).into_boxed_slice();
+        let stack = self.names.walk(cpu, FRAMES_MAX).stack;
+        let frames = stack.iter().map(|activation| activation.frame).collect();
         let mut stacks = locked(&self.stacks);
         let is_full = stacks.len() >= STACKS_MAX;
         let stack = Stack { cpl, frames };

@@ -24,7 +24,7 @@ use anyhow::{Context, Error, Result};
 use symbols::Symbols;
 use trace::{Block, Event, Item, Reader, Record};
 
-use crate::names::{Names, SymbolFile};
+use crate::names::{self, Names, SymbolFile};
 
 /// The form in which a trace is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -88,26 +88,11 @@ impl Range {
     fn resolve(&self, symbols: &Symbols) -> Result<RangeInclusive<u64>> {
         match self {
             Self::Addresses(range) => Ok(range.clone()),
-            Self::Symbol(name) => {
-                let symbol = symbols.find(name).with_context(|| {
-                    format!("--range {name}: no such symbol; give --symbols, or START-END")
-                })?;
-                let size = match symbol.size {
-                    0 => size_of_code(symbols, symbol.address),
-                    size => size,
-                };
-                Ok(symbol.address..=symbol.address.saturating_add(size - 1))
-            }
+            Self::Symbol(name) => names::extent(symbols, name).with_context(|| {
+                format!("--range {name}: no such symbol; give --symbols, or START-END")
+            }),
         }
     }
-}
-
-/// How far the symbol at `address` reaches, if it does not say so.
-fn size_of_code(symbols: &Symbols, address: u64) -> u64 {
-    /// Longer functions have a size.
-    const SIZE_MAX: u64 = 64 << 10;
-    let is_same = |at: u64| symbols.at(at).is_some_and(|place| place.symbol.address == address);
-    (1..SIZE_MAX).find(|size| !is_same(address.wrapping_add(*size))).unwrap_or(SIZE_MAX)
 }
 
 /// A record with what all views want to know of it.

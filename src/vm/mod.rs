@@ -159,6 +159,7 @@ impl Vm {
             switcher: Switcher::new(&control, engines.kinds()),
             tracer: Tracer::new(config, &engines, cpus.clone()),
             names: Arc::clone(&names),
+            memory_bytes: config.memory_bytes,
         };
         let machine = Arc::new(Machine::new(cpus.clone(), board));
         let (desk, monitors) = open_desk(config, inbox, &backends, &machine)?;
@@ -188,7 +189,8 @@ impl Vm {
     /// Begins the trace that the configuration asks for.
     fn start_trace(&self) -> Result<()> {
         let Some(wanted) = &self.config.trace else { return Ok(()) };
-        self.machine.board().tracer.start(wanted).context("--trace")
+        let names = self.machine.names().current();
+        self.machine.board().tracer.start(wanted, &names).context("--trace")
     }
 
     /// Loads the guest into a machine whose chips and CPUs are as after reset.

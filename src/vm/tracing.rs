@@ -2,12 +2,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use cpu::recording::Trigger;
+use symbols::Symbols;
 use trace::{Clock, Filters, Header, Recording, Writer};
 
 use super::engine::Engines;
 use super::threads::{SharedCpu, lock};
+use crate::cli::resolve_trace;
 use crate::config::{Config, EngineKind, TimeBase, TraceConfig};
 
 /// The traces of a machine, one at a time. To be used by who has stopped all CPUs.
@@ -44,8 +46,9 @@ impl Tracer {
         })
     }
 
-    /// Begins the trace `wanted`, behind the end of another.
-    pub(crate) fn start(&self, wanted: &TraceConfig) -> Result<()> {
+    /// Begins the trace `wanted`, whose names are those of `symbols`, behind the end of another.
+    pub(crate) fn start(&self, wanted: &TraceConfig, symbols: &Symbols) -> Result<()> {
+        let wanted = &resolve_trace(wanted, symbols).map_err(Error::msg)?;
         self.check(wanted)?;
         self.stop();
         let path = wanted.path.display().to_string();

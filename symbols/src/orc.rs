@@ -72,6 +72,25 @@ pub struct Frame {
     pub is_return: bool,
 }
 
+/// One function on a stack with the registers that it goes on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Activation {
+    /// Where it is.
+    pub frame: Frame,
+    /// Its stack.
+    pub rsp: u64,
+    /// Its RBP, which is the caller's where it does not keep one itself.
+    pub rbp: u64,
+}
+
+impl Activation {
+    /// Where unwinding starts.
+    fn first(registers: &Registers) -> Self {
+        let frame = Frame { address: registers.rip, is_guess: false, is_return: false };
+        Self { frame, rsp: registers.rsp, rbp: registers.rbp }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Undefined,
@@ -171,10 +190,14 @@ impl Orc {
     }
 
     /// The functions on the stack, the innermost first: `most` of them at most.
-    pub fn unwind(&self, registers: Registers, most: usize, read: &mut Reader<'_>) -> Vec<Frame> {
+    pub fn unwind(
+        &self,
+        registers: Registers,
+        most: usize,
+        read: &mut Reader<'_>,
+    ) -> Vec<Activation> {
         let mut at = Position { registers, has_all: true, is_return: false };
-        let first = Frame { address: registers.rip, is_guess: false, is_return: false };
-        let mut frames = vec![first];
+        let mut frames = vec![Activation::first(&registers)];
         while frames.len() < most {
             let before = at.registers.rsp;
             let is_guess = match self.step(&mut at, read) {
@@ -188,8 +211,9 @@ impl Orc {
             if is_stuck || at.registers.rip >> 47 == 0 {
                 break;
             }
-            let (address, is_return) = (at.registers.rip, at.is_return);
-            frames.push(Frame { address, is_guess, is_return });
+            let Registers { rip, rsp, rbp, .. } = at.registers;
+            let frame = Frame { address: rip, is_guess, is_return: at.is_return };
+            frames.push(Activation { frame, rsp, rbp });
         }
         frames
     }
@@ -316,8 +340,12 @@ fn follows_call(address: u64, read: &mut Reader<'_>) -> bool {
 }
 
 /// The functions on a stack whose frames are chained by RBP, the innermost first.
-pub fn by_frame_pointers(registers: Registers, most: usize, read: &mut Reader<'_>) -> Vec<Frame> {
-    let mut frames = vec![Frame { address: registers.rip, is_guess: false, is_return: false }];
+pub fn by_frame_pointers(
+    registers: Registers,
+    most: usize,
+    read: &mut Reader<'_>,
+) -> Vec<Activation> {
+    let mut frames = vec![Activation::first(&registers)];
     let mut frame = registers.rbp;
     let is_kernel = |address: u64| address >> 63 != 0;
     while frames.len() < most && frame.is_multiple_of(8) {
@@ -327,7 +355,8 @@ pub fn by_frame_pointers(registers: Registers, most: usize, read: &mut Reader<'_
         if up <= frame || address < 4096 || is_kernel(address) != is_kernel(registers.rip) {
             break;
         }
-        frames.push(Frame { address, is_guess: false, is_return: true });
+        let caller = Frame { address, is_guess: false, is_return: true };
+        frames.push(Activation { frame: caller, rsp: frame.wrapping_add(16), rbp: up });
         frame = up;
     }
     frames
@@ -389,7 +418,8 @@ mod tests {
         let orc = Orc::read(&symbols(), &mut read).expect("there are tables");
         let registers = Registers { rip, rsp: STACK, ..Registers::default() };
         let frames = orc.unwind(registers, 16, &mut read);
-        frames.iter().map(|frame| (frame.address - TEXT, frame.is_guess)).collect()
+        let frames = frames.iter().map(|activation| activation.frame);
+        frames.map(|frame| (frame.address - TEXT, frame.is_guess)).collect()
     }
 
     /// Types of Linux before 6.4: a call, registers, the end.
@@ -444,9 +474,11 @@ mod tests {
         let words = [STACK + 16, 0x1000, STACK + 48, 0x2000, 0, 0, 0, 0x3000];
         let mut read = memory(&OLD, &words);
         // The code is at addresses of a program.
-        let registers = Registers { rip: 0x4000, rbp: STACK, ..Registers::default() };
+        let registers = Registers { rip: 0x4000, rsp: STACK, rbp: STACK, ..Registers::default() };
         let frames = by_frame_pointers(registers, 16, &mut read);
-        let addresses: Vec<_> = frames.iter().map(|frame| frame.address).collect();
-        assert_eq!(addresses, [0x4000, 0x1000, 0x2000]);
+        let frames: Vec<_> =
+            frames.iter().map(|one| (one.frame.address, one.rsp - STACK, one.rbp)).collect();
+        let callers = [(0x1000, 16, STACK + 16), (0x2000, 32, STACK + 48)];
+        assert_eq!(frames, [(0x4000, 0, STACK), callers[0], callers[1]]);
     }
 }

@@ -271,3 +271,68 @@ fn the_script_shows_every_mode_as_the_cpu_decodes_it() {
         );
     }
 }
+
+#[test]
+fn the_script_gives_gdb_the_names_that_the_machine_has() {
+    for accel in engines().iter().filter(|_| has_python()) {
+        let file = guest::symbols(&format!("gdb-names-{accel}.elf"));
+        // What is told where it is gdb does not take by itself.
+        let place = format!("{}@{TOP:#x}", file.display());
+        let machine = counting("names", accel, &["--paused", "--symbols", &place]);
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/share/volvelle-gdb.py");
+        // The second time replaces what the first one gave.
+        let said = machine.gdb(&format!(
+            "source {script}\nbreak loop_top\nvsymbols\nvsymbols\nbreak loop_top\ncontinue\n\
+             info symbol $pc+7\nx/2i $pc\np &counter\np *(int*)&counter\nbt 1\n\
+             remove-symbol-file -a loop_top\ninfo symbol $pc\nvsymbols\ninfo symbol $pc",
+        ));
+        let name = format!("gdb-names-{accel}.elf: 2 symbols\n");
+        check(
+            &said,
+            &[
+                "No symbol table is loaded",
+                &name,
+                &name,
+                "Breakpoint 1 at 0xf0400",
+                "Breakpoint 1, 0x00000000000f0400 in loop_top ()",
+                "loop_top + 7 in section .text",
+                "=> 0xf0400 <loop_top>:",
+                "(not text or data), no debug info> *) 0x600",
+                "= 0",
+                "#0  0x00000000000f0400 in loop_top ()",
+                "No symbol matches $pc",
+                &name,
+                "loop_top in section .text",
+            ],
+        );
+    }
+}
+
+#[test]
+fn gdb_takes_the_file_of_symbols_for_the_program_and_all_memory_for_ram() {
+    for accel in &software_engines() {
+        let file = guest::symbols(&format!("gdb-program-{accel}.elf"));
+        let words = ["--paused", "--symbols", file.to_str().unwrap()];
+        let machine = counting("program", accel, &words);
+        let said = machine.gdb(
+            "info mem\nx/1xb $cs_base+$pc\nx/1xb 0xe0000000\nbreak loop_top\nhbreak *0xf0100\n\
+             continue\ncontinue\nset {int}&counter = 77\np (int)counter\nx/i $pc\ndetach",
+        );
+        check(
+            &said,
+            &[
+                "0x0000000000000000 0x8000000000000000 rw",
+                "0x8000000000000000 0x10000000000000000 rw",
+                "0xea",
+                "Cannot access memory at address 0xe0000000",
+                "Breakpoint 1 at 0xf0400",
+                "Breakpoint 2, ",
+                "Breakpoint 1, ",
+                "= 77",
+                "<loop_top>:",
+            ],
+        );
+        // It opened the file where it runs, and nobody gave it any bytes.
+        assert!(said.contains("attempting to access files from local filesystem"), "{said}");
+    }
+}

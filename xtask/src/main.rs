@@ -8,6 +8,7 @@ mod child;
 mod chores;
 mod figures;
 mod fuzz;
+mod gdb;
 mod guests;
 mod linux;
 mod nested;
@@ -40,6 +41,8 @@ enum Chore {
     Boot(boot::Options),
     /// Run guests on KVM inside of QEMU's TCG, where the host has no KVM to give.
     TestKvm(nested::Options),
+    /// Drive gdb against a Debian that boots and runs, on the interpreter and the translator.
+    TestGdb(gdb::Options),
     /// Check format, lints, rules, documentation, and licences.
     Check,
     /// Do what continuous integration does: `.ci/run`.
@@ -75,6 +78,7 @@ fn run(chore: &Chore) -> Result<ExitCode> {
         Chore::Boot(options) if boot::chosen(options)?.failed > 0 => return Ok(ExitCode::FAILURE),
         Chore::Boot(_) => {}
         Chore::TestKvm(options) => return Ok(suites::run_nested(options)),
+        Chore::TestGdb(options) => return Ok(suites::run_gdb(options)),
         Chore::Check => check::run()?,
         Chore::Ci => chores::ci()?,
         Chore::Bless => chores::bless()?,

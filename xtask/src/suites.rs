@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use crate::boot;
 use crate::child::{self, Output};
+use crate::gdb;
 use crate::nested;
 use crate::tally::Tally;
 use crate::workspace;
@@ -29,8 +30,10 @@ const SUITES: &[(&str, Suite)] = &[
     ("unit and integration tests", workspace_tests),
     ("documentation examples", documentation_examples),
     ("boots", boot::suite),
+    (GDB, gdb::suite),
     (NESTED, nested::suite),
 ];
+const GDB: &str = "gdb on Debian";
 const NESTED: &str = "guests on nested KVM";
 
 /// Runs every suite, whatever became of those before it.
@@ -42,6 +45,11 @@ pub fn run() -> ExitCode {
 /// Runs the guests on nested KVM alone.
 pub fn run_nested(options: &nested::Options) -> ExitCode {
     summarize(&[report(NESTED, || nested::chosen(options))])
+}
+
+/// Drives gdb against Debian alone.
+pub fn run_gdb(options: &gdb::Options) -> ExitCode {
+    summarize(&[report(GDB, || gdb::chosen(options))])
 }
 
 fn report(name: &'static str, suite: impl FnOnce() -> Result<(Tally, Vec<String>)>) -> Report {

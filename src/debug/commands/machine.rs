@@ -138,7 +138,8 @@ fn trace(call: &mut Call<'_>) -> Answer {
         "" => reply(if tracer.is_on() { "on\n" } else { "off\n" }),
         "on" => {
             let wanted = crate::cli::trace(wanted).map_err(|error| format!("trace: {error}"))?;
-            tracer.start(&wanted).map_err(|error| format!("trace: {error:#}"))?;
+            let names = call.on_cpu(|cpu| call.machine.names().settle(cpu))?;
+            tracer.start(&wanted, &names).map_err(|error| format!("trace: {error:#}"))?;
             reply("on\n")
         }
         "off" if tracer.stop() => reply("off\n"),

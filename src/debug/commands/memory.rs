@@ -195,7 +195,7 @@ fn sum(cpu: &mut Cpu, start: u64, bytes: &str) -> Result<String, String> {
 }
 
 /// Reads physical memory, page by page, as far as it is there; how many bytes that are.
-fn read_physical(cpu: &Cpu, start: u64, bytes: &mut [u8]) -> usize {
+pub(super) fn read_physical(cpu: &Cpu, start: u64, bytes: &mut [u8]) -> usize {
     let mut done = 0;
     while done < bytes.len() {
         let at = start.wrapping_add(done as u64);

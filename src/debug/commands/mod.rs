@@ -13,6 +13,7 @@ mod points;
 mod ports;
 mod registers;
 mod run;
+mod save;
 mod symbols;
 
 use std::fmt;
@@ -115,6 +116,7 @@ const FAMILIES: &[&[Command]] = &[
     machine::COMMANDS,
     registers::COMMANDS,
     memory::COMMANDS,
+    save::COMMANDS,
     ports::COMMANDS,
     points::COMMANDS,
     catch::COMMANDS,
@@ -137,9 +139,8 @@ const REFUSED: &[(&str, &[&str])] = &[
     ]),
     ("there is no display", &["screendump", "set_password", "expire_password"]),
     ("gdb is served by --gdb", &["gdbserver"]),
-    ("nothing is written to the host's files from here", &[
-        "memsave", "pmemsave", "dump-guest-memory", "logfile", "wavcapture",
-    ]),
+    ("take pmemsave", &["dump-guest-memory"]),
+    ("nothing is written to the host's files from here", &["logfile", "wavcapture"]),
 ];
 
 fn all() -> impl Iterator<Item = &'static Command> {

@@ -21,7 +21,7 @@ pub(super) const COMMANDS: &[Command] = &[
         "break",
         &["b"],
         "ADDRESS [phys] [cr3 VALUE] [cpu N] [if EXPRESSION]",
-        "stop before an instruction: if $rcx == 5 && dword[0x600] != 0",
+        "stop before an instruction: if $rcx == 5 && dword[jiffies] != 0",
         set_break,
     ),
     Command::new(
@@ -128,7 +128,11 @@ fn set_break(call: &mut Call<'_>) -> Answer {
     let wish = Wish::read(call.arguments)?;
     let address = call.address_of(&wish.address)?;
     let cr3 = wish.cr3.map(|value| call.address_of(value)).transpose()?;
-    let expression = wish.expression.map(condition::parse).transpose()?;
+    let mut names = |name: &str| {
+        let symbols = call.on_cpu(|cpu| call.machine.names().settle(cpu)).ok()?;
+        symbols.find(name).map(|symbol| symbol.address)
+    };
+    let expression = wish.expression.map(|text| condition::parse(text, &mut names)).transpose()?;
     let only = wish.cpu.map(|number| super::cpu_number(call.machine, number)).transpose()?;
     let condition = When::new(cr3, expression).map(|when| Arc::new(when) as Arc<dyn Condition>);
     let at = if wish.is_physical {

@@ -52,6 +52,30 @@ fn commands_answer_by_data_of_the_machine() {
 }
 
 #[test]
+fn memory_is_saved_to_a_file_or_the_file_left_alone() {
+    let (vm, mut context) = (machine(), Context::default());
+    let path = std::env::temp_dir().join(format!("volvelle-memsave-{}", std::process::id()));
+    let name = path.display();
+    let mut ask = |line: &str| answer(vm.machine(), &mut context, line);
+    assert_eq!(ask(&format!("memsave 0xfffffff0 5 \"{name}\"")), Ok(String::new()));
+    assert_eq!(std::fs::read(&path).expect("a file"), [0xea, 0, 0x10, 0, 0xf0]);
+    assert_eq!(ask(&format!("pmemsave 0x1000 0x20001 {name}")), Ok(String::new()));
+    assert_eq!(std::fs::read(&path).expect("a file"), vec![0; 0x2_0001]);
+    for (line, part) in [
+        (format!("pmemsave 0xdfffff00 0x200 {name}"), "nothing is there"),
+        (format!("memsave 0 {} {name}", (512u64 << 20) + 1), "the guest's memory"),
+        (format!("memsave 0 0 {name}"), "take 1 to"),
+        ("pmemsave 0 512".into(), "say what goes where"),
+        ("pmemsave 0 512 /nowhere/at/all".into(), "cannot write to '/nowhere/at/all'"),
+    ] {
+        let error = ask(&line).expect_err(&line);
+        assert!(error.contains(part), "{line}: {error}");
+    }
+    assert_eq!(std::fs::metadata(&path).expect("a file").len(), 0x2_0001);
+    std::fs::remove_file(&path).expect("it was there");
+}
+
+#[test]
 fn what_cannot_be_done_is_said() {
     let (vm, mut context) = (machine(), Context::default());
     for (line, part) in [
@@ -423,8 +447,8 @@ fn random_lines_are_answered() {
     let commands: Vec<_> = all().map(|command| command.name).collect();
     for _ in 0..20_000 {
         let mut line = commands[next(commands.len())].to_owned();
-        // What is logged is the whole process's.
-        if line.starts_with("log") {
+        // What is logged is the whole process's, and files are the host's.
+        if line.starts_with("log") || line.ends_with("memsave") {
             continue;
         }
         for _ in 0..next(6) {
