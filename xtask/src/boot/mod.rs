@@ -3,6 +3,8 @@
 mod cases;
 pub mod console;
 pub mod kernel_log;
+mod names;
+mod repetition;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::guests::{Guests, Kernel, rom};
 use crate::linux;
@@ -20,11 +22,10 @@ use crate::tally::Tally;
 use crate::workspace;
 use cases::{CASES, Case, Image, Step};
 use console::Console;
+use repetition::Record;
 
 /// Lines of the console to show of a boot that failed.
 const SHOWN_LINES: usize = 25;
-/// What `--stats` says of a CPU: how many instructions, and a digest of where they were.
-const TRACE: &str = "instructions, trace 0x";
 
 /// What to boot.
 #[derive(clap::Args)]
@@ -80,6 +81,7 @@ fn run(binary: &Path, cases: Vec<&Case>) -> Result<(Tally, Vec<String>)> {
 
 /// Where the guests' files are.
 struct Files {
+    busybox: PathBuf,
     initramfs: PathBuf,
     kernels: Vec<(Image, PathBuf)>,
 }
@@ -92,7 +94,7 @@ impl Files {
             kernels.push((Image::Bz(kernel), guests.bzimage(kernel)?));
             kernels.push((Image::Pvh(kernel), guests.vmlinux(kernel)?));
         }
-        Ok(Self { initramfs: guests.initramfs()?, kernels })
+        Ok(Self { busybox: guests.busybox()?, initramfs: guests.initramfs()?, kernels })
     }
 
     fn kernel(&self, image: Image) -> Option<&Path> {
@@ -119,21 +121,6 @@ fn run_cases(binary: &Path, cases: &[&Case], files: Option<&Files>) -> Tally {
     tally.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// What one run of a case wrote.
-struct Record {
-    console: String,
-    remarks: String,
-}
-
-impl Record {
-    /// What another run must repeat: the console, and of the remarks the CPUs' traces. How long it
-    /// took is the host's affair.
-    fn repeated(&self) -> Vec<&str> {
-        let traces = self.remarks.lines().filter(|line| line.contains(TRACE));
-        self.console.lines().chain(traces).collect()
-    }
-}
-
 fn run_case(binary: &Path, case: &Case, files: Option<&Files>) -> Tally {
     let started = Instant::now();
     let mut records = Vec::new();
@@ -147,7 +134,7 @@ fn run_case(binary: &Path, case: &Case, files: Option<&Files>) -> Tally {
         }
         Err(error) => {
             println!("boot {} ... FAILED ({seconds:.1} s)\n  {error:#}", case.name);
-            if let Some(Record { console, remarks }) = records.last() {
+            if let Some(Record { console, remarks, .. }) = records.last() {
                 show_end(console.lines().chain(remarks.lines()));
             }
             println!("  the whole console: {}", log.display());
@@ -162,28 +149,23 @@ fn attempt(
     files: Option<&Files>,
     records: &mut Vec<Record>,
 ) -> Result<()> {
-    let runs = if case.is_repeated { 2 } else { 1 };
-    for _ in 0..runs {
-        let mut console =
-            Console::start(&mut command(binary, case, files)?, cases::limit(case.image))?;
-        let result = play(&mut console, case);
-        records.push(Record { console: console.transcript(), remarks: console.remarks() });
+    for (number, &run) in case.runs.iter().enumerate() {
+        let trace = match run.trace {
+            Some(_) => Some(beside_log(case, &format!("{number}.trace"))?),
+            None => None,
+        };
+        let mut command = command(binary, case, files)?;
+        command.args(run.accel.iter().flat_map(|accel| ["--accel", accel]));
+        if let (Some(path), Some(keys)) = (&trace, run.trace) {
+            command.arg("--trace").arg(format!("{},{keys}", path.display()));
+        }
+        let mut console = Console::start(&mut command, cases::limit(case.image))?;
+        let result = play(&mut console, case, files);
+        let (console, remarks) = (console.transcript(), console.remarks());
+        records.push(Record { run, console, remarks, trace });
         result?;
     }
-    match records.as_slice() {
-        [first, second] => compare(&first.repeated(), &second.repeated(), case.cpus),
-        _ => Ok(()),
-    }
-}
-
-fn compare(first: &[&str], second: &[&str], cpus: u32) -> Result<()> {
-    if let Some((a, b)) = first.iter().zip(second).find(|(a, b)| a != b) {
-        bail!("the second run differs: {a:?}, then {b:?}");
-    }
-    ensure!(first.len() == second.len(), "one run wrote more than the other");
-    let traces = first.iter().filter(|line| line.contains(TRACE)).count();
-    ensure!(traces == cpus as usize, "{traces} traces of {cpus} CPUs: no --stats?");
-    Ok(())
+    repetition::check(binary, records, case.cpus)
 }
 
 fn command(binary: &Path, case: &Case, files: Option<&Files>) -> Result<Command> {
@@ -197,11 +179,15 @@ fn command(binary: &Path, case: &Case, files: Option<&Files>) -> Result<Command>
         let words = format!("console=ttyS0 {}", case.words);
         command.arg("--kernel").arg(kernel).arg("--initrd").arg(&files.initramfs);
         command.arg("--append").arg(words.trim_end());
+        if case.steps.iter().any(|step| matches!(step, Step::SameNames)) {
+            command.arg("--save-symbols").arg(beside_log(case, "symbols")?);
+        }
     }
     Ok(command)
 }
 
-fn play(console: &mut Console, case: &Case) -> Result<()> {
+fn play(console: &mut Console, case: &Case, files: Option<&Files>) -> Result<()> {
+    let mut names = None;
     for step in case.steps {
         match *step {
             Step::Expect(text) => drop(console.expect(text)?),
@@ -215,6 +201,7 @@ fn play(console: &mut Console, case: &Case) -> Result<()> {
                 let complaints = kernel_log::complaints(&log);
                 ensure!(complaints.is_empty(), "in dmesg:\n  {}", complaints.join("\n  "));
             }
+            Step::SameNames => names = Some(console.shell(names::GUEST)?),
             Step::Passed => {
                 let deviations = firmware::deviations(&console.transcript(), case.cpus);
                 ensure!(deviations.is_empty(), "{}", deviations.join("\n  "));
@@ -223,6 +210,11 @@ fn play(console: &mut Console, case: &Case) -> Result<()> {
     }
     let status = console.end()?;
     ensure!(status.code() == Some(case.status), "{status} instead of {}", case.status);
+    if let (Some(said), Some(files)) = (names, files) {
+        let saved = beside_log(case, "symbols")?;
+        names::check(&saved, &said, &files.busybox)?;
+        fs::remove_file(saved).ok();
+    }
     Ok(())
 }
 
@@ -232,10 +224,21 @@ pub fn show_end<'a>(lines: impl Iterator<Item = &'a str>) {
     println!("  | {}", lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n  | "));
 }
 
+/// Where a file of a case's goes: beside its console's log.
+fn beside_log(case: &Case, extension: &str) -> Result<PathBuf> {
+    let folder = workspace::target().join("boots");
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    Ok(folder.join(format!("{}.{extension}", file_name(case))))
+}
+
+fn file_name(case: &Case) -> String {
+    case.name.replace([' ', ','], "-")
+}
+
 fn keep(case: &Case, records: &[Record]) -> PathBuf {
     let text: String =
         records.iter().map(|run| format!("{}\n{}\n", run.console, run.remarks)).collect();
-    keep_log(&case.name.replace([' ', ','], "-"), &text)
+    keep_log(&file_name(case), &text)
 }
 
 /// Keeps the console of a case for a person to read. Losing it fails no test.
@@ -244,25 +247,4 @@ pub fn keep_log(name: &str, text: &str) -> PathBuf {
     let path = folder.join(format!("{name}.log"));
     fs::create_dir_all(&folder).and_then(|()| fs::write(&path, text)).ok();
     path
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(console: &str, remarks: &str) -> Record {
-        Record { console: console.into(), remarks: remarks.into() }
-    }
-
-    #[test]
-    fn a_repetition_repeats_console_and_trace_but_not_the_time() {
-        let first = record("a\nb", "cpu0: 7 instructions, trace 0x1\n7 instructions in 1 s");
-        let later = record("a\nb", "cpu0: 7 instructions, trace 0x1\n7 instructions in 2 s");
-        let other = record("a\nb", "cpu0: 7 instructions, trace 0x2\n");
-        let longer = record("a\nb\nc", "cpu0: 7 instructions, trace 0x1\n");
-        compare(&first.repeated(), &later.repeated(), 1).unwrap();
-        assert!(compare(&first.repeated(), &later.repeated(), 2).is_err());
-        assert!(compare(&first.repeated(), &other.repeated(), 1).is_err());
-        assert!(compare(&first.repeated(), &longer.repeated(), 1).is_err());
-    }
 }
