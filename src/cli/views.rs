@@ -38,6 +38,10 @@ pub(super) struct TraceArguments {
     /// Only to before that
     #[arg(long, value_name = "COUNT", help_heading = "Filters")]
     to: Option<u64>,
+    /// Show where another trace is the first to differ, instead; the exit status is 1 if one does
+    #[arg(long, value_name = "FILE")]
+    #[arg(conflicts_with_all = ["format", "cpl", "range", "from", "to"])]
+    compare: Option<PathBuf>,
     /// Write to a file instead of standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -51,6 +55,7 @@ impl TraceArguments {
             format: self.format,
             symbols: self.symbols,
             output: self.output,
+            compare: self.compare,
             filter: Filter {
                 cpu: self.cpu,
                 cpl: self.cpl,

@@ -1,8 +1,8 @@
 //! What a view has made of a block, kept while the block goes on being executed.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use trace::Block;
 
 /// Blocks that are kept; when there are more, all are dropped.
@@ -11,12 +11,12 @@ const BLOCKS_MAX: usize = 32 << 10;
 /// Things made of blocks, by block.
 pub(super) struct Cache<T> {
     /// By address of the block, which stays where it is as long as it is held here.
-    made: HashMap<usize, (Arc<Block>, Arc<T>)>,
+    made: FxHashMap<usize, (Arc<Block>, Arc<T>)>,
 }
 
 impl<T> Default for Cache<T> {
     fn default() -> Self {
-        Self { made: HashMap::new() }
+        Self { made: FxHashMap::default() }
     }
 }
 

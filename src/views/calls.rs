@@ -19,6 +19,7 @@ use cpu::exception;
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
 };
+use rustc_hash::FxHashMap;
 use symbols::Symbols;
 use trace::{Block, Event};
 
@@ -100,7 +101,7 @@ pub(super) struct Calls {
     symbols: Arc<Symbols>,
     names: Names,
     steps: Cache<Vec<Step>>,
-    stacks: HashMap<u16, Stack>,
+    stacks: FxHashMap<u16, Stack>,
 }
 
 #[derive(Default)]
@@ -133,7 +134,7 @@ impl Calls {
     pub(super) fn new(symbols: Arc<Symbols>) -> Self {
         let mut names = Names::default();
         names.number(UNNAMED);
-        Self { symbols, names, steps: Cache::default(), stacks: HashMap::new() }
+        Self { symbols, names, steps: Cache::default(), stacks: FxHashMap::default() }
     }
 
     /// The text of a name.

@@ -6,6 +6,7 @@
 
 mod cache;
 mod calls;
+mod compare;
 mod coverage;
 mod events;
 mod json;
@@ -17,13 +18,14 @@ mod text;
 use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Error, Result};
 use symbols::Symbols;
-use trace::{Block, Event, Item, Reader, Record};
+use trace::{Block, Event, Item, Reader, Record, TraceError};
 
+use crate::exit;
 use crate::names::{self, Names, SymbolFile};
 
 /// The form in which a trace is shown.
@@ -58,6 +60,8 @@ pub(crate) struct Options {
     pub(crate) output: Option<PathBuf>,
     /// What to show of it.
     pub(crate) filter: Filter,
+    /// Another trace, which is compared with it and neither shown.
+    pub(crate) compare: Option<PathBuf>,
 }
 
 /// What is shown.
@@ -122,13 +126,16 @@ pub(super) trait View {
     fn finish(&mut self) -> io::Result<()>;
 }
 
-/// Shows the trace.
+/// Shows the trace, or compares it; the exit status.
 pub(crate) fn run(options: &Options) -> Result<u8> {
-    let shown = || format!("'{}'", options.trace.display());
-    let reader = Reader::open(&options.trace).with_context(shown)?;
     let names = Names::open(&options.symbols)?;
-    let symbols = names.current();
-    let range = options.filter.range.as_ref().map(|range| range.resolve(&symbols)).transpose()?;
+    match &options.compare {
+        None => show(options, names),
+        Some(other) => compare(options, other, &names),
+    }
+}
+
+fn output(options: &Options) -> Result<BufWriter<Box<dyn Write>>> {
     let out: Box<dyn Write> = match &options.output {
         Some(path) => Box::new(
             File::create(path)
@@ -136,7 +143,23 @@ pub(crate) fn run(options: &Options) -> Result<u8> {
         ),
         None => Box::new(io::stdout().lock()),
     };
-    let out = BufWriter::with_capacity(1 << 16, out);
+    Ok(BufWriter::with_capacity(1 << 16, out))
+}
+
+fn compare(options: &Options, other: &Path, names: &Names) -> Result<u8> {
+    let mut out = output(options)?;
+    let paths = [options.trace.as_path(), other];
+    let is_same = compare::compare(paths, &options.filter, &names.current(), &mut out)?;
+    out.flush()?;
+    Ok(if is_same { 0 } else { exit::FAILED })
+}
+
+fn show(options: &Options, names: Arc<Names>) -> Result<u8> {
+    let shown = || format!("'{}'", options.trace.display());
+    let reader = Reader::open(&options.trace).with_context(shown)?;
+    let symbols = names.current();
+    let range = options.filter.range.as_ref().map(|range| range.resolve(&symbols)).transpose()?;
+    let out = output(options)?;
     let mut view: Box<dyn View> = match options.format {
         Format::Text => Box::new(text::Text::new(out, symbols)),
         Format::Json => Box::new(json::Json::new(out, symbols)),
@@ -176,6 +199,17 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// The records of the CPUs that are wanted.
+fn records(
+    reader: &Reader,
+    filter: &Filter,
+) -> Box<dyn Iterator<Item = Result<Record, TraceError>>> {
+    match filter.cpu {
+        Some(cpu) => Box::new(reader.cpu(cpu)),
+        None => Box::new(reader.merged()),
+    }
+}
+
 /// Gives the view what the filter lets through.
 fn feed(
     reader: &Reader,
@@ -187,11 +221,7 @@ fn feed(
         filter.cpu.is_none_or(|cpu| record.cpu == cpu)
             && filter.from.is_none_or(|from| record.count >= from)
     };
-    let records: Box<dyn Iterator<Item = _>> = match filter.cpu {
-        Some(cpu) => Box::new(reader.cpu(cpu)),
-        None => Box::new(reader.merged()),
-    };
-    for record in records {
+    for record in records(reader, filter) {
         let record = record.map_err(|error| Failure::Read(error.into()))?;
         if filter.to.is_some_and(|to| record.count >= to) {
             if filter.cpu.is_some() || reader.header().cpus == 1 {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use symbols::Symbols;
 use trace::{Block, Event};
 
@@ -44,7 +45,7 @@ struct Tree {
     nodes: Vec<Node>,
     children: HashMap<(u32, Name), u32>,
     /// The nodes of the frames of each CPU.
-    stacks: HashMap<u16, Vec<u32>>,
+    stacks: FxHashMap<u16, Vec<u32>>,
 }
 
 impl Sink for Tree {
@@ -97,7 +98,8 @@ impl Tree {
 impl<W: Write> Stacks<W> {
     pub(super) fn new(out: W, symbols: Arc<Symbols>, form: Form) -> Self {
         let root = Node { name: Name(0), parent: 0, instructions: 0 };
-        let tree = Tree { nodes: vec![root], children: HashMap::new(), stacks: HashMap::new() };
+        let tree =
+            Tree { nodes: vec![root], children: HashMap::new(), stacks: FxHashMap::default() };
         Self { out, form, calls: Calls::new(symbols), tree }
     }
 }

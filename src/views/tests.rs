@@ -306,7 +306,7 @@ fn coverage_of_what_is_far_from_its_module_is_not_lost() {
 
 fn options(trace: PathBuf, format: Format) -> Options {
     let filter = Filter::default();
-    Options { trace, format, symbols: Vec::new(), output: None, filter }
+    Options { trace, format, symbols: Vec::new(), output: None, filter, compare: None }
 }
 
 #[test]
@@ -320,11 +320,8 @@ fn files_that_are_none_are_refused() {
     std::fs::remove_file(path).expect("it is there");
 }
 
-#[test]
-fn a_file_is_shown_as_far_as_the_filter_goes() {
-    let folder = std::env::temp_dir();
-    let path = folder.join(format!("volvelle-trace-{}", std::process::id()));
-    let out = folder.join(format!("volvelle-trace-{}.txt", std::process::id()));
+/// Writes the trace of a CPU that has executed `blocks`.
+fn write_trace(path: &Path, blocks: impl Iterator<Item = Block>) {
     let header = Header {
         machine: "q35".into(),
         engine: "interp".into(),
@@ -334,16 +331,29 @@ fn a_file_is_shown_as_far_as_the_filter_goes() {
         filters: Filters::default(),
         slot_bytes: None,
     };
-    let writer = Writer::create(&path, &header, None).expect("the file is made");
+    let writer = Writer::create(path, &header, None).expect("the file is made");
     let mut recording = Recording::start(writer, |error| panic!("{error}")).expect("a thread");
     let mut recorder = recording.recorder(0);
-    for item in happenings() {
-        let Item::Block(block) = item else { continue };
-        let number = recorder.define(Block::clone(&block)).expect("a number");
+    for block in blocks {
+        let number = recorder.define(block).expect("a number");
         recorder.word(Recorder::block_word(number));
     }
     recorder.send();
     recording.finish();
+}
+
+#[test]
+fn a_file_is_shown_as_far_as_the_filter_goes() {
+    let folder = std::env::temp_dir();
+    let path = folder.join(format!("volvelle-trace-{}", std::process::id()));
+    let out = folder.join(format!("volvelle-trace-{}.txt", std::process::id()));
+    write_trace(
+        &path,
+        happenings().into_iter().filter_map(|item| match item {
+            Item::Block(block) => Some(Block::clone(&block)),
+            Item::Event(_) => None,
+        }),
+    );
     let shown = |filter: Filter| {
         let options =
             Options { output: Some(out.clone()), filter, ..options(path.clone(), Format::Text) };
@@ -364,5 +374,48 @@ fn a_file_is_shown_as_far_as_the_filter_goes() {
     assert!(refused.is_err_and(|error| error.to_string().contains("--symbols")));
     for file in [path, out] {
         std::fs::remove_file(file).expect("it is there");
+    }
+}
+
+#[test]
+fn traces_are_compared_by_instructions_and_not_by_blocks() {
+    let folder = std::env::temp_dir();
+    let file = |name: &str| folder.join(format!("volvelle-compare-{name}-{}", std::process::id()));
+    let (nop, hlt, ret): (&[u8], &[u8], &[u8]) = (&[0x90], &[0xf4], &[0xc3]);
+    let cases = [
+        ("whole", vec![block(MAIN, &[nop, nop, nop, hlt])]),
+        ("parts", vec![block(MAIN, &[nop]), block(MAIN + 1, &[nop, nop]), block(MAIN + 3, &[hlt])]),
+        ("other", vec![block(MAIN, &[nop, nop]), block(MAIN + 2, &[nop, ret])]),
+        ("short", vec![block(MAIN, &[nop, nop])]),
+    ];
+    for (name, blocks) in cases {
+        write_trace(&file(name), blocks.into_iter());
+    }
+    let out = file("out");
+    let compare = |ours: &str, theirs: &str| {
+        let options = Options {
+            compare: Some(file(theirs)),
+            output: Some(out.clone()),
+            ..options(file(ours), Format::Text)
+        };
+        let status = run(&options).expect("both can be read");
+        (status, std::fs::read_to_string(&out).expect("it was written"))
+    };
+    let (status, text) = compare("whole", "parts");
+    // The end of recording is an event.
+    assert_eq!((status, &*text), (0, "the same: 4 instructions and 1 events\n"));
+    let (status, text) = compare("parts", "other");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(status, exit::FAILED);
+    assert_eq!(lines.first(), Some(&"the same for 3 instructions and 0 events, then different:"));
+    let marked = |mark: char| lines.iter().filter(|line| line.starts_with(mark)).count();
+    assert_eq!((marked(' '), marked('<'), marked('>')), (3, 2, 2), "{text}");
+    assert!(text.contains("<   0            3 0x1003: f4 "), "{text}");
+    assert!(text.contains(">   0            3 0x1003: c3 "), "{text}");
+    let (status, text) = compare("short", "whole");
+    assert_eq!(status, exit::FAILED);
+    assert!(text.starts_with("the same for 2 instructions and 0 events"), "{text}");
+    for name in ["whole", "parts", "other", "short", "out"] {
+        std::fs::remove_file(file(name)).expect("it is there");
     }
 }

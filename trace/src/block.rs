@@ -157,6 +157,32 @@ impl Block {
         })
     }
 
+    /// How many instructions from number `first` on are the same, one behind the other, as those
+    /// from number `other_first` of `other` on.
+    pub fn common(&self, first: usize, other: &Self, other_first: usize) -> usize {
+        if (self.mode, self.base) != (other.mode, other.base) {
+            return 0;
+        }
+        let (ours, theirs) = (self.rest(first), other.rest(other_first));
+        let places = ours.0.iter().zip(theirs.0).take_while(|(ours, theirs)| ours == theirs);
+        let (mut count, mut at) = (0, 0);
+        for (place, _) in places {
+            let bytes = at..at + usize::from(place.length);
+            if ours.1.get(bytes.clone()) != theirs.1.get(bytes.clone()) {
+                break;
+            }
+            (count, at) = (count + 1, bytes.end);
+        }
+        count
+    }
+
+    /// The places of the instructions from number `first` on, and their bytes.
+    fn rest(&self, first: usize) -> (&[Place], &[u8]) {
+        let (before, places) = self.places.split_at(first.min(self.places.len()));
+        let start = before.iter().map(|place| usize::from(place.length)).sum();
+        (places, self.bytes.get(start..).unwrap_or_default())
+    }
+
     /// Bytes that it takes in memory, about.
     pub(crate) fn size(&self) -> usize {
         self.bytes.len() + self.places.len() * size_of::<Place>() + size_of::<Self>()
