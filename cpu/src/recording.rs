@@ -11,15 +11,18 @@
 //! What is recorded changes between blocks only: a trigger that is met inside of one counts from
 //! the next on.
 
+mod registers;
+
 use std::ops::RangeInclusive;
 
+use registers::Shown;
 use trace::{Block, Event, InterruptSource, Kinds, Mode, Recorder, Register, Value, Width};
 
 use crate::Cpu;
 use crate::exception::{Exception, Vector};
 use crate::interp::block::Block as CodeBlock;
 use crate::mmu::Access;
-use crate::state::seg;
+use crate::state::{State, seg};
 
 /// The longest block of the interpreter, in bytes and rounded up.
 const NEAR_BYTES: u64 = 512;
@@ -80,7 +83,7 @@ pub(crate) struct Recording {
     /// The interpreter executes what is not told, by its address or privilege level.
     is_outside: bool,
     /// The registers that were told last.
-    shown: Vec<(Register, u64)>,
+    shown: Shown,
 }
 
 impl Recording {
@@ -103,6 +106,15 @@ impl Recording {
     fn event(&mut self, event: Event, count: u64) {
         self.settle_time(count);
         self.recorder.event(event, self.left, self.has_counts.then_some(count));
+    }
+
+    /// Tells the registers that differ from those that were told last.
+    fn registers(&mut self, state: &State, count: u64) {
+        let mut shown = std::mem::take(&mut self.shown);
+        shown.update(state, |register, value| {
+            self.event(Event::Register { register, value }, count);
+        });
+        self.shown = shown;
     }
 
     fn is_met(&self, trigger: Trigger, count: u64, linear: u64) -> bool {
@@ -138,7 +150,7 @@ impl Cpu {
             time_ns: None,
             is_triggered: false,
             is_outside: false,
-            shown: Vec::new(),
+            shown: Shown::default(),
         }));
         self.recording_changed();
         self.note_recorded_time();
@@ -500,60 +512,21 @@ impl Cpu {
 
     /// Tells the registers that the last instruction has changed. `left` are those behind it.
     pub(crate) fn record_registers(&mut self, left: u32) {
-        let is_wanted = |recording: &Recording| recording.wants_detail(Kinds::REGISTERS);
-        if !self.recording.as_deref().is_some_and(is_wanted) {
-            return;
+        if let Some(recording) = self.recording.as_deref_mut()
+            && recording.wants_detail(Kinds::REGISTERS)
+        {
+            recording.left = left;
+            recording.registers(&self.state, self.retired);
         }
-        let now = self.recorded_registers();
-        let Some(recording) = self.recording.as_deref_mut() else { return };
-        recording.left = left;
-        for (&(register, value), old) in now.iter().zip(std::mem::take(&mut recording.shown)) {
-            if (register, value) != old {
-                let value = Value::of_number(value, 8);
-                recording.event(Event::Register { register, value }, self.retired);
-            }
-        }
-        recording.shown = now;
     }
 
     /// Tells the values of all registers, where recording begins.
     fn tell_all_registers(&mut self) {
-        let registers = self.recorded_registers();
         let Some(recording) = self.recording.as_deref_mut() else { return };
-        for &(register, value) in &registers {
-            let value = Value::of_number(value, 8);
-            recording.event(Event::Register { register, value }, self.retired);
-        }
-        let rip = Value::of_number(self.state.rip, 8);
-        recording.event(Event::Register { register: Register::RIP, value: rip }, self.retired);
-        recording.shown = registers;
-    }
-
-    /// The registers that are told, but for RIP.
-    fn recorded_registers(&self) -> Vec<(Register, u64)> {
-        let state = &self.state;
-        let general = (0..).zip(&state.gpr).map(|(number, &value)| (Register::gpr(number), value));
-        let selectors =
-            [Register::ES, Register::CS, Register::SS, Register::DS, Register::FS, Register::GS];
-        let selectors = selectors
-            .into_iter()
-            .zip(&state.segments)
-            .map(|(register, segment)| (register, u64::from(segment.selector)));
-        let system = [
-            (Register::RFLAGS, state.rflags),
-            (Register::CS_BASE, state.segments[seg::CS].base),
-            (Register::FS_BASE, state.segments[seg::FS].base),
-            (Register::GS_BASE, state.segments[seg::GS].base),
-            (Register::KERNEL_GS_BASE, state.msrs.kernel_gs_base),
-            (Register::CR0, state.cr0),
-            (Register::CR2, state.cr2),
-            (Register::CR3, state.cr3),
-            (Register::CR4, state.cr4),
-            (Register::EFER, state.msrs.efer),
-            (Register::XCR0, state.xcr0),
-            (Register::PKRU, u64::from(state.pkru)),
-        ];
-        general.chain(selectors).chain(system).collect()
+        recording.shown = Shown::default();
+        recording.registers(&self.state, self.retired);
+        let (register, value) = (Register::RIP, Value::of_number(self.state.rip, 8));
+        recording.event(Event::Register { register, value }, self.retired);
     }
 }
 

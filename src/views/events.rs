@@ -59,7 +59,9 @@ impl fmt::Display for Told<'_> {
                 let name = Named(symbols.at(address));
                 write!(out, "{} {address:#x}{name}: {value:?}", verb(access))
             }
-            Event::Register { register, value } => write!(out, "{} = {value:?}", register.name()),
+            Event::Register { register, value } => {
+                write!(out, "{} = {value:?}", register.name_of(&value))
+            }
             Event::Time { ns } => write!(out, "time {ns} ns"),
             Event::Skipped { instructions } => {
                 write!(out, "{instructions} instructions were not recorded")

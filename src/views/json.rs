@@ -91,7 +91,7 @@ fn object(event: &Event) -> Json_ {
             "value": value(data),
         }),
         Event::Register { register, value: data } => {
-            json!({"kind": "register", "name": register.name(), "value": value(data)})
+            json!({"kind": "register", "name": register.name_of(data), "value": value(data)})
         }
         Event::Time { ns } => json!({"kind": "time", "ns": ns}),
         Event::Skipped { instructions } => json!({"kind": "skipped", "count": instructions}),

@@ -5,7 +5,7 @@
 
 use crate::varint::{Cursor, Damage, put};
 
-/// Bytes of a value at most: what a vector instruction reads or writes.
+/// Bytes of a value at most: a vector register.
 const VALUE_BYTES: usize = 64;
 
 /// Whence an interrupt comes.
@@ -102,13 +102,51 @@ registers! {
     CS_BASE = 24, "cs_base"; FS_BASE = 25, "fs_base"; GS_BASE = 26, "gs_base";
     KERNEL_GS_BASE = 27, "kernel_gs_base";
     CR0 = 28, "cr0"; CR2 = 29, "cr2"; CR3 = 30, "cr3"; CR4 = 31, "cr4";
-    EFER = 33, "efer"; XCR0 = 34, "xcr0"; PKRU = 35, "pkru";
+    EFER = 33, "efer"; XCR0 = 34, "xcr0"; PKRU = 35, "pkru"; MXCSR = 36, "mxcsr";
+    FCW = 37, "fcw"; FSW = 38, "fsw"; FTW = 39, "ftw";
+    ST0 = 40, "st0"; ST1 = 41, "st1"; ST2 = 42, "st2"; ST3 = 43, "st3";
+    ST4 = 44, "st4"; ST5 = 45, "st5"; ST6 = 46, "st6"; ST7 = 47, "st7";
+    K0 = 48, "k0"; K1 = 49, "k1"; K2 = 50, "k2"; K3 = 51, "k3";
+    K4 = 52, "k4"; K5 = 53, "k5"; K6 = 54, "k6"; K7 = 55, "k7";
+    ZMM0 = 64, "zmm0"; ZMM1 = 65, "zmm1"; ZMM2 = 66, "zmm2"; ZMM3 = 67, "zmm3";
+    ZMM4 = 68, "zmm4"; ZMM5 = 69, "zmm5"; ZMM6 = 70, "zmm6"; ZMM7 = 71, "zmm7";
+    ZMM8 = 72, "zmm8"; ZMM9 = 73, "zmm9"; ZMM10 = 74, "zmm10"; ZMM11 = 75, "zmm11";
+    ZMM12 = 76, "zmm12"; ZMM13 = 77, "zmm13"; ZMM14 = 78, "zmm14"; ZMM15 = 79, "zmm15";
+    ZMM16 = 80, "zmm16"; ZMM17 = 81, "zmm17"; ZMM18 = 82, "zmm18"; ZMM19 = 83, "zmm19";
+    ZMM20 = 84, "zmm20"; ZMM21 = 85, "zmm21"; ZMM22 = 86, "zmm22"; ZMM23 = 87, "zmm23";
+    ZMM24 = 88, "zmm24"; ZMM25 = 89, "zmm25"; ZMM26 = 90, "zmm26"; ZMM27 = 91, "zmm27";
+    ZMM28 = 92, "zmm28"; ZMM29 = 93, "zmm29"; ZMM30 = 94, "zmm30"; ZMM31 = 95, "zmm31";
 }
 
 impl Register {
     /// General-purpose register `number` as instructions encode it.
     pub fn gpr(number: u8) -> Self {
         Self(number & 15)
+    }
+
+    /// Vector register `number`. Its value has 16, 32 or 64 bytes: above them it is 0.
+    pub fn vector(number: u8) -> Self {
+        Self(Self::ZMM0.0 + (number & 31))
+    }
+
+    /// Register ST(`number`) of the x87 unit.
+    pub fn stack(number: u8) -> Self {
+        Self(Self::ST0.0 + (number & 7))
+    }
+
+    /// Opmask register `number`.
+    pub fn opmask(number: u8) -> Self {
+        Self(Self::K0.0 + (number & 7))
+    }
+
+    /// The name by which programs know so many bytes of it: XMM0, YMM0 or ZMM0, say.
+    pub fn name_of(self, value: &Value) -> String {
+        let name = self.name();
+        match (name.strip_prefix("zmm"), value.bytes().len()) {
+            (Some(number), 0..=16) => format!("xmm{number}"),
+            (Some(number), 17..=32) => format!("ymm{number}"),
+            _ => name.to_owned(),
+        }
     }
 
     /// The register with this number in the file.
@@ -385,7 +423,18 @@ mod tests {
     #[test]
     fn registers_are_in_the_order_of_their_numbers() {
         assert!(Register::ALL.is_sorted());
-        assert_eq!(Register::of(39), None);
-        assert_eq!(Register::of(35).map(Register::name), Some("pkru"));
+        assert_eq!(Register::of(63), None);
+        assert_eq!(Register::vector(31).name(), "zmm31");
+        assert_eq!(Register::opmask(7), Register::K7);
+        assert_eq!(Register::stack(7), Register::ST7);
+    }
+
+    #[test]
+    fn a_vector_register_is_called_by_its_length() {
+        let name = |register: Register, bytes| register.name_of(&Value::of(&[1; 64][..bytes]));
+        for (bytes, expected) in [(16, "xmm5"), (32, "ymm5"), (64, "zmm5")] {
+            assert_eq!(name(Register::vector(5), bytes), expected);
+        }
+        assert_eq!(name(Register::RAX, 8), "rax");
     }
 }

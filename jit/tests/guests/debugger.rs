@@ -13,7 +13,7 @@ const RAX: usize = 0;
 const FUNCTION: u64 = CODE + 0x400;
 
 /// A loop of 1000 rounds that stores, loads and calls.
-fn looping() -> Bench {
+pub fn looping() -> Bench {
     let mut bench = bench();
     let program = assemble(CODE, |a| {
         let mut top = a.create_label();
@@ -152,7 +152,7 @@ fn with_cold_code() -> (Bench, Vec<u64>) {
 
 /// A block's code without what depends on where it lies: where it is left to, and the numbers of
 /// its links, which are constants in R15.
-fn without_place(block: &jit::Translated) -> (u64, Vec<iced_x86::Instruction>) {
+pub fn without_place(block: &jit::Translated) -> (u64, Vec<iced_x86::Instruction>) {
     let start = block.position as u64 + (1 << 32);
     let inside = start..start + block.bytes.len() as u64;
     let decoder = iced_x86::Decoder::with_ip(64, &block.bytes, start, 0);
