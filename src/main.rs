@@ -24,11 +24,16 @@ mod vm;
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use cli::{Action, Launch, Refusal};
+use signal_hook::consts::SIGXFSZ;
 
 fn main() -> ExitCode {
+    // A file that may not grow (RLIMIT_FSIZE) is as a full disk to who writes it: an error, and not
+    // the end of the process. Without the handler that is what it would be, as ever.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let status = match understand(&arguments) {
         Ok(action) => act(action).unwrap_or_else(|error| {

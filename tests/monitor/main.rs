@@ -7,6 +7,7 @@ mod check;
 #[path = "../gdb/guest.rs"]
 mod guest;
 mod hostile;
+mod logging;
 #[path = "../gdb/packets.rs"]
 mod packets;
 mod socket;

@@ -46,9 +46,9 @@ pub(super) const COMMANDS: &[Command] = &[
         &[],
         "[none|ITEMS]",
         "what is logged, or other items of --log from here on",
+        // CPUs look at what is logged of their blocks when they begin to run.
         log,
-    )
-    .anytime(),
+    ),
     Command::new("info jit", &[], "", "figures of the CPU's translator", jit_figures),
     Command::new(
         "trace",

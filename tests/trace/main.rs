@@ -1,6 +1,9 @@
 //! Traces of the built-in guests: what they say, and that the engines say the same.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot start is a failed test")]
 
+mod failures;
+mod filters;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
@@ -208,6 +211,7 @@ fn what_instructions_outside_of_a_range_do_is_not_told() {
 fn what_cannot_be_traced_is_refused_by_name() {
     for (words, named) in [
         (&["--accel", "interp", "--trace", "/no/such/folder/t"][..], "/no/such/folder"),
+        (&["--accel", "interp", "--trace", "/dev/full"], "No space left"),
         (&["--accel", "jit", "--trace", "t,from=100"], "--sched serial"),
         (&["--accel", "interp", "--trace", "t,cpu=1"], "processor 1"),
         (&["--accel", "jit", "--jit-cross-check", "--trace", "t"], "--jit-cross-check"),
