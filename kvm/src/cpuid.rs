@@ -56,7 +56,9 @@ pub(crate) struct Offer {
 }
 
 impl Offer {
-    /// Bits of CPUID.1:ECX that are not for guests.
+    /// Bits of CPUID.1:ECX that are not for guests. A deadline is a value of the time stamp, which
+    /// is the host's where there are several engines, and the machine's timers are on a clock whose
+    /// rate is a little off that: its interrupt would come the later the longer the guest runs.
     fn without(&self) -> u32 {
         let has_deadline = self.has_apics && self.has_tsc_deadline && self.clocks == Clocks::Kernel;
         let deadline = if has_deadline { 0 } else { TSC_DEADLINE };
@@ -68,7 +70,8 @@ impl Offer {
         LEAF_1_ECX_OURS | if self.has_apics { TSC_DEADLINE } else { 0 }
     }
 
-    /// KVM's features that are for guests.
+    /// KVM's features that are for guests. To flush other CPUs' TLBs the guest marks their pages of
+    /// steal time, which only who writes the pages sees: with several engines that is not KVM.
     fn kvm_features(&self) -> u32 {
         let apics = if self.has_apics { KVM_APIC_FEATURES } else { 0 };
         let has_flush = self.has_apics && self.clocks == Clocks::Kernel;

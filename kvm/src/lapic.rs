@@ -1,19 +1,23 @@
 //! The registers of a CPU's local APIC between the machine's chip and the kernel's.
 //!
-//! Known departure: bits 3 to 0 of the task priority, which nothing depends on, are lost when the
-//! rest of the CPU's state is moved: KVM_SET_SREGS has CR8 alone.
+//! What the kernel has no place for is kept here while it has the rest ([`Kept`]).
+//!
+//! Known departure: while the kernel has the registers, the 8259A pair's output is an ExtINT or
+//! nothing. A pin that rises under another delivery mode of LVT LINT0 (fixed, NMI, SMI, INIT),
+//! which the kernel has no call for, is not seen; the entry itself moves as it is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cpu::Cpu;
 use cpu::platform::LapicImage;
 use cpu::state::{Activity, rflags};
 use kvm_bindings::{kvm_lapic_state, kvm_regs};
 
-use crate::msrs;
-use crate::{KvmCpu, KvmError};
+use crate::{KvmCpu, KvmError, msrs, registers};
 
 /// Register numbers.
+const TPR: usize = 0x08;
 pub(crate) const SVR: usize = 0x0f;
 const IRR: usize = 0x20;
 const LVT_TIMER: usize = 0x32;
@@ -55,27 +59,64 @@ pub(crate) fn is_requested(page: &kvm_lapic_state, vector: u8) -> bool {
     register(page, IRR + usize::from(vector >> 5)) >> (vector & 31) & 1 != 0
 }
 
-/// True if the timer has run down once and for all, and no interrupt of it waits: it was delivered,
+fn has_deadline_mode(page: &kvm_lapic_state) -> bool {
+    register(page, LVT_TIMER) & TIMER_MODE == TSC_DEADLINE_MODE
+}
+
+/// True if the timer stands at 0 and no interrupt of it waits: it was delivered once and for all,
 /// or the kernel has not yet come to request it.
 fn may_have_just_expired(page: &kvm_lapic_state) -> bool {
     let lvt = register(page, LVT_TIMER);
-    lvt & (TIMER_MODE | MASKED) == 0
+    lvt & MASKED == 0
+        && !has_deadline_mode(page)
         && register(page, INITIAL_COUNT) != 0
         && register(page, CURRENT_COUNT) == 0
         && !is_requested(page, lvt as u8)
 }
 
-/// The page of `image`. A count that has run down would start the timer again.
-fn page(image: &LapicImage) -> kvm_lapic_state {
+/// The page of `image`, and what of it the kernel cannot hold.
+fn page(image: &LapicImage) -> (kvm_lapic_state, Kept) {
     let mut page = kvm_lapic_state::default();
     for (number, &value) in image.registers.iter().enumerate() {
         set_register(&mut page, number, value);
     }
+    let mut kept = Kept {
+        task_priority: register(&page, TPR),
+        initial_count: 0,
+        has_deadline_mode: has_deadline_mode(&page),
+    };
     let is_one_shot = register(&page, LVT_TIMER) & TIMER_MODE == 0;
     if is_one_shot && register(&page, CURRENT_COUNT) == 0 {
+        kept.initial_count = register(&page, INITIAL_COUNT);
         set_register(&mut page, INITIAL_COUNT, 0);
     }
-    page
+    (page, kept)
+}
+
+/// What the kernel cannot hold of the registers that it has, and what it makes of them.
+///
+/// Bits 3 to 0 of the task priority are lost whenever CR8 is moved: with KVM_SET_SREGS, and on
+/// AMD's processors at every exit. The initial count of a timer that has run down for good would
+/// start it again. As long as the guest has changed neither, they are what they were; a guest that
+/// writes the same priority with these bits zero, or stops a timer that stands, is taken for one
+/// that has not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Kept {
+    task_priority: u32,
+    initial_count: u32,
+    /// The kernel's timer is in that mode.
+    has_deadline_mode: bool,
+}
+
+impl Kept {
+    fn restore(self, page: &mut kvm_lapic_state) {
+        if register(page, TPR) == self.task_priority & 0xf0 {
+            set_register(page, TPR, self.task_priority);
+        }
+        if register(page, INITIAL_COUNT) == 0 {
+            set_register(page, INITIAL_COUNT, self.initial_count);
+        }
+    }
 }
 
 impl KvmCpu {
@@ -130,9 +171,14 @@ impl KvmCpu {
         self.has_apic = true;
         self.put_tsc()?;
         msrs::write(&self.fd, APIC_BASE, image.base)?;
-        let page = page(&image);
+        let (page, kept) = page(&image);
         self.fd.set_lapic(&page).map_err(KvmError::of("KVM_SET_LAPIC"))?;
-        if register(&page, LVT_TIMER) & TIMER_MODE == TSC_DEADLINE_MODE {
+        if kept.has_deadline_mode != self.kept.has_deadline_mode {
+            // The kernel clears the initial count when it finds the other mode.
+            self.fd.set_lapic(&page).map_err(KvmError::of("KVM_SET_LAPIC"))?;
+        }
+        self.kept = kept;
+        if kept.has_deadline_mode {
             msrs::write(&self.fd, TSC_DEADLINE, image.tsc_deadline)?;
         }
         Ok(())
@@ -144,13 +190,12 @@ impl KvmCpu {
         let Some(lending) = lapic.lending() else { return Ok(()) };
         let mut page = self.apic_page()?;
         if may_have_just_expired(&page) {
-            // What the kernel has of the guest is old, and must not take the interrupt.
-            let closed = kvm_regs { rflags: rflags::FIXED, ..Default::default() };
-            self.fd.set_regs(&closed).map_err(KvmError::of("KVM_SET_REGS"))?;
-            self.finish()?;
+            self.let_timer_expire()?;
             page = self.apic_page()?;
         }
-        let is_deadline = register(&page, LVT_TIMER) & TIMER_MODE == TSC_DEADLINE_MODE;
+        self.kept.restore(&mut page);
+        let is_deadline = has_deadline_mode(&page);
+        self.kept.has_deadline_mode = is_deadline;
         let image = LapicImage {
             base: self.fd.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?.apic_base,
             registers: std::array::from_fn(|number| register(&page, number)),
@@ -159,6 +204,22 @@ impl KvmCpu {
         self.has_apic = false;
         lending.take_back(&image);
         Ok(())
+    }
+
+    /// Has the kernel request the interrupt of a timer that has run down. It does when a timer of
+    /// its own runs, which on a busy host is late, and on the processor that was in the guest last.
+    fn let_timer_expire(&mut self) -> Result<(), KvmError> {
+        // What the kernel has of the guest is old, and must neither take the interrupt nor sleep:
+        // on its way to a guest that runs the timer comes to this processor.
+        let closed = kvm_regs { rflags: rflags::FIXED, ..Default::default() };
+        self.fd.set_regs(&closed).map_err(KvmError::of("KVM_SET_REGS"))?;
+        if self.cpu.state.activity != Activity::WaitForSipi {
+            registers::put_activity(&self.fd, Activity::Active)?;
+        }
+        self.finish()?;
+        // A processor's timers run in their order: behind this one the other has.
+        std::thread::sleep(Duration::from_nanos(1));
+        self.finish()
     }
 
     fn apic_page(&self) -> Result<kvm_lapic_state, KvmError> {
@@ -189,10 +250,26 @@ mod tests {
 
     #[test]
     fn a_count_that_has_run_down_is_none() {
-        let initial = |image| register(&page(&image), INITIAL_COUNT);
-        assert_eq!(initial(image(0x31, 500, 20)), 500);
-        assert_eq!(initial(image(0x31, 500, 0)), 0);
-        assert_eq!(initial(image(1 << 17 | 0x31, 500, 0)), 500);
+        let initial = |image| {
+            let (mut page, kept) = page(&image);
+            let there = register(&page, INITIAL_COUNT);
+            kept.restore(&mut page);
+            (there, register(&page, INITIAL_COUNT))
+        };
+        assert_eq!(initial(image(0x31, 500, 20)), (500, 500));
+        assert_eq!(initial(image(0x31, 500, 0)), (0, 500));
+        assert_eq!(initial(image(1 << 17 | 0x31, 500, 0)), (500, 500));
+    }
+
+    #[test]
+    fn a_task_priority_that_the_guest_changed_is_the_guests() {
+        let kept = Kept { task_priority: 0x45, ..Kept::default() };
+        for (there, back) in [(0x40, 0x45), (0x45, 0x45), (0x50, 0x50), (0x43, 0x43), (0, 0)] {
+            let mut page = kvm_lapic_state::default();
+            set_register(&mut page, TPR, there);
+            kept.restore(&mut page);
+            assert_eq!(register(&page, TPR), back);
+        }
     }
 
     #[test]
@@ -204,5 +281,9 @@ mod tests {
         assert!(may_have_just_expired(&page));
         set_register(&mut page, IRR + 1, 1 << 0x11);
         assert!(is_requested(&page, 0x31) && !may_have_just_expired(&page));
+        set_register(&mut page, LVT_TIMER, 1 << 17 | 0x32);
+        assert!(may_have_just_expired(&page));
+        set_register(&mut page, LVT_TIMER, MASKED | 0x32);
+        assert!(!may_have_just_expired(&page));
     }
 }

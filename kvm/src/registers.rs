@@ -187,8 +187,8 @@ pub(crate) fn fetch_activity(fd: &VcpuFd, state: &mut State) -> Result<(), KvmEr
     Ok(())
 }
 
-pub(crate) fn put_activity(fd: &VcpuFd, state: &State) -> Result<(), KvmError> {
-    let mp_state = match state.activity {
+pub(crate) fn put_activity(fd: &VcpuFd, activity: Activity) -> Result<(), KvmError> {
+    let mp_state = match activity {
         Activity::Halted => KVM_MP_STATE_HALTED,
         Activity::WaitForSipi => KVM_MP_STATE_INIT_RECEIVED,
         Activity::Active | Activity::Shutdown => KVM_MP_STATE_RUNNABLE,
@@ -238,8 +238,8 @@ pub(crate) fn fetch_events(
         _ => InterruptShadow::MovSs,
     };
     state.nmi_blocked = from.nmi.masked != 0;
-    // One that is being delivered is delivered again from its beginning.
-    state.nmis_pending = from.nmi.pending.max(from.nmi.injected).min(2);
+    // One that is being delivered is delivered again from its beginning; others wait beside it.
+    state.nmis_pending = from.nmi.pending.saturating_add(from.nmi.injected).min(2);
     if from.nmi.injected != 0 {
         state.nmi_blocked = false;
     }

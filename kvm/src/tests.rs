@@ -3,6 +3,7 @@
 
 mod debugging;
 mod doorbells;
+mod apics;
 mod states;
 
 use std::io::Write;

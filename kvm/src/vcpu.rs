@@ -25,6 +25,7 @@ use memory::Width;
 
 use crate::debugging::Placed;
 use crate::kick::Kick;
+use crate::lapic::Kept;
 use crate::msrs::Shared;
 use crate::registers::{self, Undelivered};
 use crate::run_page::RunPage;
@@ -58,8 +59,12 @@ pub struct KvmCpu {
     pub(crate) is_inside: bool,
     /// The kernel's local APIC has the registers of the machine's.
     pub(crate) has_apic: bool,
+    /// What it cannot hold of them.
+    pub(crate) kept: Kept,
     /// NMIs that wait in the kernel, whose local APICs may have added to them.
     kernel_nmis: Option<u8>,
+    /// NMIs that wait in a kernel that has not run the guest since it was told of them.
+    untouched_nmis: u8,
     /// The last exit is finished by the next KVM_RUN.
     is_unfinished: bool,
     /// The guest, whose state the kernel has, is in HLT, and the kernel does not know.
@@ -97,7 +102,9 @@ impl KvmCpu {
             kick,
             is_inside: false,
             has_apic: false,
+            kept: Kept::default(),
             kernel_nmis: None,
+            untouched_nmis: 0,
             is_unfinished: false,
             is_halted: false,
             has_old_translations: false,
@@ -276,6 +283,7 @@ impl KvmCpu {
             return Ok(());
         }
         self.is_unfinished = false;
+        self.untouched_nmis = 0;
         self.statistics.entries += 1;
         self.take_apic();
         match outcome.map_err(|error| error.errno()) {
@@ -505,6 +513,8 @@ impl KvmCpu {
         // What #DB has to say gets there with the events.
         registers::fetch_debug(&self.fd, &mut state)?;
         self.kernel_nmis = self.has_apic.then_some(nmis);
+        // Old kernels say that some wait, and not how many.
+        state.nmis_pending = state.nmis_pending.max(std::mem::take(&mut self.untouched_nmis));
         self.is_inside = false;
         self.take_apic();
         self.cpu.set_state(state);
@@ -542,8 +552,9 @@ impl KvmCpu {
         self.msrs.put(&self.fd, &mut self.cpu.state, now)?;
         self.put_tsc()?;
         registers::put_events(&self.fd, &self.cpu.state, self.kernel_nmis)?;
+        self.untouched_nmis = self.cpu.state.nmis_pending;
         if self.has_apic {
-            registers::put_activity(&self.fd, &self.cpu.state)?;
+            registers::put_activity(&self.fd, self.cpu.state.activity)?;
         }
         self.is_inside = true;
         // What the page says of the guest is of before.

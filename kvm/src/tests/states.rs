@@ -146,7 +146,7 @@ fn canonical(random: &mut Random) -> u64 {
 }
 
 /// `state`, of long mode, with everything changed that may be anything in each mode.
-fn shaken(mut state: State, features: u64, random: &mut Random) -> State {
+pub(super) fn shaken(mut state: State, features: u64, random: &mut Random) -> State {
     state.gpr = std::array::from_fn(|_| random.operand());
     state.rip = canonical(random);
     let fixed = rflags::FIXED | rflags::VM | rflags::TF;
@@ -168,8 +168,8 @@ fn shaken(mut state: State, features: u64, random: &mut Random) -> State {
     state.shadow =
         random.pick(&[InterruptShadow::None, InterruptShadow::Sti, InterruptShadow::MovSs]);
     state.nmi_blocked = random.chance(30);
-    // Two may wait where none is blocked, but of that old kernels only tell that some do.
-    state.nmis_pending = u8::from(random.chance(30));
+    // Two may wait where none is blocked.
+    state.nmis_pending = random.pick(&[0, 0, 1, if state.nmi_blocked { 1 } else { 2 }]);
     state
 }
 
@@ -238,7 +238,7 @@ fn vectors(state: &mut State, features: u64, random: &mut Random) {
 }
 
 /// The state without what goes on by itself, or is nobody's outside of the kernel.
-fn comparable(state: &State) -> String {
+pub(super) fn comparable(state: &State) -> String {
     let mut state = state.clone();
     (state.fpu.fcs, state.fpu.fds) = (0, 0);
     // Which of the two shadows it is, AMD's processors do not say.
@@ -273,9 +273,14 @@ fn lost(cpu: &mut KvmCpu, state: &State, before: &State) -> Result<Vec<String>, 
     cpu.put()?;
     cpu.cpu_mut().state = before.clone();
     cpu.fetch()?;
-    let (expected, found) = (comparable(state), comparable(cpu.state()));
+    Ok(differences(state, cpu.state()))
+}
+
+/// What of `state` is something else in `found`.
+pub(super) fn differences(state: &State, found: &State) -> Vec<String> {
+    let (expected, found) = (comparable(state), comparable(found));
     let pairs = expected.lines().zip(found.lines()).filter(|(one, other)| one != other);
-    Ok(pairs.map(|(one, other)| format!("in {}, out {}", one.trim(), other.trim())).collect())
+    pairs.map(|(one, other)| format!("in {}, out {}", one.trim(), other.trim())).collect()
 }
 
 #[test]
