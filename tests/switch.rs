@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use firmware::guests::{ClocksReport, clocks};
+use firmware::guests::{ClocksReport, RelayReport, clocks, relay};
 
 /// What clocks may be apart.
 const TOLERANCE_NS: u64 = 2_000_000;
@@ -16,8 +16,12 @@ const CHANGES: u64 = 100;
 const MILLISECONDS: u32 = 6000;
 
 fn run(name: &str, milliseconds: u32, words: &[&str]) -> Output {
-    let rom = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("clocks-{name}.rom"));
-    fs::write(&rom, clocks(milliseconds)).unwrap();
+    run_image(&format!("clocks-{name}"), &clocks(milliseconds), words)
+}
+
+fn run_image(name: &str, image: &[u8], words: &[&str]) -> Output {
+    let rom = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.rom"));
+    fs::write(&rom, image).unwrap();
     Command::new(env!("CARGO_BIN_EXE_volvelle"))
         .args(["run", "--no-reboot", "--debug-exit", "--stats", "--bios"])
         .arg(&rom)
@@ -53,6 +57,19 @@ fn a_guest_does_not_notice_a_hundred_changes_of_engine() {
     for (name, cpus) in [("1", 1), ("2", 2)] {
         let words = ["--accel", "jit", "--switch-engines", "interp", "--switch-every", "20ms"];
         let output = check(name, cpus, MILLISECONDS, &words);
+        assert!(changes(&output) >= CHANGES, "{output:?}");
+    }
+}
+
+/// Each interrupt of another CPU and of a timer comes once.
+#[test]
+fn no_interrupt_is_lost_when_the_engine_is_changed() {
+    for (name, cpus) in [("relay-1", 1), ("relay-2", 2)] {
+        let words = ["--accel", "jit", "--switch-engines", "interp", "--switch-every", "10ms"];
+        let count = cpus.to_string();
+        let output = run_image(name, &relay(3000), &[&words[..], &["--cpus", &count]].concat());
+        let report = RelayReport::read(&String::from_utf8_lossy(&output.stdout));
+        assert_eq!(report.map(|report| report.check(cpus)), Some(Ok(())), "{output:?}");
         assert!(changes(&output) >= CHANGES, "{output:?}");
     }
 }

@@ -15,7 +15,19 @@ pub const ECHO: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/echo.rom"));
 const INTEGER_LOOP_64: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/integer_loop_64.rom"));
 const INTEGER_LOOP_16: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/integer_loop_16.rom"));
 
+/// Has COM1 raise a level-triggered interrupt at the I/O APIC, whose line stays up over two of its
+/// three EOIs, and once more. Prints what [`LEVEL_REPORT`] is, and ends as the integer loop does.
+pub const LEVEL: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/level.rom"));
+
+/// What [`LEVEL`] prints where each interrupt comes as often as it should.
+pub const LEVEL_REPORT: &str = "level interrupts 3 with remote IRR 0, then 4 with remote IRR 0";
+
+const RELAY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/relay.rom"));
+
 const CLOCKS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/clocks.rom"));
+
+/// The HPET's.
+const TICKS_A_MILLISECOND: u64 = 100_000;
 
 /// ROM offset of the number of iterations, or of the time (u64, little-endian).
 const PARAMETER: usize = 0xCFF8;
@@ -90,7 +102,6 @@ pub fn integer_loop_outcome(width: LoopWidth, iterations: u32) -> LoopOutcome {
 /// `milliseconds` of the HPET's time. It prints a line for each, which [`ClocksReport`] reads, and
 /// ends as the integer loop does. It needs KVM's clock.
 pub fn clocks(milliseconds: u32) -> Vec<u8> {
-    const TICKS_A_MILLISECOND: u64 = 100_000;
     with_parameter(CLOCKS, u64::from(milliseconds) * TICKS_A_MILLISECOND)
 }
 
@@ -184,5 +195,36 @@ impl ClocksReport {
             vector = vector.wrapping_add(checksum);
         }
         Self { iterations, checksum, vector, x87: iterations / BETWEEN_LOOKS, ..Self::default() }
+    }
+}
+
+/// A guest of one or two processors that sleep until the other's interrupt, then until a one-shot
+/// of their own timer, for `milliseconds` of the HPET's time. It prints a line, which
+/// [`RelayReport`] reads, and ends as the integer loop does. An interrupt that is lost stops it.
+pub fn relay(milliseconds: u32) -> Vec<u8> {
+    with_parameter(RELAY, u64::from(milliseconds) * TICKS_A_MILLISECOND)
+}
+
+/// What [`relay`] has counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayReport {
+    /// How often each processor was to get either interrupt.
+    pub rounds: u64,
+    /// How often it did: the interrupts of the other and the timer's, for each processor.
+    pub counts: Vec<u64>,
+}
+
+impl RelayReport {
+    /// The report in what the guest has printed.
+    pub fn read(console: &str) -> Option<Self> {
+        let line = console.lines().find_map(|line| line.strip_prefix("relay "))?;
+        let mut numbers = line.split_whitespace().filter_map(|word| word.parse().ok());
+        Some(Self { rounds: numbers.next()?, counts: numbers.collect() })
+    }
+
+    /// What is wrong with it for so many processors.
+    pub fn check(&self, cpus: usize) -> Result<(), String> {
+        let is_right = self.rounds != 0 && self.counts == vec![self.rounds; 2 * cpus];
+        if is_right { Ok(()) } else { Err(format!("interrupts too many or too few: {self:?}")) }
     }
 }

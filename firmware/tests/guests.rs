@@ -1,14 +1,14 @@
 //! The small guests as bytes and numbers.
 
 use firmware::guests::{
-    ECHO, IDLE, LoopOutcome, LoopWidth, TRIPLE_FAULT, integer_loop, integer_loop_outcome,
+    ECHO, IDLE, LEVEL, LoopOutcome, LoopWidth, TRIPLE_FAULT, integer_loop, integer_loop_outcome,
 };
 use iced_x86::{Code, Decoder, DecoderOptions};
 
 #[test]
 fn every_guest_is_a_rom_that_starts_at_the_reset_vector() {
     let loops = [integer_loop(LoopWidth::Bits16, 1), integer_loop(LoopWidth::Bits64, 1)];
-    for image in [IDLE, TRIPLE_FAULT, ECHO, loops[0].as_slice(), loops[1].as_slice()] {
+    for image in [IDLE, TRIPLE_FAULT, ECHO, LEVEL, loops[0].as_slice(), loops[1].as_slice()] {
         assert_eq!(image.len(), 0x1_0000);
         let jump = Decoder::new(16, &image[0xFFF0..], DecoderOptions::NONE).decode();
         assert_eq!(jump.code(), Code::Jmp_ptr1616);

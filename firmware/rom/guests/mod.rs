@@ -4,6 +4,8 @@ mod clocks;
 mod echo;
 mod idle;
 mod integer_loop;
+mod level;
+mod relay;
 
 use std::error::Error;
 
@@ -33,7 +35,7 @@ struct Guest {
     other: Option<Body>,
 }
 
-const GUESTS: [Guest; 6] = [
+const GUESTS: [Guest; 8] = [
     Guest { name: "integer_loop_64", real: nothing, long: integer_loop::run_64, other: None },
     Guest {
         name: "integer_loop_16",
@@ -45,6 +47,8 @@ const GUESTS: [Guest; 6] = [
     Guest { name: "triple_fault", real: nothing, long: triple_fault, other: None },
     Guest { name: "echo", real: nothing, long: echo::run, other: None },
     Guest { name: "clocks", real: nothing, long: clocks::run, other: Some(clocks::run_other) },
+    Guest { name: "level", real: nothing, long: level::run, other: None },
+    Guest { name: "relay", real: nothing, long: relay::run, other: Some(relay::run_other) },
 ];
 
 /// A guest's name and image.
