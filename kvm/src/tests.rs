@@ -1,9 +1,9 @@
 //! On a host with /dev/kvm: state that goes in comes out again, and small guests that do on KVM
 //! what they do on the interpreter. A host without it says that it skips.
 
+mod apics;
 mod debugging;
 mod doorbells;
-mod apics;
 mod states;
 
 use std::io::Write;

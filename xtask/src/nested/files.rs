@@ -7,9 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use firmware::guests::clocks;
+use firmware::guests::{clocks, relay};
 
-use super::{CLOCKS_MILLISECONDS, InThere, QEMU_IN_THERE};
+use super::{InThere, QEMU_IN_THERE, switching};
 use crate::bench::emulator::QEMU;
 use crate::child::{self, Output};
 use crate::guests::{File, Guests, Kernel};
@@ -136,7 +136,8 @@ fn guests_files(guests: &Guests) -> Result<Vec<File>> {
     files.push(File::program("kvm/vmlinuz", read(&guests.bzimage(Kernel::Cloud)?)?));
     files.push(File::program("kvm/vmlinux", read(&guests.vmlinux(Kernel::Cloud)?)?));
     files.push(File::program("kvm/initrd", read(&guests.initramfs()?)?));
-    files.push(File::program("kvm/clocks.rom", clocks(CLOCKS_MILLISECONDS)));
+    files.push(File::program("kvm/clocks.rom", clocks(switching::MILLISECONDS)));
+    files.push(File::program("kvm/relay.rom", relay(switching::MILLISECONDS)));
     files.push(File::data("kvm/guest.rom", firmware::IMAGE));
     Ok(files)
 }
