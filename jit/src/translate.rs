@@ -2,7 +2,7 @@
 
 use cpu::exception::Exception;
 use cpu::mmu::View;
-use iced_x86::{Code, Decoder, DecoderError, Instruction};
+use iced_x86::{Code, Decoder, DecoderError, Instruction, Mnemonic};
 
 use crate::cache::{ModeKey, NewBlock};
 use crate::emit::{Emitted, Emitter, Entry, Link, Surroundings};
@@ -185,12 +185,28 @@ impl StepDecoder<'_> {
             return Decoded::Outside;
         }
         let is_gated = is_gated(self.cpu, self.answers, &iced);
-        let step = plan::step(&self.target, iced, at, is_gated);
+        let mut step = plan::step(&self.target, iced, at, is_gated);
+        let is_sti = step.action == Action::SetInterruptFlag(true);
+        if is_sti && self.may_sleep_next() {
+            step.action = Action::Handler;
+        }
         if self.is_checked && !step.action.is_repeatable() {
             return Decoded::Outside;
         }
-        let is_end = is_gated || step.action.ends_block(step.row);
+        let is_end = is_gated || is_sti || step.action.ends_block(step.row);
         Decoded::Step { step, is_end }
+    }
+
+    /// True if the next instruction may be one that waits for interrupts. Behind STI it must have
+    /// the shadow: an interrupt that comes between the two ends the wait, and taken before it, it
+    /// would leave the CPU waiting for the next.
+    fn may_sleep_next(&mut self) -> bool {
+        let (ip, position) = (self.decoder.ip(), self.decoder.position());
+        let next = self.decoder.can_decode().then(|| self.decoder.decode().mnemonic());
+        self.jump(position, ip);
+        next.is_none_or(|next| {
+            matches!(next, Mnemonic::Hlt | Mnemonic::Mwait | Mnemonic::Mwaitx | Mnemonic::INVALID)
+        })
     }
 }
 

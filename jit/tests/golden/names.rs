@@ -116,7 +116,16 @@ pub fn find() -> Names {
     add("budget", 0, 8, entry("budget", |a| a.nop()).counting(), |host| {
         is_fixed(host) && host.mnemonic() == Mnemonic::Sub
     });
-    add("events", 0, 8, entry("sti", |a| a.sti()), loads_first_scratch);
+    add(
+        "events",
+        0,
+        8,
+        entry("sti", |a| {
+            a.sti()?;
+            a.nop()
+        }),
+        loads_first_scratch,
+    );
     add("system_flags", 0, 4, entry("popfq", |a| a.popfq()), |host| {
         is_fixed(host) && host.op0_register() == Register::R14D && host.mnemonic() == Mnemonic::Xor
     });

@@ -239,7 +239,14 @@ fn flag() -> Family {
             a.cld()
         }),
         entry("interrupts off", |a| a.cli()),
-        entry("interrupts on", |a| a.sti()),
+        entry("interrupts on", |a| {
+            a.sti()?;
+            a.nop()
+        }),
+        entry("interrupts on for a wait", |a| {
+            a.sti()?;
+            a.hlt()
+        }),
         entry("pushed", |a| a.pushfq()),
         entry("popped", |a| a.popfq()),
         entry("user pages closed", |a| a.clac()),
