@@ -23,7 +23,7 @@ mod timer_thread;
 mod tracing;
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Instant;
 
 use anyhow::{Context, Error, Result, bail};
@@ -103,6 +103,8 @@ pub(crate) struct Vm {
     engines: Engines,
     cpus: Vec<SharedCpu>,
     changes: Changes,
+    /// The changes that the command line asks for, once the machine runs.
+    timetable: OnceLock<Arc<Timetable>>,
     /// The machine as debuggers see it.
     machine: Arc<Machine>,
     profile: Option<Arc<Profile>>,
@@ -176,6 +178,7 @@ impl Vm {
             engines,
             cpus,
             changes: Changes::default(),
+            timetable: OnceLock::new(),
             machine,
             desk: Mutex::new(desk),
             _monitors: monitors,
@@ -228,7 +231,7 @@ impl Vm {
         signals::watch(&self.control)?;
         let plan = self.config.switch_plan.clone();
         let switcher = self.machine.board().switcher.clone();
-        let _timetable = Timetable::start(plan, switcher, &self.timers);
+        self.timetable.get_or_init(|| Timetable::start(plan, switcher, &self.timers));
         let outcome = match self.config.scheduler {
             Scheduler::Parallel => self.run_parallel(),
             Scheduler::Serial => self.run_serial(),
@@ -418,6 +421,13 @@ impl Vm {
 
     /// Moves all CPUs to the engine `to`.
     fn switch(&self, to: EngineKind) {
+        self.change_engine(to);
+        if let Some(timetable) = self.timetable.get() {
+            timetable.note_change(self.clock.now_ns());
+        }
+    }
+
+    fn change_engine(&self, to: EngineKind) {
         if self.first_cpu().is_some_and(|engine| engine.kind() == to) {
             return;
         }

@@ -76,7 +76,8 @@ impl Course {
     }
 }
 
-/// Changes the engine at the times of the command line.
+/// Changes the engine at the times of the command line. A cycle goes on when a change is done, for
+/// on a slow host it may take as long as what is to be between two, and guests are to go on too.
 pub(super) struct Timetable {
     switcher: Switcher,
     course: Mutex<(Course, Option<Timer>)>,
@@ -96,6 +97,17 @@ impl Timetable {
 
     fn lock(&self) -> MutexGuard<'_, (Course, Option<Timer>)> {
         self.course.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A change that was asked for, here or elsewhere, is done, or was refused.
+    pub(super) fn note_change(&self, now_ns: u64) {
+        if self.is_cycle() {
+            self.arm(now_ns);
+        }
+    }
+
+    fn is_cycle(&self) -> bool {
+        matches!(self.lock().0.plan, SwitchPlan::Every(_))
     }
 
     fn arm(&self, now_ns: u64) {
@@ -122,7 +134,9 @@ impl TimerTarget for Timetable {
         {
             log::error!("{error}");
         }
-        self.arm(now_ns);
+        if !self.is_cycle() {
+            self.arm(now_ns);
+        }
     }
 }
 
