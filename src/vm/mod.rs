@@ -139,10 +139,7 @@ impl Vm {
             .map_err(|error| with_remedy(error, config.memory_bytes))?;
         let pc = Arc::new(pc);
         backends.connect(&pc);
-        let slice = Arc::new(Slice::default());
-        if let TimeBase::Counted { ns_per_instruction } = config.time {
-            slice.ns_per_instruction.store(ns_per_instruction, Ordering::Relaxed);
-        }
+        let slice = slice(config.time);
         let platform = Arc::new(MachinePlatform {
             clock: Arc::clone(&clock),
             slice: Arc::clone(&slice),
@@ -539,6 +536,15 @@ fn pause(config: &Config, backends: &Backends, machine: &Machine) -> Result<()> 
     machine.set_halted(true);
     machine.board().control.request_debugger();
     Ok(())
+}
+
+/// The slice of a machine whose time is `time`.
+fn slice(time: TimeBase) -> Arc<Slice> {
+    let slice = Slice::default();
+    if let TimeBase::Counted { ns_per_instruction } = time {
+        slice.ns_per_instruction.store(ns_per_instruction, Ordering::Relaxed);
+    }
+    Arc::new(slice)
 }
 
 fn clock(time: TimeBase) -> Clock {
