@@ -64,12 +64,13 @@ pub struct Run {
 }
 
 const ONCE: &[Run] = &[Run { accel: None, trace: None }];
-/// An engine twice, and another one. A trace of everything would be no problem but for the time
-/// that the interpreter takes for it: most of the boot of CPU 0, and all that CPU 1 does.
+/// Each engine traced, and one twice without. A trace of everything would be no problem but for the
+/// time that the interpreter takes for it: most of the boot of CPU 0, and all that CPU 1 does.
 const REPEATED: &[Run] = &[
-    Run { accel: Some("interp"), trace: None },
     Run { accel: Some("interp"), trace: Some(TRACED) },
     Run { accel: Some("jit"), trace: Some(TRACED) },
+    Run { accel: Some("jit"), trace: None },
+    Run { accel: Some("jit"), trace: None },
 ];
 const COUNTED: &[&str] = &["--sched", "serial", "--clock", "icount", "--stats"];
 const TRACED: &str = "what=insn+int+io+cr+msr,to=400000000";
