@@ -89,7 +89,7 @@ fn symbols_breakpoints_conditions_and_variables() {
                 "$3 = 7",
                 // A debug register does not know what was there.
                 if accel == "kvm" {
-                    "met the watchpoint at 0x600"
+                    "at 0x600 was unknown, is 0x1f"
                 } else {
                     "at 0x600 was 0x1e, is 0x1f"
                 },

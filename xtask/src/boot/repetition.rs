@@ -38,7 +38,8 @@ impl Record {
     }
 
     /// Fails unless `other` has repeated this: the console and the counts. How long it took is the
-    /// host's affair, and digests are of blocks, which are an engine's own and end where a trace does.
+    /// host's affair, and digests are of blocks, which are an engine's own and end where a trace
+    /// does.
     fn compare(&self, other: &Self, cpus: u32) -> Result<()> {
         let has_digest = self.run == other.run;
         let [ours, theirs] = [self, other].map(|record| record.counts(has_digest));
