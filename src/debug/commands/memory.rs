@@ -176,22 +176,43 @@ fn sum(cpu: &mut Cpu, start: u64, bytes: &str) -> Result<String, String> {
     let count = parse::number(bytes).filter(|count| (1..=SUM_BYTES_MAX).contains(count));
     let count = count.ok_or_else(|| format!("sum: take 1 to {SUM_BYTES_MAX} bytes"))?;
     let mut sum = 0u16;
-    let mut chunk = vec![0; 4096];
-    let mut done = 0;
-    while done < count {
-        let length = (count - done).min(4096) as usize;
-        let part = chunk.get_mut(..length).unwrap_or_default();
-        let read = read_physical(cpu, start.wrapping_add(done), part);
-        done += read as u64;
-        if read < length {
-            let end = start.wrapping_add(done);
-            return Err(format!("sum: {end:#x}: nothing is there, or a device"));
-        }
-        for &byte in &*part {
-            sum = sum.rotate_right(1).wrapping_add(u16::from(byte));
-        }
-    }
+    let summed = each_piece(cpu, start, count, &read_physical, &mut |piece| {
+        sum =
+            piece.iter().fold(sum, |sum, &byte| sum.rotate_right(1).wrapping_add(u16::from(byte)));
+        Ok(())
+    });
+    summed.map_err(|error| format!("sum: {error}"))?;
     Ok(format!("{sum:05}\n"))
+}
+
+/// Bytes that are read at once.
+const PIECE: u64 = 64 << 10;
+
+/// Reads memory as far as it is there; how many bytes that are.
+pub(super) type Read = dyn Fn(&Cpu, u64, &mut [u8]) -> usize;
+
+/// Gives `take` the memory from `start` on, piece by piece. Where there is none, it ends.
+pub(super) fn each_piece(
+    cpu: &Cpu,
+    start: u64,
+    bytes: u64,
+    read: &Read,
+    take: &mut dyn FnMut(&[u8]) -> Result<(), String>,
+) -> Result<(), String> {
+    let mut buffer = vec![0; PIECE.min(bytes) as usize];
+    let mut done = 0;
+    while done < bytes {
+        let length = PIECE.min(bytes - done) as usize;
+        let piece = buffer.get_mut(..length).unwrap_or_default();
+        let count = read(cpu, start.wrapping_add(done), piece);
+        if count < length {
+            let end = start.wrapping_add(done).wrapping_add(count as u64);
+            return Err(format!("{end:#x}: nothing is there, or a device"));
+        }
+        take(piece)?;
+        done += length as u64;
+    }
+    Ok(())
 }
 
 /// Reads physical memory, page by page, as far as it is there; how many bytes that are.

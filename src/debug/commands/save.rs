@@ -3,9 +3,7 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 
-use cpu::Cpu;
-
-use super::memory::read_physical;
+use super::memory::{Read, each_piece, read_physical};
 use super::{Answer, Call, Command, reply};
 use crate::debug::parse;
 
@@ -22,15 +20,9 @@ pub(super) const COMMANDS: &[Command] = &[
         &[],
         "ADDRESS BYTES FILE",
         "write memory at a physical address to a file",
-        |call| save(call, &|cpu, at, out| read_physical(cpu, at, out)),
+        |call| save(call, &read_physical),
     ),
 ];
-
-/// Bytes that are read at once.
-const PIECE: u64 = 64 << 10;
-
-/// Reads memory as far as it is there; how many bytes that are.
-type Read = dyn Fn(&Cpu, u64, &mut [u8]) -> usize;
 
 fn save(call: &mut Call<'_>, read: &Read) -> Answer {
     let (address, rest) = super::word(call.arguments);
@@ -53,27 +45,4 @@ fn save(call: &mut Call<'_>, read: &Read) -> Answer {
         out.flush().map_err(failed)
     })??;
     reply("")
-}
-
-fn each_piece(
-    cpu: &Cpu,
-    start: u64,
-    bytes: u64,
-    read: &Read,
-    take: &mut dyn FnMut(&[u8]) -> Result<(), String>,
-) -> Result<(), String> {
-    let mut buffer = vec![0; PIECE.min(bytes) as usize];
-    let mut done = 0;
-    while done < bytes {
-        let length = PIECE.min(bytes - done) as usize;
-        let piece = buffer.get_mut(..length).unwrap_or_default();
-        let count = read(cpu, start.wrapping_add(done), piece);
-        if count < length {
-            let end = start.wrapping_add(done).wrapping_add(count as u64);
-            return Err(format!("{end:#x}: nothing is there, or a device"));
-        }
-        take(piece)?;
-        done += length as u64;
-    }
-    Ok(())
 }
