@@ -17,6 +17,15 @@ pub(crate) struct Known {
     beginnings: u32,
 }
 
+impl Known {
+    /// Where the number of its first `count` instructions is.
+    #[inline]
+    fn place(self, count: u32) -> Option<usize> {
+        let is_some = (1..=self.length).contains(&count);
+        is_some.then(|| self.beginnings as usize + count as usize - 1)
+    }
+}
+
 /// The numbers of a stream.
 #[derive(Default)]
 pub(crate) struct Numbers {
@@ -50,11 +59,8 @@ impl Numbers {
     /// The number of the first `count` instructions of `known`, if it has one.
     #[inline]
     pub(crate) fn beginning(&self, known: Known, count: u32) -> u32 {
-        if count == 0 || count > known.length {
-            return UNDEFINED;
-        }
-        let place = known.beginnings + (count - 1);
-        self.beginnings.get(place as usize).copied().unwrap_or(UNDEFINED)
+        let number = known.place(count).and_then(|place| self.beginnings.get(place));
+        number.copied().unwrap_or(UNDEFINED)
     }
 
     /// The number of `count` instructions of block `raw` from number `first` on, if it has one.
@@ -71,8 +77,8 @@ impl Numbers {
         let Some(known) = self.block(raw) else { return };
         if first != 0 {
             self.others.insert((raw, first, count), id);
-        } else if let Some(number) =
-            self.beginnings.get_mut((known.beginnings + count - 1) as usize)
+        } else if let Some(place) = known.place(count)
+            && let Some(number) = self.beginnings.get_mut(place)
         {
             *number = id;
         }
