@@ -13,6 +13,18 @@ use crate::child;
 
 /// What the guest's shell writes when it takes a line (`guests/profile.sh` puts it in `/root`).
 pub const PROMPT: &str = "/root # ";
+
+/// Fails unless `texts` are in what was said, in this order.
+pub fn check(said: &str, texts: &[&str]) -> Result<()> {
+    let mut rest = said;
+    for text in texts {
+        let (_, behind) = rest
+            .split_once(text)
+            .with_context(|| format!("no {text:?} where it is due in\n{said}"))?;
+        rest = behind;
+    }
+    Ok(())
+}
 /// How long the process may take to end once its guest has.
 const END_LIMIT: Duration = Duration::from_secs(120);
 

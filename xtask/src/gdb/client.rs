@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::boot::console::Console;
 use crate::child::{self, Output};
@@ -61,18 +61,6 @@ impl Gdb {
     pub fn transcript(&self) -> String {
         self.console.transcript()
     }
-}
-
-/// Compares what was said with texts that must be in it, in this order.
-pub fn check(said: &str, texts: &[&str]) -> Result<()> {
-    let mut rest = said;
-    for text in texts {
-        match rest.split_once(text) {
-            Some((_, behind)) => rest = behind,
-            None => bail!("no {text:?} where it belongs in\n{said}"),
-        }
-    }
-    Ok(())
 }
 
 /// Why no gdb can be driven here, if so.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::boot::console::Console;
+use crate::boot::console::{Console, check};
 use crate::boot::{keep_log, kernel_log, show_end};
 use crate::guests::{Guests, Kernel};
 use crate::linux;
@@ -132,13 +132,13 @@ impl Bench {
             Step::Attach => self.gdb = Some(Gdb::attach(&self.socket)?),
             Step::Gdb(line, texts) => {
                 let said = self.gdb()?.ask(line)?;
-                client::check(&said, texts).with_context(|| format!("gdb: {line}"))?;
+                check(&said, texts).with_context(|| format!("gdb: {line}"))?;
             }
             Step::Go(line) => self.gdb()?.tell(line)?,
-            Step::Stopped(texts) => client::check(&self.gdb()?.answer()?, texts)?,
+            Step::Stopped(texts) => check(&self.gdb()?.answer()?, texts)?,
             Step::Detach => {
                 let said = self.gdb()?.ask("detach")?;
-                client::check(&said, &["Detaching"])?;
+                check(&said, &["Detaching"])?;
                 self.said += &self.gdb.take().map(|gdb| gdb.transcript()).unwrap_or_default();
             }
             Step::Engine => self.change_to(self.engine)?,

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::InThere;
 use super::monitors::{Linux, Monitor};
-use crate::boot::console::{Console, PROMPT};
+use crate::boot::console::{Console, PROMPT, check};
 
 const GUEST: Linux = Linux { kernel: "/kvm/vmlinuz", cpus: 2, words: "" };
 const SOCKET: &str = "/tmp/linux.gdb";
@@ -116,17 +116,6 @@ fn session(console: &mut Console, commands: &[&str]) -> Result<String> {
         .map(|command| format!(" -ex '{command}'"))
         .collect();
     console.shell(&format!("timeout {SESSION_LIMIT} gdb -nx -batch{words} 2>&1"))
-}
-
-fn check(text: &str, parts: &[&str]) -> Result<()> {
-    let mut rest = text;
-    for part in parts {
-        let (_, behind) = rest
-            .split_once(part)
-            .with_context(|| format!("no {part:?} where it is due in\n{text}"))?;
-        rest = behind;
-    }
-    Ok(())
 }
 
 /// The first number that gdb printed.

@@ -28,8 +28,9 @@ pub fn command(console: &mut Console, in_there: &InThere) -> Result<()> {
 
 /// What is about KVM in `tests/gdb`, and what people do with gdb on every engine.
 pub fn gdb(console: &mut Console, in_there: &InThere) -> Result<()> {
-    // Not those of the built-in guest, `the_built_in_guest_is_stepped` and `of_two_cpus`: QEMU
-    // 10.0.2, the outer one, ends in them by a segmentation fault. Two CPUs are in `gdb_linux`.
+    // Not those of the built-in guest, `the_built_in_guest_is_stepped` and `of_two_cpus`: the outer
+    // QEMU, 10.0.2, does not live through them; in the first it ends by a segmentation fault. Two
+    // CPUs are in `gdb_linux`.
     const TESTS: [&str; 5] = [
         "kvm::",
         "symbols_breakpoints_conditions",
