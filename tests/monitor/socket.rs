@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 
 use crate::guest::{COUNTER, FIRST_NOP, SECOND_COUNTER, SECOND_TOP, TOP};
 use crate::packets::{ask, packet, reply};
@@ -236,11 +237,17 @@ fn what_is_piped_in_is_answered_in_order_up_to_the_end() {
     check(&text, &["paused"]);
 }
 
+/// A socket for gdb that is not there yet, and how the command line names it.
+fn gdb_socket(name: &str) -> (PathBuf, String) {
+    let socket = path(name);
+    let _ = std::fs::remove_file(&socket);
+    let place = format!("unix:{}", socket.display());
+    (socket, place)
+}
+
 #[test]
 fn gdb_and_the_monitor_agree_on_who_has_the_machine() {
-    let gdb = path("monitor-both.gdb");
-    let _ = std::fs::remove_file(&gdb);
-    let place = format!("unix:{}", gdb.display());
+    let (gdb, place) = gdb_socket("monitor-both.gdb");
     let machine = Machine::counting("both", "jit", &["--gdb", &place]);
     let mut user = machine.connect();
     let mut gdb = connect(&gdb);
@@ -269,9 +276,7 @@ fn gdb_and_the_monitor_agree_on_who_has_the_machine() {
 
 #[test]
 fn beside_gdb_in_non_stop_mode_the_monitor_stops_and_gdb_lets_go_on() {
-    let gdb = path("monitor-non-stop.gdb");
-    let _ = std::fs::remove_file(&gdb);
-    let place = format!("unix:{}", gdb.display());
+    let (gdb, place) = gdb_socket("monitor-non-stop.gdb");
     let machine = Machine::counting_twice("non-stop", "jit", &["--gdb", &place]);
     let mut user = machine.connect();
     await_counting(&mut user, SECOND_COUNTER);

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use cpu::Cpu;
 use cpu::engine::Vcpu;
 use cpu::recording::Wishes;
 use cpu::testing::CODE;
@@ -42,11 +43,25 @@ fn header() -> Header {
     }
 }
 
-/// The instructions that a trace tells.
-fn told(file: &Memory) -> usize {
+/// Has `cpu` tell a trace of `kinds` what it does.
+fn record(cpu: &mut Cpu, kinds: Kinds) -> (Memory, Recording) {
+    let file = Memory::default();
+    let writer = Writer::new(Box::new(file.clone()), &header(), None).expect("room");
+    let recording = Recording::start(writer, |error| panic!("{error}")).expect("a thread");
+    cpu.start_recording(recording.recorder(0), Wishes { kinds, ..Wishes::default() }, false);
+    (file, recording)
+}
+
+/// What a trace tells.
+fn items(file: &Memory) -> impl Iterator<Item = Item> {
     let bytes = file.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let records = Reader::new(Arc::new(bytes)).expect("a trace").merged();
-    let lengths = records.map(|record| match record.expect("whole").item {
+    records.map(|record| record.expect("whole").item)
+}
+
+/// The instructions that a trace tells.
+fn told(file: &Memory) -> usize {
+    let lengths = items(file).map(|item| match item {
         Item::Block(block) => block.len(),
         Item::Event(_) => 0,
     });
@@ -66,11 +81,7 @@ fn a_trace_that_the_translator_takes_over_is_told_by_its_code() {
     });
     bench.put_code_at(CODE, &program);
     let mut jit = translator(&bench, &Options::default());
-    let file = Memory::default();
-    let writer = Writer::new(Box::new(file.clone()), &header(), None).expect("room");
-    let mut recording = Recording::start(writer, |error| panic!("{error}")).expect("a thread");
-    let wishes = Wishes { kinds: Kinds::INSNS, ..Wishes::default() };
-    bench.cpu.start_recording(recording.recorder(0), wishes, false);
+    let (file, mut recording) = record(&mut bench.cpu, Kinds::INSNS);
     bench.cpu.run(1);
     jit.take_over(bench.cpu.hand_over());
     run(&mut jit);
@@ -83,9 +94,7 @@ fn a_trace_that_the_translator_takes_over_is_told_by_its_code() {
 
 /// The values that register `wanted` is told to have, one behind the other.
 fn values(file: &Memory, wanted: Register) -> Vec<Value> {
-    let bytes = file.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let records = Reader::new(Arc::new(bytes)).expect("a trace").merged();
-    let values = records.filter_map(|record| match record.expect("whole").item {
+    let values = items(file).filter_map(|item| match item {
         Item::Event(Event::Register { register, value }) if register == wanted => Some(value),
         _ => None,
     });
@@ -107,11 +116,7 @@ fn vector_and_x87_registers_are_told_as_instructions_change_them() {
     });
     bench.put_code_at(CODE, &program);
     let mut jit = translator(&bench, &Options::default());
-    let file = Memory::default();
-    let writer = Writer::new(Box::new(file.clone()), &header(), None).expect("room");
-    let mut recording = Recording::start(writer, |error| panic!("{error}")).expect("a thread");
-    let wishes = Wishes { kinds: Kinds::INSNS.with(Kinds::REGISTERS), ..Wishes::default() };
-    jit.cpu_mut().start_recording(recording.recorder(0), wishes, false);
+    let (file, mut recording) = record(jit.cpu_mut(), Kinds::INSNS.with(Kinds::REGISTERS));
     run(&mut jit);
     jit.cpu_mut().stop_recording();
     recording.finish();
@@ -144,11 +149,7 @@ fn a_trace_that_has_ended_leaves_nothing_in_the_code() {
         let bench = looping();
         let mut jit = translator(&bench, &options);
         let before = jit.state().clone();
-        let file = Memory::default();
-        let writer = Writer::new(Box::new(file.clone()), &header(), None).expect("room");
-        let mut recording = Recording::start(writer, |error| panic!("{error}")).expect("a thread");
-        let wishes = Wishes { kinds, ..Wishes::default() };
-        jit.cpu_mut().start_recording(recording.recorder(0), wishes, false);
+        let (_, mut recording) = record(jit.cpu_mut(), kinds);
         run(&mut jit);
         let traced = code(&jit);
         assert_eq!(traced.is_empty(), kinds.has(Kinds::REGISTERS));
