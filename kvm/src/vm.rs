@@ -80,8 +80,8 @@ pub struct KvmVm {
     cpus_max: usize,
     slots: Mutex<Slots>,
     doorbells: Mutex<Doorbells>,
-    space: OnceLock<Arc<PhysicalSpace>>,
-    ports: OnceLock<Arc<PortSpace>>,
+    /// The machine's memory and ports.
+    maps: OnceLock<(Arc<PhysicalSpace>, Arc<PortSpace>)>,
 }
 
 /// The frequency at which the time-stamp counter of guests runs. Only a CPU knows it, and CPUs are
@@ -174,8 +174,7 @@ impl KvmVm {
             cpus_max: kvm.get_max_vcpus(),
             slots: Mutex::default(),
             doorbells: Mutex::default(),
-            space: OnceLock::new(),
-            ports: OnceLock::new(),
+            maps: OnceLock::new(),
         }))
     }
 
@@ -187,8 +186,7 @@ impl KvmVm {
         ports: &Arc<PortSpace>,
     ) -> Result<VcpuFd, KvmError> {
         // All CPUs of a machine have the same.
-        self.space.get_or_init(|| Arc::clone(space));
-        self.ports.get_or_init(|| Arc::clone(ports));
+        self.maps.get_or_init(|| (Arc::clone(space), Arc::clone(ports)));
         if index as usize >= self.cpus_max {
             return Err(KvmError::CpusMax(self.cpus_max));
         }
@@ -268,18 +266,15 @@ impl KvmVm {
     /// changed. Where the processor walks them it knows nothing but what is in TLBs, and each CPU
     /// flushes its own; else it goes with all memory.
     pub(crate) fn forget_page_tables(&self) {
-        let Some(space) = self.space.get().filter(|_| !self.has_nested_paging) else { return };
+        let Some((space, _)) = self.maps.get().filter(|_| !self.has_nested_paging) else { return };
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.clear(&self.fd, space);
     }
 
     /// Tells the kernel what memory and which doorbells the guest has now, if that has changed.
     pub(crate) fn update_memory(&self) {
-        let Some((space, ports)) = self.space.get().zip(self.ports.get()) else { return };
-        {
-            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-            slots.update(&self.fd, space);
-        }
+        let Some((space, ports)) = self.maps.get() else { return };
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).update(&self.fd, space);
         let mut doorbells = self.doorbells.lock().unwrap_or_else(PoisonError::into_inner);
         doorbells.update(&self.fd, space, ports);
     }
