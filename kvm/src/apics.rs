@@ -16,21 +16,14 @@ use kvm_bindings::{
     KVM_X86_QUIRK_LINT0_REENABLED, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi,
     kvm_msi,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, VmFd};
 
+use crate::KvmError;
 use crate::kick::Kick;
-use crate::vm::{check_extensions, create_vcpu, create_vm, enable_cap};
-use crate::{KvmError, lapic};
+use crate::vm::enable_cap;
 
 /// Messages whose EOIs the kernel can be asked to report.
 const ROUTES: usize = 64;
-const NEEDED: [(Cap, &str); 5] = [
-    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
-    (Cap::X2ApicApi, "KVM_CAP_X2APIC_API"),
-    (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
-    (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
-    (Cap::MpState, "KVM_CAP_MP_STATE"),
-];
 
 /// Where an MSI is written to, and what of the address and the data says what.
 const MSI_ADDRESS: u32 = 0xfee0_0000;
@@ -95,32 +88,6 @@ pub(crate) fn enable(fd: &VmFd) -> Result<(), KvmError> {
     // LINT0 is masked behind INIT, as on every processor. An old kernel cannot be told.
     let _ = enable_cap(fd, KVM_CAP_DISABLE_QUIRKS, KVM_X86_QUIRK_LINT0_REENABLED.into());
     Ok(())
-}
-
-/// Whether this host's local APICs do what the engine needs of them, by trying it.
-pub(crate) fn check(kvm: &Kvm) -> Result<(), KvmError> {
-    const VECTOR: u8 = 0x55;
-    check_extensions(kvm, &NEEDED)?;
-    let vm = create_vm(kvm)?;
-    enable(&vm)?;
-    let cpu = create_vcpu(&vm, 0)?;
-    let get = || cpu.get_lapic().map_err(KvmError::of("KVM_GET_LAPIC"));
-    let mut page = get()?;
-    lapic::set_register(&mut page, lapic::SVR, lapic::SVR_ENABLED);
-    cpu.set_lapic(&page).map_err(KvmError::of("KVM_SET_LAPIC"))?;
-    let fixed =
-        Message { destination: 0, is_logical: false, delivery: 0, vector: VECTOR, is_level: false };
-    if !fixed.send(&vm) || !lapic::is_requested(&get()?, VECTOR) {
-        return Err(KvmError::Lacks("local APICs that show what is requested of them"));
-    }
-    Ok(())
-}
-
-/// Whether the kernel's local APICs can be had: says so if not.
-pub(crate) fn are_good(kvm: &Kvm) -> bool {
-    let Err(error) = check(kvm) else { return true };
-    log::info!(target: "kvm::apic", "local APICs are the machine's own: {error}");
-    false
 }
 
 /// Which CPUs of a machine may be in the guest.

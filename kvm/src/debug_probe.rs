@@ -3,17 +3,14 @@
 //! the guest runs past its breakpoints. A debugger that waits for ever is worse than one that is
 //! told.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
-use kvm_bindings::{KVM_EXIT_DEBUG, kvm_regs};
-use kvm_ioctls::VcpuFd;
-use memory::{GuestPhysical, PhysicalSpace, Ram, RegionKind};
+use kvm_bindings::KVM_EXIT_DEBUG;
 
 use crate::KvmError;
 use crate::debugging::{EXECUTE, Placed, Slot, WRITE};
-use crate::run_page::RunPage;
-use crate::slots::Slots;
-use crate::vm::{create_vcpu, create_vm, open};
+use crate::small_guest::{CODE, SmallGuest};
+use crate::vm::open;
 
 /// What debug registers stop at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,8 +21,6 @@ pub struct DebugRegisters {
     pub stop_at_data: bool,
 }
 
-const RAM_BYTES: u64 = 0x4000;
-const CODE: u64 = 0x1000;
 const DATA: u64 = 0x2000;
 /// Of real mode: `NOP; MOV [2000h], AL; NOP; OUT 80h, AL; HLT`.
 const PROGRAM: [u8; 8] = [0x90, 0xa2, 0x00, 0x20, 0x90, 0xe6, 0x80, 0xf4];
@@ -50,41 +45,11 @@ pub fn debug_registers() -> DebugRegisters {
 
 /// True if a guest stops for `slot`, and at `rip` as it should.
 fn stops(slot: Slot, rip: u64) -> Result<bool, KvmError> {
-    let kvm = open()?;
-    let ram = Ram::new(RAM_BYTES).map_err(|_| KvmError::Lacks("memory for a guest"))?;
-    ram.write_bytes(CODE, &PROGRAM);
-    let space = PhysicalSpace::new(Arc::new(ram));
-    space
-        .map(GuestPhysical(0), RAM_BYTES, RegionKind::Ram(0))
-        .map_err(|_| KvmError::Lacks("a place for a guest's memory"))?;
-    let vm = create_vm(&kvm)?;
-    Slots::default().update(&vm, &space);
-    let mut fd = create_vcpu(&vm, 0)?;
-    set_up(&fd)?;
-    Placed::new(&[slot], [0; 8]).put(&fd)?;
-    let page = RunPage::of(&mut fd);
-    run(&mut fd)?;
-    let found = fd.get_regs().map_err(KvmError::of("KVM_GET_REGS"))?.rip;
-    Ok(page.reason() == KVM_EXIT_DEBUG && found == rip)
-}
-
-/// Runs a few instructions of a guest that has no interrupts: it leaves by itself. A signal to this
-/// thread is no answer, and answers are kept.
-fn run(fd: &mut VcpuFd) -> Result<(), KvmError> {
-    loop {
-        match fd.run().map(drop) {
-            Err(error) if error.errno() == libc::EINTR => {}
-            outcome => return outcome.map_err(KvmError::of("KVM_RUN")),
-        }
-    }
-}
-
-fn set_up(fd: &VcpuFd) -> Result<(), KvmError> {
-    let mut sregs = fd.get_sregs().map_err(KvmError::of("KVM_GET_SREGS"))?;
-    (sregs.cs.base, sregs.cs.selector) = (0, 0);
-    fd.set_sregs(&sregs).map_err(KvmError::of("KVM_SET_SREGS"))?;
-    let regs = kvm_regs { rip: CODE, rflags: 2, ..Default::default() };
-    fd.set_regs(&regs).map_err(KvmError::of("KVM_SET_REGS"))
+    let mut guest = SmallGuest::new(&open()?, &[(CODE, &PROGRAM)], |_| Ok(()))?;
+    Placed::new(&[slot], [0; 8]).put(&guest.fd)?;
+    let reason = guest.run()?;
+    let found = guest.fd.get_regs().map_err(KvmError::of("KVM_GET_REGS"))?.rip;
+    Ok(reason == KVM_EXIT_DEBUG && found == rip)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use crate::{KvmCpu, KvmError, msrs, registers};
 /// Register numbers.
 const TPR: usize = 0x08;
 pub(crate) const SVR: usize = 0x0f;
+const ISR: usize = 0x10;
 const IRR: usize = 0x20;
 const LVT_TIMER: usize = 0x32;
 const LVT_LINT1: usize = 0x36;
@@ -56,7 +57,17 @@ pub(crate) fn set_register(page: &mut kvm_lapic_state, number: usize, value: u32
 
 /// True if interrupt `vector` waits.
 pub(crate) fn is_requested(page: &kvm_lapic_state, vector: u8) -> bool {
-    register(page, IRR + usize::from(vector >> 5)) >> (vector & 31) & 1 != 0
+    has_vector(page, IRR, vector)
+}
+
+/// True if interrupt `vector` was delivered and has not ended.
+pub(crate) fn is_in_service(page: &kvm_lapic_state, vector: u8) -> bool {
+    has_vector(page, ISR, vector)
+}
+
+/// Bit `vector` of the eight registers from `first` on.
+fn has_vector(page: &kvm_lapic_state, first: usize, vector: u8) -> bool {
+    register(page, first + usize::from(vector >> 5)) >> (vector & 31) & 1 != 0
 }
 
 fn has_deadline_mode(page: &kvm_lapic_state) -> bool {

@@ -12,6 +12,7 @@
 //!
 //! Source: Linux, Documentation/virt/kvm/api.rst.
 
+mod apic_probe;
 mod apics;
 mod calls;
 mod cpuid;
@@ -28,6 +29,7 @@ mod probe;
 mod registers;
 mod run_page;
 mod slots;
+mod small_guest;
 mod standstill;
 mod statistics;
 #[cfg(test)]

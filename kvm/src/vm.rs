@@ -12,7 +12,7 @@ use crate::cpuid::{self, Offer};
 use crate::doorbells::Doorbells;
 use crate::error::system;
 use crate::slots::Slots;
-use crate::{KvmError, Obstacle, msr_filter};
+use crate::{KvmError, Obstacle, apic_probe, msr_filter};
 
 /// The version of the interface.
 const API_VERSION: i32 = 12;
@@ -139,7 +139,7 @@ impl KvmVm {
         let kvm = open()?;
         check_extensions(&kvm, &NEEDED)?;
         let fd = create_vm(&kvm)?;
-        let has_apics = apics == Apics::Kernel && apics::are_good(&kvm);
+        let has_apics = apics == Apics::Kernel && apic_probe::are_good(&kvm);
         if has_apics {
             apics::enable(&fd)?;
         }
