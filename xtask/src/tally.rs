@@ -22,8 +22,9 @@ impl Tally {
     /// Adds up the summary lines of `cargo test` and `cargo nextest run` in a text.
     pub fn parse(text: &str) -> Self {
         let mut sum = Self::default();
-        for line in text.lines().map(str::trim_start) {
-            if line.starts_with("test result: ") || line.starts_with("Summary [") {
+        for line in text.lines() {
+            // What nextest repeats of a failed test's own runner is indented.
+            if line.starts_with("test result: ") || line.trim_start().starts_with("Summary [") {
                 sum += Self::parse_summary(line);
             }
         }
@@ -67,6 +68,12 @@ mod tests {
     fn nextest_counts_time_outs_as_failures() {
         check("     Summary [   0.5s] 12 tests run: 12 passed (2 slow), 1 skipped", 12, 0, 1);
         check("     Summary [  9.1s] 7/9 tests run: 4 passed, 2 failed, 1 timed out", 4, 3, 0);
+    }
+
+    #[test]
+    fn a_failure_that_nextest_shows_in_full_counts_once() {
+        let own = "    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured";
+        check(&format!("{own}\n     Summary [   0.5s] 3 tests run: 2 passed, 1 failed"), 2, 1, 0);
     }
 
     #[test]
