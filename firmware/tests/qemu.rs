@@ -12,6 +12,9 @@ use firmware::guests::{self, LoopWidth, integer_loop, integer_loop_outcome};
 use firmware::{IMAGE, deviations};
 
 const QEMU: &str = "qemu-system-x86_64";
+/// The version that the guest was seen to pass on; of 7.2 the TCG does not ask whether an address is
+/// canonical.
+const CANONICAL_SINCE: u32 = 10;
 /// Longest run; a guest takes a second or two on a host that has nothing else to do.
 const TIMEOUT_SECONDS: &str = "300";
 /// Options of the usual board.
@@ -25,9 +28,16 @@ struct Run {
     from_guest: BufReader<ChildStdout>,
 }
 
+/// The major version of the QEMU that is installed.
+fn version() -> Option<u32> {
+    let output = Command::new(QEMU).arg("--version").output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.split_once("version ")?.1.split('.').next()?.parse().ok()
+}
+
 /// Starts `image`; `None`, loudly, without QEMU.
 fn start(name: &str, image: &[u8], options: &[&str]) -> Option<Run> {
-    if Command::new(QEMU).arg("--version").output().is_err() {
+    if version().is_none() {
         eprintln!("SKIPPED: {name}: {QEMU} is not installed");
         return None;
     }
@@ -69,6 +79,9 @@ impl Run {
 
 #[test]
 fn the_built_in_guest_passes_on_both_boards_with_one_to_three_processors() {
+    if let Some(old) = version().filter(|&version| version < CANONICAL_SINCE) {
+        return eprintln!("SKIPPED: QEMU {old} takes addresses that are not canonical");
+    }
     for (machine, processors) in [("q35", 1), ("q35", 2), ("pc", 3)] {
         let smp = processors.to_string();
         let options = ["-M", machine, "-cpu", "max", "-smp", &smp];
