@@ -6,7 +6,6 @@
 pub mod forms;
 pub mod fuzz;
 pub mod random;
-pub mod shifts;
 pub mod special;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -15,13 +14,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use memory::{GuestPhysical, PhysicalSpace, PortSpace, Ram, RegionKind, Width};
 
 use crate::cpu::{Cpu, Environment};
-use crate::cpuid::{CpuModelError, CpuidMachine, CpuidPolicy};
+use crate::cpuid::{CpuModelError, CpuidMachine, CpuidPolicy, host};
 use crate::events::Events;
 use crate::exception::Exec;
 use crate::fpu::FpuState;
 use crate::interp::insn::Insn;
 use crate::platform::{Lapic, LinearTime, Platform};
 use crate::state::{Segment, TableRegister, attr, cr0, cr4, efer, gpr, rflags, seg};
+
+/// False on hosts, and so for guests, whose x87 unit notes operands at unmasked exceptions only.
+pub fn notes_x87_operands() -> bool {
+    host::x87_omissions() & host::FDP_EXCPTN_ONLY == 0
+}
 
 /// Bytes of RAM.
 pub const RAM_BYTES: u64 = 16 << 20;

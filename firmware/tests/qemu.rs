@@ -12,8 +12,8 @@ use firmware::guests::{self, LoopWidth, integer_loop, integer_loop_outcome};
 use firmware::{IMAGE, deviations};
 
 const QEMU: &str = "qemu-system-x86_64";
-/// The version that the guest was seen to pass on; of 7.2 the TCG does not ask whether an address is
-/// canonical.
+/// The version that the guest was seen to pass on; the TCG of 7.2 does not ask whether an address
+/// is canonical.
 const CANONICAL_SINCE: u32 = 10;
 /// Longest run; a guest takes a second or two on a host that has nothing else to do.
 const TIMEOUT_SECONDS: &str = "300";

@@ -13,7 +13,6 @@
 use cpu::engine::Vcpu;
 use cpu::fpu::{FSW_TOP, FpuState};
 use cpu::state::State;
-use iced_x86::Decoder;
 use memory::PAGE_SIZE;
 
 use crate::context::VIEWS;
@@ -67,7 +66,6 @@ impl Inner {
         self.settle_x87();
         let journal = self.journal.take().unwrap_or_default();
         let rip = before.rip;
-        let undefined = self.undefined_flags(rip, executed);
         let pointers = Pointers::of(&before.fpu);
         let mut translated = std::mem::replace(&mut self.cpu.state, before);
         self.cpu.mode_changed();
@@ -86,7 +84,7 @@ impl Inner {
         if exit == Exit::Signal {
             take_back_stopped(&mut translated.fpu, &self.cpu.state.fpu);
         }
-        let mut differences = compare(&translated, &self.cpu.state, undefined);
+        let mut differences = compare(&translated, &self.cpu.state);
         differences.extend(pointers.compare(&translated.fpu, &self.cpu.state.fpu));
         if done != executed {
             differences.push(format!("{executed} instructions, interpreted {done}"));
@@ -105,17 +103,6 @@ impl Inner {
             );
         }
         self.mode_is_stale();
-    }
-
-    /// The flags that some of the first `count` instructions from `rip` on leave undefined.
-    fn undefined_flags(&mut self, rip: u64, count: u64) -> u64 {
-        // A walk that sets accessed bits would change what is compared.
-        let bytes = self.cpu.peek_code(rip, (PAGE_SIZE - (rip & (PAGE_SIZE - 1))) as usize);
-        let (bits, options) = (self.cpu.mode.code_bits, self.cpu.decoder_options());
-        let decoder = Decoder::with_ip(bits, &bytes, rip, options);
-        let count = usize::try_from(count).unwrap_or(usize::MAX);
-        let rows = decoder.into_iter().take(count).map(|iced| decoder::row(iced.code()));
-        rows.fold(0, |flags, row| flags | u64::from(row.flags_undefined))
     }
 
     /// Puts a kept page back; what was there instead.
@@ -185,7 +172,7 @@ const NAMES: [&str; 16] = [
 ];
 
 /// What differs between the two states, in words.
-fn compare(translated: &State, interpreted: &State, undefined: u64) -> Vec<String> {
+fn compare(translated: &State, interpreted: &State) -> Vec<String> {
     let mut differences = Vec::new();
     let mut note = |name: &str, a: u64, b: u64| {
         if a != b {
@@ -196,7 +183,7 @@ fn compare(translated: &State, interpreted: &State, undefined: u64) -> Vec<Strin
         note(name, a, b);
     }
     note("rip", translated.rip, interpreted.rip);
-    note("rflags", translated.rflags & !undefined, interpreted.rflags & !undefined);
+    note("rflags", translated.rflags, interpreted.rflags);
     let (a, b) = (&translated.fpu, &interpreted.fpu);
     note("mxcsr", a.mxcsr.into(), b.mxcsr.into());
     note("fcw", a.fcw.into(), b.fcw.into());

@@ -80,6 +80,19 @@ pub(crate) fn vendor() -> Vendor {
     }
 }
 
+/// CPUID.(7,0).EBX: FDP is noted at unmasked exceptions only, and FCS and FDS never (SDM Vol. 1,
+/// "x87 FPU Instruction and Data (Operand) Pointers").
+pub(crate) const FDP_EXCPTN_ONLY: u32 = 1 << 6;
+pub(crate) const ZERO_FCS_FDS: u32 = 1 << 13;
+
+/// Which of the two are so of the host's x87 unit, and so of guests'.
+pub(crate) fn x87_omissions() -> u32 {
+    if __cpuid_count(0, 0).eax < 7 {
+        return 0;
+    }
+    __cpuid_count(7, 0).ebx & (FDP_EXCPTN_ONLY | ZERO_FCS_FDS)
+}
+
 /// The host's MAXPHYADDR.
 pub(super) fn physical_bits() -> u32 {
     if __cpuid_count(0x8000_0000, 0).eax < 0x8000_0008 {

@@ -5,7 +5,7 @@
 
 use decoder::{Feature as Instruction, Register, Vendor};
 
-use super::{CpuidPolicy, Feature, cache};
+use super::{CpuidPolicy, Feature, cache, host};
 use crate::state::cr4;
 use crate::xstate::XsaveComponent;
 
@@ -138,8 +138,9 @@ impl CpuidPolicy {
         const OSPKE: u32 = 1 << 4;
         let mut answer = self.all_bits(7, subleaf);
         if subleaf == 0 {
-            let [eax, _, ecx, _] = &mut answer;
+            let [eax, ebx, ecx, _] = &mut answer;
             *eax = 1;
+            *ebx |= host::x87_omissions();
             if view.cr4 & cr4::PKE != 0 {
                 *ecx |= OSPKE;
             }

@@ -5,11 +5,12 @@ use iced_x86::{Code, Mnemonic, Register};
 
 use crate::Cpu;
 use crate::exception::Exec;
-use crate::flags::{Word, sign_zero_parity};
+use crate::flags::Word;
 use crate::interp::dispatch::{Forms, Table};
 use crate::interp::insn::{Insn, NO_REGISTER, register_number};
 use crate::interp::shape::{Form, by_width, for_each_form};
-use crate::state::rflags::{AF, CF, OF, SF, STATUS, ZF};
+use crate::native::integer::{self, Outcome};
+use crate::state::rflags::{CF, ZF};
 
 /// What happens to the bit that CF gets.
 trait BitChange {
@@ -94,52 +95,56 @@ fn source<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec<T> {
     if insn.src == NO_REGISTER { cpu.load(&insn.mem) } else { Ok(cpu.reg(insn.src)) }
 }
 
-fn zeros_below<T: Word>(value: T) -> u32 {
-    value.to_u64().trailing_zeros().min(T::BITS)
-}
-
-fn zeros_above<T: Word>(value: T) -> u32 {
-    value.to_u64().leading_zeros() - (64 - T::BITS)
-}
+/// An instruction of the host on a destination and a source.
+type Two<T> = fn(T, T, u64) -> Outcome<T>;
 
 /// BSF and BSR of zero: ZF is set and the destination keeps its value, on both vendors' CPUs (a
-/// 32-bit destination keeps its upper half too). Other flags are undefined and stay.
-fn scan<T: Word>(cpu: &mut Cpu, insn: &Insn, find: fn(T) -> u32) -> Exec {
+/// 32-bit destination keeps its upper half too).
+fn scan<T: Word>(cpu: &mut Cpu, insn: &Insn, find: Two<T>) -> Exec {
     let value = source::<T>(cpu, insn)?;
-    if value == T::default() {
-        cpu.set_flags(ZF, ZF);
-    } else {
-        cpu.set_reg(insn.dst, T::from_u64(u64::from(find(value))));
-        cpu.set_flags(ZF, 0);
+    let (result, status) = find(T::default(), value, cpu.state.rflags);
+    if value != T::default() {
+        cpu.set_reg(insn.dst, result);
     }
+    cpu.set_status_flags(status);
     Ok(())
 }
 
 fn bsf<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    scan::<T>(cpu, insn, zeros_below)
+    scan::<T>(cpu, insn, integer::bsf)
 }
 
 fn bsr<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    scan::<T>(cpu, insn, |value| T::BITS - 1 - zeros_above(value))
+    scan::<T>(cpu, insn, integer::bsr)
 }
 
-/// TZCNT and LZCNT: CF for a zero source, ZF for a zero result. OF, undefined like the others,
-/// stays.
-fn count_zeros<T: Word>(cpu: &mut Cpu, insn: &Insn, count: fn(T) -> u32) -> Exec {
+/// TZCNT, LZCNT, BLSI, BLSMSK and BLSR: functions of the source alone.
+fn of_source<T: Word>(cpu: &mut Cpu, insn: &Insn, run: Two<T>) -> Exec {
     let value = source::<T>(cpu, insn)?;
-    let result = count(value);
-    cpu.set_reg(insn.dst, T::from_u64(u64::from(result)));
-    let carry = if value == T::default() { CF } else { 0 };
-    cpu.set_flags(STATUS & !OF, carry | if result == 0 { ZF } else { 0 });
+    let (result, status) = run(T::default(), value, cpu.state.rflags);
+    cpu.set_reg(insn.dst, result);
+    cpu.set_status_flags(status);
     Ok(())
 }
 
 fn tzcnt<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    count_zeros::<T>(cpu, insn, zeros_below)
+    of_source::<T>(cpu, insn, integer::tzcnt)
 }
 
 fn lzcnt<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    count_zeros::<T>(cpu, insn, zeros_above)
+    of_source::<T>(cpu, insn, integer::lzcnt)
+}
+
+fn blsi<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    of_source::<T>(cpu, insn, integer::blsi)
+}
+
+fn blsmsk<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    of_source::<T>(cpu, insn, integer::blsmsk)
+}
+
+fn blsr<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    of_source::<T>(cpu, insn, integer::blsr)
 }
 
 fn popcnt<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
@@ -173,63 +178,32 @@ fn third<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec<T> {
     }
 }
 
+/// Writes what an instruction of the host has made of two sources.
+fn of_two<T: Word>(cpu: &mut Cpu, insn: &Insn, outcome: Outcome<T>) -> Exec {
+    let (result, status) = outcome;
+    cpu.set_reg(insn.dst, result);
+    cpu.set_status_flags(status);
+    Ok(())
+}
+
 fn andn<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let b = third::<T>(cpu, insn)?;
-    let result = T::from_u64(!cpu.reg::<T>(insn.src).to_u64() & b.to_u64());
-    cpu.set_reg(insn.dst, result);
-    cpu.set_status_flags(sign_zero_parity(result));
-    Ok(())
+    let outcome = integer::andn(cpu.reg(insn.src), b, cpu.state.rflags);
+    of_two(cpu, insn, outcome)
 }
 
 fn bextr<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let value = source::<T>(cpu, insn)?.to_u64();
-    let control = cpu.reg::<T>(register_number(insn.iced.op2_register())).to_u64();
-    let (start, length) = (control as u8, (control >> 8) as u8);
-    let shifted = if start < 64 { value >> start } else { 0 };
-    let mask = if length < 64 { (1u64 << length) - 1 } else { u64::MAX };
-    let result = T::from_u64(shifted & mask);
-    cpu.set_reg(insn.dst, result);
-    // SF, PF and AF are undefined: Zen 3 has these.
-    cpu.set_status_flags(AF | sign_zero_parity(result) & !SF);
-    Ok(())
+    let value = source::<T>(cpu, insn)?;
+    let control = cpu.reg(register_number(insn.iced.op2_register()));
+    let outcome = integer::bextr(value, control, cpu.state.rflags);
+    of_two(cpu, insn, outcome)
 }
 
 fn bzhi<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let value = source::<T>(cpu, insn)?.to_u64();
-    let index = u32::from(cpu.reg::<u8>(register_number(insn.iced.op2_register())));
-    let is_all = index >= T::BITS;
-    let result = T::from_u64(if is_all { value } else { value & ((1 << index) - 1) });
-    cpu.set_reg(insn.dst, result);
-    cpu.set_status_flags(sign_zero_parity(result) | if is_all { CF } else { 0 });
-    Ok(())
-}
-
-/// BLSI, BLSMSK and BLSR: the lowest set bit, with CF about the source being zero.
-fn lowest_bit<T: Word>(
-    cpu: &mut Cpu,
-    insn: &Insn,
-    apply: fn(u64) -> u64,
-    carry_if_zero: bool,
-) -> Exec {
-    // VEX.vvvv is operand 0, the source operand 1.
     let value = source::<T>(cpu, insn)?;
-    let result = T::from_u64(apply(value.to_u64()));
-    cpu.set_reg(insn.dst, result);
-    let carry = if (value == T::default()) == carry_if_zero { CF } else { 0 };
-    cpu.set_status_flags(sign_zero_parity(result) | carry);
-    Ok(())
-}
-
-fn blsi<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    lowest_bit::<T>(cpu, insn, |value| value & value.wrapping_neg(), false)
-}
-
-fn blsmsk<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    lowest_bit::<T>(cpu, insn, |value| value ^ value.wrapping_sub(1), true)
-}
-
-fn blsr<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    lowest_bit::<T>(cpu, insn, |value| value & value.wrapping_sub(1), true)
+    let index = cpu.reg(register_number(insn.iced.op2_register()));
+    let outcome = integer::bzhi(value, index, cpu.state.rflags);
+    of_two(cpu, insn, outcome)
 }
 
 /// PDEP: the low bits of operand 1 go where the mask has ones.

@@ -1,5 +1,6 @@
 //! Near JMP, CALL and RET.
 
+use decoder::Vendor;
 use iced_x86::Code;
 
 use crate::Cpu;
@@ -23,12 +24,16 @@ fn jump_memory<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.branch_to(target.to_u64())
 }
 
-/// A fault of the stack comes before one of the target, but nothing is stored if the target is not
-/// allowed; rSP moves only if both succeed.
+/// A fault of the stack comes before one of the target. If the target is not allowed, the return
+/// address has been stored on Intel's processors and has not on AMD's; rSP moves only if both
+/// succeed.
 fn call<T: Word>(cpu: &mut Cpu, insn: &Insn, target: u64) -> Exec {
     let pointer = cpu.stack_pointer().wrapping_sub(T::BYTES) & cpu.stack_mask();
     if let Err(exception) = cpu.branch_to(target) {
-        cpu.check_access(seg::SS, pointer, T::BYTES, Access::Write)?;
+        match cpu.env.cpuid.vendor() {
+            Vendor::Intel => cpu.write(seg::SS, pointer, T::from_u64(insn.next_ip))?,
+            Vendor::Amd => cpu.check_access(seg::SS, pointer, T::BYTES, Access::Write)?,
+        }
         return Err(exception);
     }
     cpu.write(seg::SS, pointer, T::from_u64(insn.next_ip))?;

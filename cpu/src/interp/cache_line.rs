@@ -24,18 +24,19 @@ fn clzero(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.write_bytes(segment, address, &[0; 64])
 }
 
-/// MOVDIR64B: 64 bytes from the operand to ES:reg, which must be aligned.
+/// MOVDIR64B: 64 bytes from the operand to ES:reg, which must be aligned. The read comes first: it
+/// shows where both fault.
 fn movdir64b(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let register = insn.iced.op0_register();
     let mask = u64::MAX >> (64 - 8 * register.size() as u32);
     let target = cpu.state.gpr[usize::from(register_number(register) & 15)] & mask;
+    let mut line = [0; 64];
+    let offset = cpu.effective_address(&insn.mem);
+    cpu.read_bytes(usize::from(insn.mem.segment), offset, &mut line)?;
     let linear = cpu.linear(seg::ES, target, 64, Access::Write)?;
     if linear & 63 != 0 {
         return Err(Exception::GP0);
     }
-    let mut line = [0; 64];
-    let offset = cpu.effective_address(&insn.mem);
-    cpu.read_bytes(usize::from(insn.mem.segment), offset, &mut line)?;
     cpu.write_bytes(seg::ES, target, &line)
 }
 

@@ -1,5 +1,6 @@
 //! MUL, IMUL, DIV, IDIV, MULX, and the decimal AAM, AAD, AAA, AAS, DAA, DAS.
 
+use decoder::Vendor;
 use iced_x86::{Code, Mnemonic};
 
 use crate::Cpu;
@@ -8,8 +9,9 @@ use crate::flags::{self, Word, sign_zero_parity};
 use crate::interp::dispatch::{Forms, Table};
 use crate::interp::insn::{Insn, register_number};
 use crate::interp::shape::{Form, by_width, for_each_form};
+use crate::native::integer::{self, Outcome};
 use crate::state::gpr::{RAX, RDX};
-use crate::state::rflags::{AF, CF, OF, STATUS};
+use crate::state::rflags::{AF, CF, OF};
 
 const A: u8 = RAX as u8;
 const D: u8 = RDX as u8;
@@ -21,61 +23,40 @@ fn operand<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec<T> {
     if insn.dst == super::insn::NO_REGISTER { cpu.load(&insn.mem) } else { Ok(cpu.reg(insn.dst)) }
 }
 
-/// Writes a double-width product or dividend: AX for bytes, rDX:rAX otherwise.
-fn set_pair<T: Word>(cpu: &mut Cpu, low: T, high: T) {
+/// Writes a double-width product, or quotient and remainder, with the flags behind it: AX for
+/// bytes, rDX:rAX otherwise.
+fn set_pair<T: Word>(cpu: &mut Cpu, outcome: Outcome<(T, T)>) {
+    let ((low, high), status) = outcome;
     if T::BYTES == 1 {
         cpu.set_reg(A, (high.to_u64() << 8 | low.to_u64()) as u16);
     } else {
         cpu.set_reg(A, low);
         cpu.set_reg(D, high);
     }
+    cpu.set_status_flags(status);
 }
 
-/// AX for bytes, rDX:rAX otherwise, as 128 bits.
-fn pair<T: Word>(cpu: &Cpu) -> u128 {
-    if T::BYTES == 1 {
-        u128::from(cpu.reg::<u16>(A))
-    } else {
-        u128::from(cpu.reg::<T>(D).to_u64()) << T::BITS | u128::from(cpu.reg::<T>(A).to_u64())
-    }
-}
-
-/// CF and OF tell that the upper half matters; SF, ZF, AF and PF are undefined and stay, as AMD
-/// CPUs leave them.
-fn set_overflow(cpu: &mut Cpu, overflows: bool) {
-    cpu.set_flags(CF | OF, if overflows { CF | OF } else { 0 });
+/// AX for bytes, rDX:rAX otherwise, the low half first.
+fn pair<T: Word>(cpu: &Cpu) -> (T, T) {
+    (cpu.reg(A), cpu.reg(if T::BYTES == 1 { AH } else { D }))
 }
 
 fn mul<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let b = operand::<T>(cpu, insn)?;
-    let product = u128::from(cpu.reg::<T>(A).to_u64()) * u128::from(b.to_u64());
-    let high = T::from_u64((product >> T::BITS) as u64);
-    set_pair(cpu, T::from_u64(product as u64), high);
-    set_overflow(cpu, high != T::default());
+    set_pair(cpu, integer::mul(pair(cpu), b, cpu.state.rflags));
     Ok(())
-}
-
-fn signed<T: Word>(value: T) -> i128 {
-    i128::from(value.sign_extend() as i64)
-}
-
-/// True if a signed product does not fit in `T`.
-fn product_overflows<T: Word>(product: i128) -> bool {
-    product != signed(T::from_u64(product as u64))
 }
 
 fn imul_pair<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let b = operand::<T>(cpu, insn)?;
-    let product = signed(cpu.reg::<T>(A)) * signed(b);
-    set_pair(cpu, T::from_u64(product as u64), T::from_u64((product >> T::BITS) as u64));
-    set_overflow(cpu, product_overflows::<T>(product));
+    set_pair(cpu, integer::imul_pair(pair(cpu), b, cpu.state.rflags));
     Ok(())
 }
 
 fn imul_into<T: Word>(cpu: &mut Cpu, insn: &Insn, a: T, b: T) {
-    let product = signed(a) * signed(b);
-    cpu.set_reg(insn.dst, T::from_u64(product as u64));
-    set_overflow(cpu, product_overflows::<T>(product));
+    let (product, status) = integer::imul(a, b, cpu.state.rflags);
+    cpu.set_reg(insn.dst, product);
+    cpu.set_status_flags(status);
 }
 
 /// Operand 1: register or memory.
@@ -97,50 +78,40 @@ fn imul_three<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     Ok(())
 }
 
-/// The results of a division. All flags are undefined; Zen 3 keeps CF and OF and sets AF alone.
-fn set_quotient<T: Word>(cpu: &mut Cpu, quotient: T, remainder: T) {
-    set_pair(cpu, quotient, remainder);
-    cpu.set_flags(STATUS & !(CF | OF), AF);
-}
-
 fn div<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let divisor = operand::<T>(cpu, insn)?.to_u64();
-    if divisor == 0 {
-        return Err(Exception::DE);
-    }
+    let divisor = operand::<T>(cpu, insn)?;
     let dividend = pair::<T>(cpu);
-    // Almost every dividend fits 64 bits, for which the host has an instruction.
-    let (quotient, remainder) = match u64::try_from(dividend) {
-        Ok(dividend) => (u128::from(dividend / divisor), dividend % divisor),
-        Err(_) => (dividend / u128::from(divisor), (dividend % u128::from(divisor)) as u64),
-    };
-    if quotient > u128::from(T::MASK) {
+    // So the quotient does not fit, or there is none.
+    if dividend.1 >= divisor {
         return Err(Exception::DE);
     }
-    set_quotient(cpu, T::from_u64(quotient as u64), T::from_u64(remainder));
+    set_pair(cpu, integer::div(dividend, divisor, cpu.state.rflags));
     Ok(())
 }
 
-fn idiv<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let divisor = operand::<T>(cpu, insn)?.sign_extend() as i64;
-    let unused = 128 - 2 * T::BITS;
-    let dividend = (pair::<T>(cpu) << unused) as i128 >> unused;
-    // Of 64-bit values only a divisor of zero and -2^63 / -1 have no quotient: #DE in every width.
-    let (quotient, remainder) = match i64::try_from(dividend) {
-        Ok(dividend) => {
-            let quotient = dividend.checked_div(divisor).ok_or(Exception::DE)?;
-            (i128::from(quotient), dividend.wrapping_rem(divisor))
-        }
-        Err(_) => {
-            let divisor = i128::from(divisor);
-            let quotient = dividend.checked_div(divisor).ok_or(Exception::DE)?;
-            (quotient, dividend.wrapping_rem(divisor) as i64)
-        }
+/// True if the quotient of `dividend` by `divisor`, both signed, fits in `T`.
+fn has_quotient<T: Word>(dividend: (T, T), divisor: T) -> bool {
+    let (low, high) = (dividend.0.to_u64(), dividend.1.sign_extend() as i64);
+    let dividend = i128::from(high) << T::BITS | i128::from(low);
+    let divisor = divisor.sign_extend() as i64;
+    // Almost every dividend fits 64 bits, for which the host has an instruction. Of those only a
+    // divisor of zero and -2^63 / -1 have no quotient: #DE in every width.
+    let quotient = match i64::try_from(dividend) {
+        Ok(dividend) => dividend.checked_div(divisor).map(i128::from),
+        Err(_) => dividend.checked_div(i128::from(divisor)),
     };
-    if product_overflows::<T>(quotient) {
+    quotient.is_some_and(|quotient| {
+        quotient == i128::from(T::from_u64(quotient as u64).sign_extend() as i64)
+    })
+}
+
+fn idiv<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let divisor = operand::<T>(cpu, insn)?;
+    let dividend = pair::<T>(cpu);
+    if !has_quotient(dividend, divisor) {
         return Err(Exception::DE);
     }
-    set_quotient(cpu, T::from_u64(quotient as u64), T::from_u64(remainder as u64));
+    set_pair(cpu, integer::idiv(dividend, divisor, cpu.state.rflags));
     Ok(())
 }
 
@@ -184,14 +155,19 @@ fn aad(cpu: &mut Cpu, insn: &Insn) -> Exec {
 type Adjust<T> = fn(T, T, u64) -> (T, u64);
 
 /// AAA and AAS: `adjust` adds or subtracts 106h to AX. The undefined flags are that addition's, of
-/// 16 bits, on Zen 3.
+/// 16 bits, on AMD's processors, and those of AL on Intel's.
 fn ascii_adjust(cpu: &mut Cpu, adjust: Adjust<u16>) {
     let ax = cpu.reg::<u16>(A);
     let is_adjusted = ax & 0xf > 9 || cpu.flag(AF);
     let (ax, status) = adjust(ax, if is_adjusted { 0x106 } else { 0 }, 0);
-    cpu.set_reg(A, ax & 0xff0f);
+    let ax = ax & 0xff0f;
+    cpu.set_reg(A, ax);
     let carry = if is_adjusted { AF | CF } else { 0 };
-    cpu.set_status_flags(carry | status & !(AF | CF));
+    let open = match cpu.env.cpuid.vendor() {
+        Vendor::Amd => status & !(AF | CF),
+        Vendor::Intel => sign_zero_parity(ax as u8),
+    };
+    cpu.set_status_flags(carry | open);
 }
 
 fn aaa(cpu: &mut Cpu, _: &Insn) -> Exec {
@@ -205,7 +181,7 @@ fn aas(cpu: &mut Cpu, _: &Insn) -> Exec {
 }
 
 /// DAA and DAS: `adjust` adds or subtracts 6 and 60h. OF, which is undefined, is that of both
-/// steps as one.
+/// steps as one on AMD's processors, and clear on Intel's.
 fn decimal_adjust(cpu: &mut Cpu, adjust: Adjust<u8>, borrows: bool) {
     let old = cpu.reg::<u8>(A);
     let old_carry = cpu.flag(CF);
@@ -223,7 +199,11 @@ fn decimal_adjust(cpu: &mut Cpu, adjust: Adjust<u8>, borrows: bool) {
     }
     let (al, status) = adjust(old, change, 0);
     cpu.set_reg(A, al);
-    cpu.set_status_flags(carries | status & !(AF | CF));
+    let others = match cpu.env.cpuid.vendor() {
+        Vendor::Amd => AF | CF,
+        Vendor::Intel => AF | CF | OF,
+    };
+    cpu.set_status_flags(carries | status & !others);
 }
 
 fn daa(cpu: &mut Cpu, _: &Insn) -> Exec {

@@ -1,5 +1,6 @@
 //! Instructions that raise exceptions on purpose: BOUND and UD.
 
+use decoder::Vendor;
 use iced_x86::Mnemonic;
 
 use crate::Cpu;
@@ -13,9 +14,13 @@ use crate::interp::shape::{by_width, for_each_form};
 fn bound<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let segment = usize::from(insn.mem.segment);
     let offset = cpu.effective_address(&insn.mem);
-    let lower = cpu.read::<T>(segment, offset)?.sign_extend() as i64;
-    let upper = cpu.read::<T>(segment, offset.wrapping_add(T::BYTES))?.sign_extend() as i64;
     let index = cpu.reg::<T>(insn.dst).sign_extend() as i64;
+    let lower = cpu.read::<T>(segment, offset)?.sign_extend() as i64;
+    // It shows where the second bound cannot be read.
+    if index < lower && cpu.env.cpuid.vendor() == Vendor::Intel {
+        return Err(Exception::BR);
+    }
+    let upper = cpu.read::<T>(segment, offset.wrapping_add(T::BYTES))?.sign_extend() as i64;
     if index < lower || index > upper { Err(Exception::BR) } else { Ok(()) }
 }
 

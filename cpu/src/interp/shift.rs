@@ -4,38 +4,41 @@ use iced_x86::{Mnemonic, Register};
 
 use crate::Cpu;
 use crate::exception::Exec;
-use crate::flags::{self, Shifted, Word, masked_count};
+use crate::flags::{Word, masked_count};
 use crate::interp::dispatch::{Forms, Table};
 use crate::interp::insn::{Insn, register_number};
 use crate::interp::shape::{Form, by_width, for_each_form};
+use crate::native::integer::{self, Outcome};
 use crate::state::gpr::RCX;
-use crate::state::rflags::CF;
+use crate::state::rflags::STATUS;
 
 /// A shift of one operand. A count of zero changes neither operand nor flags.
 trait Shift {
-    fn apply<T: Word>(a: T, count: u32, carry: bool) -> Shifted<T>;
+    fn apply<T: Word>(a: T, count: u32, flags: u64) -> Outcome<T>;
 }
 
 macro_rules! shifts {
-    ($($name:ident |$a:ident, $count:ident, $carry:ident| $body:expr;)*) => {$(
+    ($($name:ident $function:ident)*) => {$(
         struct $name;
         impl Shift for $name {
             #[inline(always)]
-            fn apply<T: Word>($a: T, $count: u32, $carry: bool) -> Shifted<T> {
-                $body
+            fn apply<T: Word>(a: T, count: u32, flags: u64) -> Outcome<T> {
+                integer::$function(a, count, flags)
             }
         }
     )*};
 }
 
 shifts! {
-    Shl |a, count, _carry| flags::shl(a, count);
-    Shr |a, count, _carry| flags::shr(a, count);
-    Sar |a, count, _carry| flags::sar(a, count);
-    Rol |a, count, _carry| flags::rol(a, count);
-    Ror |a, count, _carry| flags::ror(a, count);
-    Rcl |a, count, carry| flags::rcl(a, count, carry);
-    Rcr |a, count, carry| flags::rcr(a, count, carry);
+    Shl shl
+    Shr shr
+    Sar sar
+    Rol rol
+    Ror ror
+    RolImmediate rol_immediate
+    RorImmediate ror_immediate
+    Rcl rcl
+    Rcr rcr
 }
 
 /// Where the count comes from.
@@ -65,24 +68,20 @@ fn register_form<S: Shift, C: Count, T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exe
         cpu.set_reg(insn.dst, value);
         return Ok(());
     }
-    let (result, mask, status) = S::apply(value, count, cpu.flag(CF));
+    let (result, status) = S::apply(value, count, cpu.state.rflags);
     cpu.set_reg(insn.dst, result);
-    cpu.set_flags(mask, status);
+    cpu.set_status_flags(status);
     Ok(())
 }
 
 fn memory_form<S: Shift, C: Count, T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let count = masked_count::<T>(C::count(cpu, insn));
-    let carry = cpu.flag(CF);
+    let flags = cpu.state.rflags;
     let offset = cpu.effective_address(&insn.mem);
-    let (mask, status) = cpu.modify(usize::from(insn.mem.segment), offset, false, |a: T| {
-        if count == 0 {
-            return (a, (0, 0));
-        }
-        let (result, mask, status) = S::apply(a, count, carry);
-        (result, (mask, status))
+    let status = cpu.modify(usize::from(insn.mem.segment), offset, false, |a: T| {
+        if count == 0 { (a, flags & STATUS) } else { S::apply(a, count, flags) }
     })?;
-    cpu.set_flags(mask, status);
+    cpu.set_status_flags(status);
     Ok(())
 }
 
@@ -100,20 +99,29 @@ fn forms<S: Shift>(form: &Form) -> Forms {
     }
 }
 
+/// ROL and ROR, which are `S` where a register is rotated by an immediate, and `M` elsewhere.
+fn rotations<S: Shift, M: Shift>(form: &Form) -> Forms {
+    let others = forms::<M>(form);
+    match form.has_immediate {
+        true => Forms { register: by_width!(form.width, register_form, S, Immediate), ..others },
+        false => others,
+    }
+}
+
 /// SHLD and SHRD.
 trait DoubleShift {
-    fn apply<T: Word>(a: T, fill: T, count: u32) -> Shifted<T>;
+    fn apply<T: Word>(a: T, fill: T, count: u32, flags: u64) -> Outcome<T>;
 }
 struct Shld;
 impl DoubleShift for Shld {
-    fn apply<T: Word>(a: T, fill: T, count: u32) -> Shifted<T> {
-        flags::shld(a, fill, count)
+    fn apply<T: Word>(a: T, fill: T, count: u32, flags: u64) -> Outcome<T> {
+        integer::shld(a, fill, count, flags)
     }
 }
 struct Shrd;
 impl DoubleShift for Shrd {
-    fn apply<T: Word>(a: T, fill: T, count: u32) -> Shifted<T> {
-        flags::shrd(a, fill, count)
+    fn apply<T: Word>(a: T, fill: T, count: u32, flags: u64) -> Outcome<T> {
+        integer::shrd(a, fill, count, flags)
     }
 }
 
@@ -130,24 +138,20 @@ fn double_register<S: DoubleShift, T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec 
         cpu.set_reg(insn.dst, value);
         return Ok(());
     }
-    let (result, mask, status) = S::apply(value, cpu.reg(insn.src), count);
+    let (result, status) = S::apply(value, cpu.reg(insn.src), count, cpu.state.rflags);
     cpu.set_reg(insn.dst, result);
-    cpu.set_flags(mask, status);
+    cpu.set_status_flags(status);
     Ok(())
 }
 
 fn double_memory<S: DoubleShift, T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let count = masked_count::<T>(double_count(cpu, insn));
-    let fill = cpu.reg::<T>(insn.src);
+    let (fill, flags) = (cpu.reg::<T>(insn.src), cpu.state.rflags);
     let offset = cpu.effective_address(&insn.mem);
-    let (mask, status) = cpu.modify(usize::from(insn.mem.segment), offset, false, |a: T| {
-        if count == 0 {
-            return (a, (0, 0));
-        }
-        let (result, mask, status) = S::apply(a, fill, count);
-        (result, (mask, status))
+    let status = cpu.modify(usize::from(insn.mem.segment), offset, false, |a: T| {
+        if count == 0 { (a, flags & STATUS) } else { S::apply(a, fill, count, flags) }
     })?;
-    cpu.set_flags(mask, status);
+    cpu.set_status_flags(status);
     Ok(())
 }
 
@@ -183,7 +187,7 @@ impl FlaglessShift for Sarx {
 struct Rorx;
 impl FlaglessShift for Rorx {
     fn apply<T: Word>(a: T, count: u32) -> T {
-        if count == 0 { a } else { flags::ror(a, count).0 }
+        integer::ror(a, count, 0).0
     }
 }
 
@@ -221,8 +225,8 @@ pub(crate) fn register(table: &mut Table) {
             Mnemonic::Shl | Mnemonic::Sal => forms::<Shl>(form),
             Mnemonic::Shr => forms::<Shr>(form),
             Mnemonic::Sar => forms::<Sar>(form),
-            Mnemonic::Rol => forms::<Rol>(form),
-            Mnemonic::Ror => forms::<Ror>(form),
+            Mnemonic::Rol => rotations::<RolImmediate, Rol>(form),
+            Mnemonic::Ror => rotations::<RorImmediate, Ror>(form),
             Mnemonic::Rcl => forms::<Rcl>(form),
             Mnemonic::Rcr => forms::<Rcr>(form),
             Mnemonic::Shld => double_forms::<Shld>(form),

@@ -5,7 +5,7 @@
 //! time, REP CMPS and REP SCAS a [`WINDOW`]; everything else goes an element at a time. All go in
 //! bounded parts, so that interrupts and the instruction budget are seen.
 
-use decoder::MAX_INSTRUCTION_BYTES;
+use decoder::{MAX_INSTRUCTION_BYTES, Vendor};
 use iced_x86::{Code, OpKind};
 
 use memory::{PAGE_SIZE, Ram};
@@ -17,7 +17,7 @@ use crate::interp::dispatch::Table;
 use crate::interp::insn::{Handler, Insn};
 use crate::mmu::Access;
 use crate::state::gpr::{RAX, RCX, RDI, RDX, RSI};
-use crate::state::rflags::{DF, RF, TF, ZF};
+use crate::state::rflags::{DF, RF, STATUS, TF, ZF};
 use crate::state::seg;
 
 /// Elements of one part of a REP: the instruction is left and entered again behind it.
@@ -33,6 +33,9 @@ trait StringOp {
     const COMPARES: bool = false;
     /// It stores at ES:rDI.
     const STORES: bool = false;
+    /// The index registers whose upper halves a REP with 32-bit addresses clears on Intel's
+    /// processors, whatever the count.
+    const CLEARED: &'static [usize] = &[];
     /// One element.
     fn element<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec;
     /// As many as `limit` elements at once, if they can be done so; how many were.
@@ -126,6 +129,16 @@ impl Cpu {
         Some((source, target, limit.min(readable).min(reachable)))
     }
 
+    /// Clears the upper halves of the count, and of indices, that Intel's processors clear in a REP
+    /// with 32-bit addresses also if the count is 0 or the first element faults.
+    fn clear_unused_halves<S: StringOp>(&mut self, insn: &Insn) {
+        if insn.mem.address_size == 4 {
+            for &register in [RCX].iter().chain(S::CLEARED) {
+                self.set_index(insn, register, self.state.gpr[register]);
+            }
+        }
+    }
+
     /// Moves an index register up by `count` elements of `T`.
     fn advance<T: Word>(&mut self, insn: &Insn, register: usize, count: u64) {
         let value = self.index(insn, register).wrapping_add(count * T::BYTES);
@@ -179,6 +192,7 @@ fn index_mask(insn: &Insn) -> u64 {
 struct Movs;
 impl StringOp for Movs {
     const STORES: bool = true;
+    const CLEARED: &'static [usize] = &[RSI, RDI];
     #[inline(always)]
     fn element<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
         let from = cpu.index(insn, RSI);
@@ -210,6 +224,7 @@ impl StringOp for Movs {
 struct Stos;
 impl StringOp for Stos {
     const STORES: bool = true;
+    const CLEARED: &'static [usize] = &[RDI];
     #[inline(always)]
     fn element<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
         let to = cpu.index(insn, RDI);
@@ -365,6 +380,11 @@ fn execute<S: StringOp, T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     if !is_repe && !is_repne {
         return S::element::<T>(cpu, insn);
     }
+    let is_intel = cpu.env.cpuid.vendor() == Vendor::Intel;
+    if is_intel {
+        cpu.clear_unused_halves::<S>(insn);
+    }
+    let before = cpu.state.rflags;
     let own = Own::of::<S>(cpu, insn);
     let mut is_changed = false;
     let mut left = cpu.index(insn, RCX);
@@ -384,12 +404,14 @@ fn execute<S: StringOp, T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
             return Ok(());
         }
         let in_bulk = if cpu.flag(DF) { 0 } else { S::bulk::<T>(cpu, insn, left.min(part - done)) };
-        let count = if in_bulk == 0 {
-            S::element::<T>(cpu, insn)?;
-            1
-        } else {
-            in_bulk
-        };
+        if in_bulk == 0
+            && let Err(exception) = S::element::<T>(cpu, insn)
+        {
+            // Intel's processors show no flags of the elements before (SDM Vol. 2B, "REP").
+            cpu.set_flags(if S::COMPARES && is_intel { STATUS } else { 0 }, before);
+            return Err(exception);
+        }
+        let count = in_bulk.max(1);
         is_changed = own.as_ref().is_some_and(|own| own.is_changed::<T>(cpu, insn, count));
         left -= count;
         done += count;

@@ -7,7 +7,7 @@
 //! brings it through the guest's MMU into a scratch buffer and back, [`masked`] does so element by
 //! element where a mask suppresses faults, [`gather`] executes indexed forms in Rust altogether.
 //! [`x87`] adds the x87 image, pending exceptions and pointers; [`signal`] makes the host's
-//! exception the guest's.
+//! exception the guest's. [`integer`] runs what the manuals leave open of integer instructions.
 //!
 //! Invariants: registers are stored only when the instruction completed and its memory operand can
 //! be written; MXCSR, x87 unit and flags of the host are Rust's again behind every thunk; no host
@@ -16,6 +16,7 @@
 
 mod code_memory;
 mod gather;
+pub(crate) mod integer;
 mod masked;
 mod operand;
 #[cfg(any(test, feature = "testing"))]
@@ -31,6 +32,7 @@ use decoder::{Class, MemoryShape, Row, Unit};
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::Cpu;
+use crate::cpuid::host;
 use crate::exception::{Exception, Exec};
 use crate::interp::dispatch::undefined;
 use crate::interp::insn::{Handler, Insn, has_memory_operand};
@@ -62,7 +64,7 @@ impl HostUnits {
         Self {
             has_zmm: std::arch::is_x86_feature_detected!("avx512f"),
             has_wide_opmasks: std::arch::is_x86_feature_detected!("avx512bw"),
-            aligns_sha: crate::cpuid::host::vendor() != decoder::Vendor::Amd,
+            aligns_sha: host::vendor() != decoder::Vendor::Amd,
         }
     }
 }
@@ -76,17 +78,22 @@ pub(crate) struct PointerRules {
     pub(crate) are_always_saved: bool,
     /// False if CPUID says that FCS and FDS are deprecated: they are stored as zero.
     pub(crate) have_selectors: bool,
+    /// False if CPUID says that FDP is noted at unmasked exceptions only.
+    have_operands: bool,
 }
 
 impl PointerRules {
     fn detect() -> Self {
         let leaf = |leaf, subleaf| std::arch::x86_64::__cpuid_count(leaf, subleaf);
-        let vendor = leaf(0, 0);
-        let is_intel = vendor.ebx == u32::from_le_bytes(*b"Genu");
+        let is_intel = leaf(0, 0).ebx == u32::from_le_bytes(*b"Genu");
         let has_extended = leaf(0x8000_0000, 0).eax >= 0x8000_0008;
         let restores_pointers = has_extended && leaf(0x8000_0008, 0).ebx & 1 << 2 != 0;
-        let are_deprecated = vendor.eax >= 7 && leaf(7, 0).ebx & 1 << 13 != 0;
-        Self { are_always_saved: is_intel || restores_pointers, have_selectors: !are_deprecated }
+        let omissions = host::x87_omissions();
+        Self {
+            are_always_saved: is_intel || restores_pointers,
+            have_selectors: omissions & host::ZERO_FCS_FDS == 0,
+            have_operands: omissions & host::FDP_EXCPTN_ONLY == 0,
+        }
     }
 }
 

@@ -181,11 +181,13 @@ impl Cpu {
 
     /// FIP, FCS, FDP, FDS and FOP after a non-control instruction.
     fn note_pointers(&mut self, insn: &Insn, operand: Option<Operand>) {
+        let notes_operands = self.native.pointers.have_operands;
         let state = &mut self.state;
         state.fpu.fop = insn.imm as u16;
         state.fpu.fip = state.rip;
         state.fpu.fcs = state.segments[seg::CS].selector;
-        if let Some(operand) = operand {
+        let is_noted = notes_operands || state.fpu.fsw & FSW_ES != 0;
+        if let Some(operand) = operand.filter(|_| is_noted) {
             state.fpu.fdp = operand.offset;
             state.fpu.fds = state.segments[usize::from(insn.mem.segment) % 6].selector;
         }

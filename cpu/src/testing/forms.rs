@@ -1,6 +1,6 @@
 //! An instruction of any form, with what is free in it chosen by the caller.
 
-use decoder::Row;
+use decoder::{Row, Vendor};
 use iced_x86::{
     Encoder, EncodingKind, Instruction, MemoryOperand, Mnemonic, OpCodeOperandKind as K, OpKind,
     Register, RoundingControl,
@@ -25,6 +25,17 @@ pub trait Chooser {
     fn immediate(&mut self, bytes: u32) -> u64 {
         let _ = bytes;
         self.random().operand()
+    }
+}
+
+/// True if something decodes as `row` in code of `bits` bits on a processor of `vendor`. Near
+/// branches by 16 bits are AMD's alone in 64-bit mode, far ones by 64 Intel's.
+pub fn is_decoded(row: &Row, bits: u32, vendor: Vendor) -> bool {
+    let info = row.code.op_code();
+    match (bits, vendor) {
+        (64, Vendor::Intel) => info.intel_decoder64(),
+        (64, Vendor::Amd) => info.amd_decoder64(),
+        _ => true,
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::sync::LazyLock;
 
-use cpu::testing::{Bench, CODE};
+use cpu::testing::{Bench, CODE, forms};
+use decoder::{Row, Vendor};
 use iced_x86::{
     Code, Decoder, Encoder, Instruction, Mnemonic, OpCodeOperandKind as K, OpKind, Register,
 };
@@ -50,13 +51,21 @@ pub fn encode(
     Err(why)
 }
 
-/// Decodes as the bench does, whose vendor is the host's.
+/// The bench's vendor, which is the host's, and how it decodes.
+static DECODER: LazyLock<(Vendor, u32)> = LazyLock::new(|| {
+    let policy = &Bench::new().cpu.env.cpuid;
+    let vendor = policy.vendor();
+    (vendor, decoder::decoder_options(vendor, policy.features()))
+});
+
+/// True if something decodes as `row` in `mode`.
+pub fn is_decoded(mode: Mode, row: &Row) -> bool {
+    forms::is_decoded(row, mode.bits(), DECODER.0)
+}
+
+/// Decodes as the bench does.
 pub fn decode(mode: Mode, bytes: &[u8]) -> Instruction {
-    static OPTIONS: LazyLock<u32> = LazyLock::new(|| {
-        let policy = &Bench::new().cpu.env.cpuid;
-        decoder::decoder_options(policy.vendor(), policy.features())
-    });
-    Decoder::with_ip(mode.bits(), bytes, CODE, *OPTIONS).decode()
+    Decoder::with_ip(mode.bits(), bytes, CODE, DECODER.1).decode()
 }
 
 /// The sixteen registers of a width, in the encoding's order, then AH to BH for bytes.

@@ -6,6 +6,7 @@ use std::arch::x86_64::__cpuid_count;
 use decoder::{Class, Executor, Feature, Modes, Privilege, Register, Row, Unit};
 use iced_x86::{Mnemonic, OpCodeOperandKind as K};
 
+use crate::encode::is_decoded;
 use crate::state::Mode;
 
 /// Mnemonics that are left out, and why.
@@ -53,9 +54,9 @@ pub fn is_general(row: &Row) -> bool {
         && !matches!(row.class, Class::Random | Class::FarTransfer)
 }
 
-/// True if the host has the features of `row`.
-pub fn is_on_host(row: &Row) -> bool {
-    row.features.iter().all(host_has)
+/// True if the host has the features of `row`, and its vendor decodes it in `mode`.
+pub fn is_on_host(row: &Row, mode: Mode) -> bool {
+    is_decoded(mode, row) && row.features.iter().all(host_has)
 }
 
 fn host_has(feature: Feature) -> bool {

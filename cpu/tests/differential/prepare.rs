@@ -203,7 +203,7 @@ impl Preparation {
     }
 
     /// What random values seldom are: equal comparands, dividends whose quotient fits, bit offsets
-    /// that stay near, branch targets that exist, counts below the width.
+    /// that stay near, branch targets that exist, counts below the width, aligned lines.
     fn arrange(&mut self) {
         match self.instruction.mnemonic() {
             M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b => self.arrange_comparand(),
@@ -212,6 +212,7 @@ impl Preparation {
             M::Call | M::Jmp | M::Ret => self.arrange_branch_target(),
             M::Shld | M::Shrd => self.arrange_double_shift(),
             M::Bound => self.arrange_bounds(),
+            M::Movdir64b => self.arrange_line(),
             _ => {}
         }
     }
@@ -303,6 +304,17 @@ impl Preparation {
         if !self.addresses_with(RCX) && self.random.chance(50) {
             let count = self.random.below(20);
             self.set(RCX, count, 1);
+        }
+    }
+
+    /// Where 64 bytes go, whole lines most of the time.
+    fn arrange_line(&mut self) {
+        let register = self.instruction.op0_register();
+        let number = register.full_register().number();
+        let target = self.target(register.size() as u32);
+        let line = if self.random.chance(80) { target & !63 } else { target };
+        if !self.addresses_with(number) {
+            self.set(number, line, register.size() as u32);
         }
     }
 

@@ -129,22 +129,18 @@ impl Differences {
 /// What differs between the translator's outcome and the interpreter's. The count of instructions
 /// is compared if `is_counting`.
 pub fn differences(jit: &Outcome, interpreter: &Run, is_counting: bool) -> Vec<String> {
-    let Run { outcome, undefined, frame_flags, points, x87_pages } = interpreter;
+    let Run { outcome, points, x87_pages } = interpreter;
     let mut list = Differences::default();
     list.text("exit", &jit.exit, &outcome.exit);
     list.number("rip", jit.state.rip, outcome.state.rip);
-    list.number("rflags", jit.state.rflags & !undefined, outcome.state.rflags & !undefined);
+    list.number("rflags", jit.state.rflags, outcome.state.rflags);
     list.general(&jit.state.gpr, &outcome.state.gpr);
     list.state(&jit.state, &outcome.state);
     list.pointers(&jit.state.fpu, &outcome.state.fpu, points);
     if is_counting {
         list.number("retired", jit.retired, outcome.retired);
     }
-    let mut unknown = x87_pages.clone();
-    if let Some(at) = frame_flags.filter(|_| *undefined != 0) {
-        unknown.extend((at..).zip(undefined.to_le_bytes()));
-    }
-    list.memory(&without(&jit.contents, &unknown), &without(&outcome.contents, &unknown));
+    list.memory(&without(&jit.contents, x87_pages), &without(&outcome.contents, x87_pages));
     list.0
 }
 

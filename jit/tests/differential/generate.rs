@@ -177,8 +177,6 @@ struct Generator<'a> {
     pool: &'a Pool,
     world: &'a World,
     mode: Mode,
-    /// Flags that are undefined, if control fell through so far.
-    undefined: u32,
     /// Items whose aim is to be made one of the current part.
     loose: Vec<usize>,
     /// Items that call a subroutine.
@@ -245,7 +243,6 @@ impl<'a> Generator<'a> {
             pool,
             world,
             mode,
-            undefined: 0,
             loose: Vec::new(),
             calls: Vec::new(),
             subroutines: 0,
@@ -397,9 +394,6 @@ impl<'a> Generator<'a> {
             if is_gated && !self.random.chance(5) {
                 continue;
             }
-            if row.flags_read & self.undefined & rflags::STATUS as u32 != 0 {
-                self.define_flags();
-            }
             let prefix = self.prefix(&instruction);
             let has_ignored = !self.is_64() && self.random.chance(20);
             let ignored = if has_ignored { self.random.bits() as u8 } else { 0 };
@@ -479,23 +473,8 @@ impl<'a> Generator<'a> {
         self.push_aimed(instruction, Aim::Branch(target))
     }
 
-    /// All flags become defined.
-    fn define_flags(&mut self) {
-        let code = self.random.pick(&[Code::Cmp_rm32_r32, Code::Sub_rm32_r32, Code::Add_rm32_r32]);
-        let one = Register::EAX + self.random.below(4) as u32;
-        let other = Register::EAX + self.random.below(8) as u32;
-        self.push_with(Instruction::with2(code, one, other));
-    }
-
-    /// Takes over what an instruction does to registers and flags.
+    /// Takes over what an instruction does to registers.
     fn learn(&mut self, instruction: &Instruction) {
-        let row = decoder::row(instruction.code());
-        let is_logic = matches!(
-            instruction.mnemonic(),
-            Mnemonic::And | Mnemonic::Or | Mnemonic::Xor | Mnemonic::Test
-        );
-        self.undefined &= !row.flags_written;
-        self.undefined |= if is_logic { 0 } else { row.flags_undefined };
         let known = self.result(instruction);
         let written: Vec<u32> = self
             .info
@@ -520,6 +499,7 @@ impl<'a> Generator<'a> {
             knowledge.pointers |= u16::from(is_pointer) << number;
         }
         let moved = i64::from(instruction.stack_pointer_increment());
+        let row = decoder::row(instruction.code());
         if row.stack && !matches!(instruction.mnemonic(), Mnemonic::Leave | Mnemonic::Enter) {
             knowledge.known[RSP] = old_rsp.map(|rsp| rsp.wrapping_add_signed(moved));
         }
@@ -823,9 +803,6 @@ impl<'a> Generator<'a> {
         let codes = self.random.pick(&CODES);
         let width = usize::from(!self.is_64());
         let code = codes[width + if self.random.chance(50) { 0 } else { 2 }];
-        if decoder::row(code).flags_read & self.undefined != 0 {
-            self.define_flags();
-        }
         let item = self.push_branch(code, 0);
         self.loose.push(item);
     }

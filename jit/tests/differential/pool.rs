@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use cpu::Cpu;
+use cpu::testing::forms::is_decoded;
 use decoder::{Class, Executor, MemoryShape, Privilege, Row};
 use iced_x86::Mnemonic as M;
 
@@ -77,6 +78,7 @@ pub fn exists(row: &Row, cpu: &Cpu, mode: Mode) -> bool {
         && row.modes.contains(bits)
         && cpu.env.cpuid.features().contains_all(row.features)
         && row.code.op_code().is_instruction()
+        && is_decoded(row, mode.bits(), cpu.env.cpuid.vendor())
 }
 
 impl Pool {

@@ -133,9 +133,8 @@ fn run_in_parts(
             list.0.push(format!("goes on after {done} instructions"));
             return exit;
         };
-        let (rip, flags) = (jit.state().rip, jit.state().rflags & !point.undefined);
-        list.number("rip after a budget", rip, point.rip);
-        list.number("rflags after a budget", flags, point.rflags & !point.undefined);
+        list.number("rip after a budget", jit.state().rip, point.rip);
+        list.number("rflags after a budget", jit.state().rflags, point.rflags);
         list.general(&jit.state().gpr, &point.gpr);
         if !list.0.is_empty() {
             list.0.push(format!("(after {done} instructions, with a budget of {budget})"));
