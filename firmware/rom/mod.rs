@@ -8,6 +8,7 @@
 mod arithmetic;
 mod faults;
 pub mod guests;
+mod hypervisor;
 mod image;
 mod layout;
 mod local_apic;

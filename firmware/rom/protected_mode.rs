@@ -8,6 +8,7 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
+use crate::rom::hypervisor::{leave_on_tcg, skip_unless};
 use crate::rom::layout::{
     ALIAS_PAGE, ALIAS_PT32, CAUGHT_VECTOR, DEMO_FRAME, IDTR32, LONG_MODE, NOTHING_CAUGHT, PD32,
     PROTECTED_MODE, ROM_BASE, SMALL_SEGMENT, STACK_TOP, selector,
@@ -60,7 +61,7 @@ fn flat(s: &mut Stage) -> Emit {
 /// guest says so there, and fails elsewhere.
 fn segment_limit(s: &mut Stage) -> Emit {
     let step = Step::new(s, "segment limit");
-    let (mut checked, mut not_tcg) = (s.create_label(), s.create_label());
+    let mut checked = s.create_label();
     s.mov(eax, u32::from(selector::SMALL))?;
     s.mov(fs, ax)?;
     s.mov(byte_ptr(0xFF).fs(), 0x33)?;
@@ -69,24 +70,12 @@ fn segment_limit(s: &mut Stage) -> Emit {
     attempt(s, |s| s.mov(byte_ptr(0x100).fs(), 0x33))?;
     s.cmp(dword_ptr(CAUGHT_VECTOR), NOTHING_CAUGHT)?;
     s.jne(checked)?;
-    skip_unless_hypervisor(s, b"TCGT", not_tcg)?;
-    step.leave(s, "not checked: this is QEMU's TCG")?;
-    s.set_label(&mut not_tcg)?;
-    skip_unless_hypervisor(s, b"KVMK", step.failed)?;
-    step.leave(s, "not checked: this KVM is on QEMU's TCG")?;
+    leave_on_tcg(s, &step)?;
     s.set_label(&mut checked)?;
     let gp0 = Expected { vector: exception::GENERAL_PROTECTION, error: 0 };
     catch(s, &step, gp0, |s| s.mov(byte_ptr(0x100).fs(), 0x33))?;
     catch(s, &step, gp0, |s| s.mov(eax, dword_ptr(0xFD).fs()))?;
     step.passed(s, "byte FF of a 256-byte segment is in, byte 100 is #GP(0)")
-}
-
-/// Goes to `other` unless CPUID's hypervisor signature starts with `signature`. Changes EAX to EDX.
-fn skip_unless_hypervisor(s: &mut Stage, signature: &[u8; 4], other: CodeLabel) -> Emit {
-    s.mov(eax, 0x4000_0000)?;
-    s.cpuid()?;
-    s.cmp(ebx, u32::from_le_bytes(*signature))?;
-    s.jne(other)
 }
 
 /// Loading a segment register: absent is #NP, beyond the table #GP, both with the selector.
@@ -118,7 +107,7 @@ fn paging_32(s: &mut Stage) -> Emit {
     attempt(s, |s| set_paging(s, Paging::On))?;
     s.cmp(dword_ptr(CAUGHT_VECTOR), NOTHING_CAUGHT)?;
     s.je(enabled)?;
-    skip_unless_hypervisor(s, b"KVMK", step.failed)?;
+    skip_unless(s, b"KVMK", step.failed)?;
     step.leave(s, "not offered: this KVM pages in long mode only")?;
     s.set_label(&mut enabled)?;
     alias_page(s, &step)?;

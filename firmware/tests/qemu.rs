@@ -12,9 +12,12 @@ use firmware::guests::{self, LoopWidth, integer_loop, integer_loop_outcome};
 use firmware::{IMAGE, deviations};
 
 const QEMU: &str = "qemu-system-x86_64";
-/// The version that the guest was seen to pass on; the TCG of 7.2 does not ask whether an address
-/// is canonical.
-const CANONICAL_SINCE: u32 = 10;
+/// What the guest may say of TCG: no version checks limits of data segments, and 7.2 has the wrong
+/// error code for a vector beyond the IDT.
+const KNOWN: [&str; 2] = [
+    "[segment limit]: [segment limit] not checked: this is QEMU's TCG",
+    "[#GP]: [#GP] not checked: this is QEMU's TCG",
+];
 /// Longest run; a guest takes a second or two on a host that has nothing else to do.
 const TIMEOUT_SECONDS: &str = "300";
 /// Options of the usual board.
@@ -28,16 +31,9 @@ struct Run {
     from_guest: BufReader<ChildStdout>,
 }
 
-/// The major version of the QEMU that is installed.
-fn version() -> Option<u32> {
-    let output = Command::new(QEMU).arg("--version").output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.split_once("version ")?.1.split('.').next()?.parse().ok()
-}
-
 /// Starts `image`; `None`, loudly, without QEMU.
 fn start(name: &str, image: &[u8], options: &[&str]) -> Option<Run> {
-    if version().is_none() {
+    if Command::new(QEMU).arg("--version").output().is_err() {
         eprintln!("SKIPPED: {name}: {QEMU} is not installed");
         return None;
     }
@@ -79,16 +75,14 @@ impl Run {
 
 #[test]
 fn the_built_in_guest_passes_on_both_boards_with_one_to_three_processors() {
-    if let Some(old) = version().filter(|&version| version < CANONICAL_SINCE) {
-        return eprintln!("SKIPPED: QEMU {old} takes addresses that are not canonical");
-    }
     for (machine, processors) in [("q35", 1), ("q35", 2), ("pc", 3)] {
         let smp = processors.to_string();
         let options = ["-M", machine, "-cpu", "max", "-smp", &smp];
         let Some(run) = start("guest", IMAGE, &options) else { return };
         let (text, status) = run.end();
-        let known = ["[segment limit]: [segment limit] not checked: this is QEMU's TCG"];
-        assert_eq!(deviations(&text, processors), known, "{machine} {processors}:\n{text}");
+        let found = deviations(&text, processors);
+        let is_known = |line: &String| KNOWN.contains(&line.as_str());
+        assert!(found.iter().all(is_known), "{machine} {processors}: {found:?}:\n{text}");
         assert_eq!(status, Some(0), "ACPI power-off on {machine}");
     }
 }

@@ -102,10 +102,12 @@ const CASES: &[Case] = &[
 ];
 const BZIMAGE: Linux = Linux { kernel: "/kvm/vmlinuz", cpus: 1, words: "" };
 
-/// Where the built-in guest falls short on this KVM, and why it is not Volvelle that does: on QEMU
-/// it prints the same there.
-const BUILT_IN_DEVIATIONS: [&str; 1] =
-    ["[segment limit]: [segment limit] not checked: this KVM is on QEMU's TCG"];
+/// Where the built-in guest may fall short on this KVM, which hangs on the version of QEMU's TCG.
+/// It is not Volvelle that does: on QEMU it prints the same there.
+const BUILT_IN_DEVIATIONS: [&str; 2] = [
+    "[segment limit]: [segment limit] not checked: this KVM is on QEMU's TCG",
+    "[#GP]: [#GP] not checked: this KVM is on QEMU's TCG",
+];
 
 /// Runs all cases with a fresh release build. Returns the counts and what was skipped.
 pub fn suite() -> Result<(Tally, Vec<String>)> {
@@ -280,9 +282,12 @@ fn built_in(console: &mut Console, cpus: u32) -> Result<()> {
     };
     let (deviations, interpreted) = run(Monitor::Volvelle, "interp")?;
     ensure!(deviations.is_empty(), "on the interpreter: {}", deviations.join("\n  "));
+    let (on_qemu, _) = run(Monitor::Qemu, "kvm")?;
+    let is_known = |line: &String| BUILT_IN_DEVIATIONS.contains(&line.as_str());
+    ensure!(on_qemu.iter().all(is_known), "on QEMU: {}", on_qemu.join("\n  "));
     for accel in ["jit", "kvm"] {
         let (deviations, text) = run(Monitor::Volvelle, accel)?;
-        let allowed: &[&str] = if accel == "kvm" { &BUILT_IN_DEVIATIONS } else { &[] };
+        let allowed: &[String] = if accel == "kvm" { &on_qemu } else { &[] };
         ensure!(deviations == allowed, "on {accel}: {}", deviations.join("\n  "));
         let differs = |(one, other): &(&str, &str)| {
             one != other
@@ -293,7 +298,5 @@ fn built_in(console: &mut Console, cpus: u32) -> Result<()> {
         }
         ensure!(interpreted.lines().count() == text.lines().count(), "{accel} prints: {text}");
     }
-    let (deviations, _) = run(Monitor::Qemu, "kvm")?;
-    ensure!(deviations == BUILT_IN_DEVIATIONS, "on QEMU: {}", deviations.join("\n  "));
     Ok(())
 }
