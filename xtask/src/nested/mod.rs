@@ -10,6 +10,7 @@ mod beside_qemu;
 mod files;
 mod gdb_linux;
 mod monitors;
+mod peer;
 mod switching;
 mod test_binaries;
 mod tour;
@@ -20,10 +21,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Error, Result, bail, ensure};
 
-use crate::bench::emulator::{self, QEMU};
+use crate::bench::emulator::QEMU;
 use crate::boot;
 use crate::boot::console::{Console, PROMPT};
-use crate::child::{self, Output};
 use crate::guests::{File, Guests, Kernel};
 use crate::linux;
 use crate::tally::Tally;
@@ -34,9 +34,6 @@ use monitors::{Linux, Monitor};
 /// Everything, on a host that is busy.
 const LIMIT: Duration = Duration::from_secs(1800);
 
-/// Where QEMU comes from if it is not there, and how long that may take.
-const QEMU_PACKAGE: &str = "qemu-system-x86";
-const INSTALL_LIMIT: Duration = Duration::from_secs(600);
 /// Where it is in the first guest.
 const QEMU_IN_THERE: &str = "/kvm/qemu-system-x86_64";
 
@@ -117,8 +114,8 @@ pub fn suite() -> Result<(Tally, Vec<String>)> {
 /// Runs the cases that a person asked for.
 pub fn chosen(options: &Options) -> Result<(Tally, Vec<String>)> {
     let skipped = |reason: String| (Tally { skipped: 1, ..Tally::default() }, vec![reason]);
-    if emulator::qemu_version().is_err() && install_qemu().is_err() {
-        return Ok(skipped(format!("KVM under {QEMU}, which is not installed and cannot be")));
+    if let Err(error) = peer::ensure_installed() {
+        return Ok(skipped(format!("KVM under {QEMU}, which cannot be had: {error:#}")));
     }
     let guests = Guests::new();
     if let Err(error) = guests.download().and_then(|()| guests.kvm_modules().map(drop)) {
@@ -143,21 +140,6 @@ pub fn chosen(options: &Options) -> Result<(Tally, Vec<String>)> {
     let tally = run(&mut console, &in_there, options);
     boot::keep_log("nested-kvm", &console.transcript());
     Ok((tally, skips))
-}
-
-/// Has apt install QEMU, which takes root and a network.
-fn install_qemu() -> Result<()> {
-    let steps: [&[&str]; 2] = [
-        &["update", "--quiet"],
-        &["install", "--quiet", "--yes", "--no-install-recommends", QEMU_PACKAGE],
-    ];
-    for words in steps {
-        let mut command = Command::new("apt-get");
-        command.args(words).env("DEBIAN_FRONTEND", "noninteractive");
-        let finished = child::capture(&mut command, Output::Kept, INSTALL_LIMIT)?;
-        ensure!(finished.status.success(), "apt-get {words:?}: {}", finished.text);
-    }
-    emulator::qemu_version().map(drop)
 }
 
 fn qemu(guests: &Guests, packed: &[File]) -> Result<Command> {
