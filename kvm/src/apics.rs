@@ -12,18 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 
 use cpu::events::Doorbell;
 use kvm_bindings::{
-    KVM_CAP_DISABLE_QUIRKS, KVM_IRQ_ROUTING_MSI, KVM_X2APIC_API_USE_32BIT_IDS,
-    KVM_X86_QUIRK_LINT0_REENABLED, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_msi,
-    kvm_msi,
+    KVM_CAP_DISABLE_QUIRKS, KVM_X2APIC_API_USE_32BIT_IDS, KVM_X86_QUIRK_LINT0_REENABLED, kvm_msi,
 };
 use kvm_ioctls::{Cap, VmFd};
 
 use crate::KvmError;
 use crate::kick::Kick;
+use crate::routes;
 use crate::vm::enable_cap;
-
-/// Messages whose EOIs the kernel can be asked to report.
-const ROUTES: usize = 64;
 
 /// Where an MSI is written to, and what of the address and the data says what.
 const MSI_ADDRESS: u32 = 0xfee0_0000;
@@ -48,7 +44,7 @@ pub struct Message {
 impl Message {
     /// The address and the data as an MSI has them, with the destination's upper bits where
     /// KVM_X2APIC_API_USE_32BIT_IDS puts them.
-    fn msi(&self) -> (u32, u32, u32) {
+    pub(crate) fn msi(&self) -> (u32, u32, u32) {
         let logical = if self.is_logical { LOGICAL } else { 0 };
         let low = MSI_ADDRESS | (self.destination & 0xff) << 12 | logical;
         let level = if self.is_level { LEVEL_ASSERTED } else { 0 };
@@ -64,24 +60,9 @@ impl Message {
     }
 }
 
-/// Has the kernel report the ends of `messages`.
-pub(crate) fn await_ends(fd: &VmFd, messages: &[Message]) -> Result<(), KvmError> {
-    let entry = |(gsi, message): (u32, &Message)| {
-        let (address_lo, address_hi, data) = message.msi();
-        let mut entry =
-            kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
-        entry.u.msi = kvm_irq_routing_msi { address_lo, address_hi, data, ..Default::default() };
-        entry
-    };
-    let entries: Vec<_> = (0..).zip(messages).take(ROUTES).map(entry).collect();
-    let table = KvmIrqRouting::from_entries(&entries)
-        .map_err(|_| KvmError::Lacks("room for the routes of interrupts"))?;
-    fd.set_gsi_routing(&table).map_err(KvmError::of("KVM_SET_GSI_ROUTING"))
-}
-
 /// Has the virtual machine `fd`, which has no CPU yet, make them with local APICs.
 pub(crate) fn enable(fd: &VmFd) -> Result<(), KvmError> {
-    enable_cap(fd, Cap::SplitIrqchip as u32, ROUTES as u64)
+    enable_cap(fd, Cap::SplitIrqchip as u32, routes::ENDS.into())
         .map_err(KvmError::of("KVM_CAP_SPLIT_IRQCHIP"))?;
     enable_cap(fd, Cap::X2ApicApi as u32, KVM_X2APIC_API_USE_32BIT_IDS.into())
         .map_err(KvmError::of("KVM_CAP_X2APIC_API"))?;

@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_interrupt, kvm_ioeventfd,
+    kvm_irqfd,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 
@@ -16,6 +17,8 @@ use crate::KvmError;
 const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
 /// `_IOW(KVMIO, 0x79, struct kvm_ioeventfd)`.
 const KVM_IOEVENTFD: libc::c_ulong = 0x4040_ae79;
+/// `_IOW(KVMIO, 0x76, struct kvm_irqfd)`.
+const KVM_IRQFD: libc::c_ulong = 0x4020_ae76;
 /// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)`.
 const KVM_SET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee1;
 /// `_IOW(KVMIO, 0xe2, struct kvm_device_attr)`.
@@ -34,6 +37,16 @@ pub(crate) fn io_event(fd: &VmFd, wanted: &kvm_ioeventfd) -> io::Result<()> {
     // SAFETY: 1. the descriptor is a virtual machine's; 2. the kernel reads the structure that the
     // call is defined for, keeps no pointer, and holds the eventfd in it by itself.
     match unsafe { libc::ioctl(fd.as_raw_fd(), KVM_IOEVENTFD, &raw const *wanted) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Has the kernel send an interrupt when an eventfd is written, or not any more.
+pub(crate) fn irq_event(fd: &VmFd, wanted: &kvm_irqfd) -> io::Result<()> {
+    // SAFETY: 1. the descriptor is a virtual machine's; 2. the kernel reads the structure that the
+    // call is defined for, keeps no pointer, and holds the eventfd in it by itself.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), KVM_IRQFD, &raw const *wanted) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -1,9 +1,6 @@
 //! Doorbells that the kernel rings itself (KVM_IOEVENTFD): the guest is not left for them.
 //!
-//! The way back, an eventfd whose writes interrupt the guest (KVM_IRQFD), is not here. It pays
-//! where who writes is another process or the kernel (vhost, vfio), and there is none yet: a chip
-//! of ours sends an MSI by one call of the kernel's (KVM_SIGNAL_MSI), as it would write an eventfd.
-//! And a level-triggered one that is told of its end KVM refuses beside an I/O APIC of ours.
+//! The way back, an eventfd whose writes interrupt the guest (KVM_IRQFD), is in `routes`.
 //!
 //! Whatever the kernel does not take leaves the guest as any write to a device does, and the bus
 //! rings.

@@ -27,6 +27,7 @@ mod msr_filter;
 mod msrs;
 mod probe;
 mod registers;
+mod routes;
 mod run_page;
 mod slots;
 mod small_guest;

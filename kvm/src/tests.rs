@@ -4,6 +4,7 @@
 mod apics;
 mod debugging;
 mod doorbells;
+mod irqfds;
 mod states;
 
 use std::io::Write;

@@ -1,6 +1,7 @@
 //! A virtual machine of the kernel's.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_enable_cap};
@@ -11,6 +12,7 @@ use crate::apics::{self, Message, Traffic};
 use crate::cpuid::{self, Offer};
 use crate::doorbells::Doorbells;
 use crate::error::system;
+use crate::routes::Routes;
 use crate::slots::Slots;
 use crate::{KvmError, Obstacle, apic_probe, msr_filter};
 
@@ -80,6 +82,7 @@ pub struct KvmVm {
     cpus_max: usize,
     slots: Mutex<Slots>,
     doorbells: Mutex<Doorbells>,
+    routes: Mutex<Routes>,
     /// The machine's memory and ports.
     maps: OnceLock<(Arc<PhysicalSpace>, Arc<PortSpace>)>,
 }
@@ -174,6 +177,7 @@ impl KvmVm {
             cpus_max: kvm.get_max_vcpus(),
             slots: Mutex::default(),
             doorbells: Mutex::default(),
+            routes: Mutex::default(),
             maps: OnceLock::new(),
         }))
     }
@@ -252,9 +256,18 @@ impl KvmVm {
     /// From now on CPUs tell [`cpu::platform::LapicLending::broadcast_eoi`] of the ends of these
     /// messages' interrupts.
     pub fn await_ends(&self, messages: &[Message]) {
-        if let Err(error) = apics::await_ends(&self.fd, messages) {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = routes.await_ends(&self.fd, messages) {
             log::error!(target: "kvm::apic", "level-triggered interrupts will stick: {error}");
         }
+    }
+
+    /// From now on the kernel's local APICs get each of these messages when its eventfd is written,
+    /// and none else: what the others were written before this returns they have, or it is still in
+    /// their counts. Tells of each whether the kernel does it.
+    pub fn watch(&self, events: &[(Arc<OwnedFd>, Message)]) -> Vec<bool> {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        routes.watch(&self.fd, events)
     }
 
     /// True if guests can have the feature that CPUID shows in this bit.

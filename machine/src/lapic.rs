@@ -10,7 +10,7 @@
 //!
 //! Parts: `state` is the chip (registers and rules), `access` its registers as xAPIC and x2APIC
 //! show them, `timer` its timer, `image` its registers on their way, `local` the chip with its
-//! lock, clock and wires, `bus` the rest of the system.
+//! lock, clock and wires, `bus` the rest of the system, `interrupt_event` eventfds that interrupt.
 //!
 //! Lock order: an APIC's lock is a leaf. What an operation asks for is collected under it
 //! (`Effects`) and done after it is dropped.
@@ -26,8 +26,10 @@
 mod access;
 mod address;
 mod bus;
+mod event_reader;
 mod icr;
 mod image;
+mod interrupt_event;
 mod local;
 mod lvt;
 mod message;
@@ -40,11 +42,12 @@ mod vector_set;
 
 pub use bus::{ApicBus, LINT0_PIN, LINT1_PIN};
 pub use image::ApicImage;
+pub use interrupt_event::InterruptEvent;
 pub use local::{LocalApic, ResetKind};
 pub use lvt::LvtEntry;
 pub use message::{
     ApicBorrower, DeliveryMode, Destination, EoiSink, ExtIntSource, Message, MessageSink,
-    TriggerMode,
+    TriggerMode, WatchedEvent,
 };
 pub use snapshot::LapicSnapshot;
 use timer::Rates;

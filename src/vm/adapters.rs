@@ -13,7 +13,7 @@ use machine::clock::Clock;
 use machine::coprocessor_error::CoprocessorError;
 use machine::host_time::Scale;
 use machine::lapic::{
-    ApicBorrower, ApicImage, Destination, LocalApic, Message, ResetKind, TriggerMode,
+    ApicBorrower, ApicImage, Destination, LocalApic, Message, ResetKind, TriggerMode, WatchedEvent,
 };
 use memory::Width;
 
@@ -205,6 +205,11 @@ impl ApicBorrower for KernelApics {
     }
     fn await_ends(&self, messages: &[Message]) {
         self.0.await_ends(&messages.iter().copied().map(for_kernel).collect::<Vec<_>>());
+    }
+    fn watch(&self, events: &[WatchedEvent]) -> Vec<bool> {
+        let events = events.iter().cloned();
+        let events = events.map(|WatchedEvent { event, message }| (event, for_kernel(message)));
+        self.0.watch(&events.collect::<Vec<_>>())
     }
 }
 

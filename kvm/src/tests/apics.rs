@@ -163,16 +163,16 @@ impl LapicLending for Chip {
 }
 
 /// A CPU with one of the kernel's local APICs, and the chip that it borrows from.
-struct Rig {
-    bench: Bench,
-    cpu: KvmCpu,
-    vm: Arc<KvmVm>,
+pub(super) struct Rig {
+    pub(super) bench: Bench,
+    pub(super) cpu: KvmCpu,
+    pub(super) vm: Arc<KvmVm>,
     chip: Arc<Chip>,
 }
 
 impl Rig {
     /// `None`, and said, where there is no KVM or its local APICs are no good.
-    fn new() -> Option<Self> {
+    pub(super) fn new() -> Option<Self> {
         let mut bench = bench_of(MODEL);
         let vm = match KvmVm::new(Clocks::Kernel, Apics::Kernel) {
             Ok(vm) if vm.has_apics() => vm,
@@ -189,6 +189,17 @@ impl Rig {
         bench.cpu.env.lapic = Arc::clone(&chip) as _;
         let cpu = KvmCpu::new(&vm, bench.cpu.env.clone()).expect("a CPU");
         Some(Self { bench, cpu, vm, chip })
+    }
+
+    /// CPU 0 in x2APIC mode, with `state`, ready to run.
+    pub(super) fn start(&mut self, state: &State) {
+        let mut image =
+            LapicImage { base: BASE | ENABLED | EXTENDED, registers: [0; 64], tsc_deadline: 0 };
+        image.registers[number::SVR] = 0x1ff;
+        image.registers[number::LDR] = 1;
+        self.chip.set(&image);
+        self.cpu.set_state(state.clone());
+        self.cpu.borrow_apic().expect("registers that the kernel takes");
     }
 
     /// Gives the kernel everything.

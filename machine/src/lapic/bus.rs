@@ -1,7 +1,9 @@
 //! The bus between local APICs, I/O APICs and MSIs.
 
+use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 
+use super::interrupt_event::{InterruptEvent, InterruptEvents};
 use super::local::LocalApic;
 use super::lvt::LvtEntry;
 use super::message::{
@@ -34,6 +36,7 @@ pub struct ApicBus {
     waiting: Mutex<Vec<Message>>,
     /// What the borrower was told last to await the ends of.
     awaited: Mutex<Vec<Message>>,
+    events: Arc<InterruptEvents>,
 }
 
 /// Where the registers of the local APICs are.
@@ -70,6 +73,7 @@ impl ApicBus {
                 place: RwLock::default(),
                 waiting: Mutex::default(),
                 awaited: Mutex::default(),
+                events: InterruptEvents::new(bus.clone()),
             }
         })
     }
@@ -87,6 +91,11 @@ impl ApicBus {
     /// The local APICs as chips, for reset and save.
     pub fn chips(&self) -> impl Iterator<Item = Arc<dyn Chip>> + '_ {
         self.apics.iter().map(|apic| Arc::clone(apic) as Arc<dyn Chip>)
+    }
+
+    /// A new eventfd whose writes send a message, once [`InterruptEvent::set`] says which.
+    pub fn interrupt_event(&self) -> io::Result<InterruptEvent> {
+        self.events.add()
     }
 
     /// Connects an I/O APIC, which then learns of the end of level-triggered interrupts.
@@ -126,12 +135,17 @@ impl ApicBus {
 
     /// Has messages wait while registers are moved. None is on its way when this returns.
     pub fn hold(&self) {
+        self.events.hold();
         self.place.write().unwrap_or_else(PoisonError::into_inner).is_moving = true;
     }
 
     /// Delivers the messages that waited, and lets others through.
     pub fn release(&self) {
-        self.place.write().unwrap_or_else(PoisonError::into_inner).is_moving = false;
+        let borrower = {
+            let mut place = self.place.write().unwrap_or_else(PoisonError::into_inner);
+            place.is_moving = false;
+            place.borrower.clone()
+        };
         for message in std::mem::take(&mut *lock(&self.waiting)) {
             // The I/O APIC was told that it was taken: it ends, and is tried again if it is still
             // there.
@@ -139,6 +153,7 @@ impl ApicBus {
                 self.broadcast_eoi(message.vector);
             }
         }
+        self.events.release(borrower);
     }
 
     fn place(&self) -> RwLockReadGuard<'_, Place> {

@@ -1,5 +1,8 @@
 //! What travels between APICs: who is meant, and what is to be done there.
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
 use crate::pic8259::PicPair;
 
 /// How the destination takes the message; the encoding of ICR, LVT, REDTBL and MSI data.
@@ -119,6 +122,15 @@ pub trait MessageSink: Send + Sync {
     fn awaited_changed(&self) {}
 }
 
+/// An eventfd, and the message that a write to it sends.
+#[derive(Clone, Debug)]
+pub struct WatchedEvent {
+    /// The eventfd. Whoever sends the message takes its count.
+    pub event: Arc<OwnedFd>,
+    /// The message.
+    pub message: Message,
+}
+
 /// An engine's own local APICs, while all registers are with them. [`crate::lapic::ApicBus`] sends
 /// them what is for CPUs, and never an ExtINT: that is the CPU's to ask the chip for.
 pub trait ApicBorrower: Send + Sync {
@@ -127,6 +139,12 @@ pub trait ApicBorrower: Send + Sync {
     /// From now on [`crate::lapic::LocalApic::broadcast_eoi`] is to be called at the end of these
     /// messages' interrupts; at the end of others it may be.
     fn await_ends(&self, messages: &[Message]);
+    /// From now on the engine sends what these events ask for, none of which is an ExtINT, and no
+    /// others: what those were written before is delivered when this returns, or still in their
+    /// counts. Tells of each whether it does, of none if it never does.
+    fn watch(&self, _events: &[WatchedEvent]) -> Vec<bool> {
+        Vec::new()
+    }
 }
 
 /// Learns of the end of level-triggered interrupts: an I/O APIC.

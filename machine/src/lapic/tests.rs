@@ -13,6 +13,7 @@ use crate::signals::CpuSignals;
 use crate::timers::Timers;
 
 mod any_access;
+mod events;
 mod lending;
 mod registers;
 mod timers;

@@ -12,6 +12,7 @@ use super::msix::{MsixTable, SavedTable};
 use super::{MessageSink, PciFunction};
 use crate::chip::{Chip, RestoreError, decode, encode};
 use crate::guard::lock;
+use crate::lapic::InterruptEvent;
 use crate::line::InterruptLine;
 use crate::output_pin::OutputPin;
 
@@ -142,6 +143,12 @@ impl Endpoint {
         drop(state);
         self.send(message);
         true
+    }
+
+    /// From now on whoever writes to `event` signals `vector` of MSI-X. False if there is no such
+    /// vector, or it has an event already. While software has not chosen MSI-X, writes wait.
+    pub fn connect(&self, vector: u16, event: InterruptEvent) -> bool {
+        self.msix.as_ref().is_some_and(|(_, table)| table.connect(vector, event))
     }
 
     /// Where BAR `index` is decoded now.

@@ -2,8 +2,11 @@
 //!
 //! Source: PCI Local Bus Specification 3.0, "MSI-X Capability and Table Structures" and "MSI-X
 //! Operation".
+//!
+//! A vector may have an interrupt event, whose writes signal it without this chip. The bus keeps
+//! the event as the table says, and the vector's pending bit is then the event's, too.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use memory::{Device, IoError, Width};
 use serde::{Deserialize, Serialize};
@@ -12,6 +15,8 @@ use super::MessageSink;
 use super::config_space::{COMMAND, COMMAND_MASTER, ConfigSpace};
 use super::msi::Message;
 use crate::guard::lock;
+use crate::lapic::InterruptEvent;
+use crate::msi::decode_msi;
 
 const CAPABILITY_ID: u8 = 0x11;
 const CONTROL: u16 = 2;
@@ -40,22 +45,23 @@ struct Table {
 }
 
 impl Table {
+    /// What `vector` sends now; `None` while something holds it back.
+    fn message(&self, vector: usize) -> Option<Message> {
+        let [low, high, data, control] = *self.entries.get(vector).filter(|_| self.is_open)?;
+        let address = u64::from(high) << 32 | u64::from(low);
+        (control & VECTOR_MASKED == 0).then_some(Message { address, data })
+    }
+
     /// The pending messages that nothing holds back any more.
     fn take_deliverable(&mut self) -> Vec<Message> {
-        if !self.is_open {
-            return Vec::new();
+        let mut messages = Vec::new();
+        for vector in 0..self.pending.len() {
+            let Some(message) = self.message(vector) else { continue };
+            if self.pending.get_mut(vector).is_some_and(std::mem::take) {
+                messages.push(message);
+            }
         }
-        let ready = self
-            .entries
-            .iter()
-            .zip(&mut self.pending)
-            .filter(|(entry, pending)| **pending && entry[3] & VECTOR_MASKED == 0);
-        ready
-            .map(|([low, high, data, _], pending)| {
-                *pending = false;
-                Message { address: u64::from(*high) << 32 | u64::from(*low), data: *data }
-            })
-            .collect()
+        messages
     }
 }
 
@@ -63,6 +69,11 @@ impl Table {
 /// [`MsixTable::bar_bytes`].
 pub struct MsixTable {
     table: Mutex<Table>,
+    /// The event of each vector that has one.
+    events: Vec<OnceLock<InterruptEvent>>,
+    /// Held while events are told what the table says: what they are told last is what it said
+    /// last. The table's own lock is let go before each is.
+    telling: Mutex<()>,
     sink: Arc<dyn MessageSink>,
 }
 
@@ -75,7 +86,30 @@ impl MsixTable {
             pending: vec![false; count],
             is_open: false,
         };
-        Arc::new(Self { table: Mutex::new(table), sink })
+        let events = (0..count).map(|_| OnceLock::new()).collect();
+        Arc::new(Self { table: Mutex::new(table), events, telling: Mutex::default(), sink })
+    }
+
+    /// From now on whoever writes to `event` signals `vector`. False if there is no such vector, or
+    /// it has an event already. Called with no lock held.
+    pub fn connect(&self, vector: u16, event: InterruptEvent) -> bool {
+        let place = self.events.get(usize::from(vector));
+        let is_connected = place.is_some_and(|place| place.set(event).is_ok());
+        self.tell_events();
+        is_connected
+    }
+
+    fn connected(&self) -> impl Iterator<Item = (usize, &InterruptEvent)> {
+        self.events.iter().enumerate().filter_map(|(vector, event)| Some((vector, event.get()?)))
+    }
+
+    /// Has each event do as the table says.
+    fn tell_events(&self) {
+        let _order = lock(&self.telling);
+        for (vector, event) in self.connected() {
+            let message = lock(&self.table).message(vector);
+            event.set(message.and_then(|Message { address, data }| decode_msi(address, data)));
+        }
     }
 
     fn vectors(&self) -> u64 {
@@ -121,11 +155,17 @@ impl MsixTable {
         if let Some(pending) = lock(&self.table).pending.get_mut(usize::from(vector)) {
             *pending = true;
         }
-        self.deliver();
+        self.send_pending();
     }
 
-    /// Sends what is pending and not held back. Called with no lock held.
+    /// Sends what is pending and not held back any more. Called with no lock held, whenever what
+    /// holds back may have changed.
     pub fn deliver(&self) {
+        self.send_pending();
+        self.tell_events();
+    }
+
+    fn send_pending(&self) {
         let messages = lock(&self.table).take_deliverable();
         for message in messages {
             self.sink.message(message.address, message.data);
@@ -134,19 +174,26 @@ impl MsixTable {
 
     /// Masks every vector and drops what was pending.
     pub fn reset(&self) {
-        let mut table = lock(&self.table);
-        table.entries.fill([0, 0, 0, VECTOR_MASKED]);
-        table.pending.fill(false);
-        table.is_open = false;
+        {
+            let mut table = lock(&self.table);
+            table.entries.fill([0, 0, 0, VECTOR_MASKED]);
+            table.pending.fill(false);
+            table.is_open = false;
+        }
+        self.tell_events();
+        self.connected().for_each(|(_, event)| event.clear());
     }
 
     /// The table, for saving.
     pub fn save(&self) -> SavedTable {
         let table = lock(&self.table);
-        SavedTable { entries: table.entries.clone(), pending: table.pending.clone() }
+        let is_pending = |vector| self.is_pending(&table, vector);
+        let pending = (0..table.pending.len()).map(is_pending).collect();
+        SavedTable { entries: table.entries.clone(), pending }
     }
 
-    /// Takes a saved table. False, and nothing changed, if it is of another size.
+    /// Takes a saved table; [`MsixTable::deliver`] is due behind it. False, and nothing changed, if
+    /// it is of another size.
     pub fn restore(&self, saved: &SavedTable) -> bool {
         let mut table = lock(&self.table);
         let fits = saved.entries.len() == table.entries.len()
@@ -154,15 +201,27 @@ impl MsixTable {
         if fits {
             table.entries.clone_from(&saved.entries);
             table.pending.clone_from(&saved.pending);
+            // What waits is what waited when it was saved.
+            self.connected().for_each(|(_, event)| event.clear());
         }
         fits
+    }
+
+    fn is_pending(&self, table: &Table, vector: usize) -> bool {
+        table.pending.get(vector).is_some_and(|&pending| pending)
+            || self
+                .events
+                .get(vector)
+                .and_then(OnceLock::get)
+                .is_some_and(InterruptEvent::is_pending)
     }
 
     /// The pending bits of vectors `32 * index` and up.
     fn pending_word(&self, index: u64) -> u32 {
         let table = lock(&self.table);
-        let bits = table.pending.iter().skip(32 * index as usize).take(32).enumerate();
-        bits.fold(0, |word, (bit, &pending)| word | u32::from(pending) << bit)
+        let first = 32 * index as usize;
+        let bit = |bit: usize| u32::from(self.is_pending(&table, first + bit)) << bit;
+        (0..32).fold(0, |word, number| word | bit(number))
     }
 }
 

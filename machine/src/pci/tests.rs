@@ -17,10 +17,14 @@ use super::pirq::PirqRouter;
 use super::{DevFn, MessageSink, PciFunction};
 use crate::cf9::Cf9;
 use crate::chip::Chip;
+use crate::clock::Clock;
 use crate::guard::lock;
+use crate::lapic::{ApicBus, ApicConfig};
 use crate::layout::{self, Form, RamPlan};
 use crate::line::InterruptLine;
+use crate::signals::CpuSignals;
 use crate::test_lines::{PowerLog, Recorder};
+use crate::timers::Timers;
 
 #[derive(Default)]
 struct Messages(Mutex<Vec<(u64, u32)>>);
@@ -293,6 +297,83 @@ fn msix_sends_masks_and_shows_what_is_pending() {
     bench.space.write(GuestPhysical(table + vector), Width::Qword, 0x2_fee0_1000);
     bench.endpoint.signal(4);
     assert_eq!(bench.messages.take(), [(0x2_fee0_1000, 0x51)]);
+}
+
+/// Local APIC 0, which takes interrupts, and the bus to it.
+fn apics() -> Arc<ApicBus> {
+    struct Wires;
+    impl CpuSignals for Wires {
+        fn interrupt(&self, _: u32) {}
+        fn nmi(&self, _: u32) {}
+        fn init(&self, _: u32) {}
+        fn startup(&self, _: u32, _: u8) {}
+    }
+    let timers = Timers::new(Arc::new(Clock::counted(0)));
+    let config = ApicConfig {
+        ids: vec![0],
+        tsc_hz: 1_000_000_000,
+        timer_hz: 1_000_000_000,
+        physical_address_bits: 40,
+        has_x2apic: false,
+    };
+    let signals: Arc<dyn CpuSignals> = Arc::new(Wires);
+    let bus = ApicBus::new(&config, &timers, &signals);
+    bus.apics()[0].set_virtual_wire();
+    bus
+}
+
+/// The vector that comes next to local APIC 0.
+fn next_vector(apics: &ApicBus) -> Option<u8> {
+    let apic = &apics.apics()[0];
+    let vector = (0..2000).find_map(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        apic.acknowledge()
+    });
+    apic.eoi();
+    vector
+}
+
+#[test]
+fn writes_to_an_eventfd_signal_a_vector() {
+    let (bench, apics) = (bench(), apics());
+    let event = apics.interrupt_event().unwrap();
+    let fd = Arc::clone(event.event());
+    let write = || rustix::io::write(&*fd, &1u64.to_ne_bytes()).unwrap();
+    assert!(bench.endpoint.connect(4, event));
+    assert!(!bench.endpoint.connect(4, apics.interrupt_event().unwrap()), "it has one");
+    assert!(!bench.endpoint.connect(5, apics.interrupt_event().unwrap()), "there are five");
+    let (at, table) = (bench.capability(0x11), 0xc010_0000);
+    bench.write(0x20, table as u32);
+    bench.write(4, 6);
+    let pending = table + u64::from(bench.read(at + 8) & !7);
+    let pending = || bench.space.read(GuestPhysical(pending), Width::Dword);
+    let dword = |word: u64, value: u64| {
+        bench.space.write(GuestPhysical(table + 4 * 16 + 4 * word), Width::Dword, value);
+    };
+    dword(0, 0xfee0_0000);
+    dword(2, 0x51);
+    bench.write(at, 0x8000_0000);
+    write();
+    assert_eq!(pending(), 1 << 4, "masked after reset");
+    let saved = bench.endpoint.save();
+    dword(3, 0);
+    assert_eq!(next_vector(&apics), Some(0x51));
+    assert_eq!(pending(), 0);
+    bench.write(at, 0xc000_0000);
+    write();
+    assert_eq!(pending(), 1 << 4, "the function is masked");
+    dword(2, 0x62);
+    bench.write(at, 0x8000_0000);
+    assert_eq!(next_vector(&apics), Some(0x62));
+    bench.endpoint.reset();
+    write();
+    bench.endpoint.reset();
+    assert_eq!(pending(), 0xffff_ffff, "nothing is decoded");
+    bench.endpoint.restore(&saved).unwrap();
+    assert_eq!(pending(), 1 << 4, "saved while it waited");
+    dword(3, 0);
+    assert_eq!(bench.messages.take(), [(0xfee0_0000, 0x51)], "it comes once, by the table");
+    assert_eq!(pending(), 0);
 }
 
 #[test]
