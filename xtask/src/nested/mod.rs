@@ -96,6 +96,10 @@ const CASES: &[Case] = &[
         name: "changes of engine under interrupts, 2 CPUs",
         run: |console, _| switching::relay(console, 2),
     },
+    Case {
+        name: "changes of engine under Linux, 2 CPUs",
+        run: |console, _| switching::linux(console),
+    },
 ];
 const BZIMAGE: Linux = Linux { kernel: "/kvm/vmlinuz", cpus: 1, words: "" };
 
@@ -238,14 +242,15 @@ fn at_prompt(console: &mut Console, line: &str) -> Result<()> {
     widen(console)
 }
 
-/// Ends it by `word` in its shell; `status` is what its monitor ends with.
-fn power_off(console: &mut Console, word: &str, status: i32) -> Result<()> {
+/// Ends it by `word` in its shell; `status` is what its monitor ends with. Returns what both say
+/// meanwhile.
+fn power_off(console: &mut Console, word: &str, status: i32) -> Result<String> {
     console.type_line(word)?;
-    console.expect("(ended ")?;
+    let said = console.expect("(ended ")?;
     let ended = console.expect(")")?;
     ensure!(ended == status.to_string(), "status {ended} instead of {status}");
     console.expect(PROMPT)?;
-    Ok(())
+    Ok(said)
 }
 
 fn boot_linux(console: &mut Console, guest: Linux, word: &str, status: i32) -> Result<()> {
@@ -253,7 +258,7 @@ fn boot_linux(console: &mut Console, guest: Linux, word: &str, status: i32) -> R
     let found = console.shell("nproc")?;
     ensure!(found.trim() == guest.cpus.to_string(), "{found} CPUs");
     console.shell("dmesg | grep -q 'kvm-clock: Using msrs'")?;
-    power_off(console, word, status)
+    power_off(console, word, status).map(drop)
 }
 
 /// The built-in guest prints the same on all engines, but for [`BUILT_IN_DEVIATIONS`] on KVM.
