@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cpu::Cpu;
 use cpu::platform::LapicImage;
-use cpu::state::{Activity, rflags};
+use cpu::state::{Activity, State, rflags};
 use kvm_bindings::{kvm_lapic_state, kvm_regs};
 
 use crate::{KvmCpu, KvmError, msrs, registers};
@@ -146,12 +146,27 @@ impl KvmCpu {
         if !self.has_apic {
             return Ok(());
         }
-        // INIT, start-up IPIs and NMIs may have come from CPUs that stopped later.
-        if !self.is_inside && self.cpu.state.activity != Activity::Shutdown {
-            self.put()?;
+        if self.is_inside {
+            self.fetch()?;
+        } else if self.cpu.state.activity != Activity::Shutdown {
+            self.collect_signals()?;
         }
-        self.fetch()?;
         self.take_apic_back()
+    }
+
+    /// Takes the INITs, start-up IPIs and NMIs that have come from CPUs that stopped later. The
+    /// kernel takes no interrupt meanwhile: a debugger may have seen where the CPU stands.
+    fn collect_signals(&mut self) -> Result<(), KvmError> {
+        let State { rip, rflags: before, .. } = self.cpu.state;
+        self.cpu.state.rflags &= !rflags::IF;
+        let closed = (rip, self.cpu.state.rflags);
+        self.put()?;
+        self.fetch()?;
+        // Not so behind an INIT.
+        if (self.cpu.state.rip, self.cpu.state.rflags) == closed {
+            self.cpu.state.rflags = before;
+        }
+        Ok(())
     }
 
     /// Does something with the CPU that may be about its local APIC. The state is out.

@@ -449,6 +449,29 @@ fn a_requested_interrupt_is_neither_lost_nor_doubled() {
     }
 }
 
+/// A CPU that a debugger has stopped is where it was when its registers are the machine's again.
+#[test]
+fn a_cpu_that_is_outside_stays_before_its_interrupt() {
+    let Some(mut rig) = Rig::new() else { return };
+    let stopped = deliverable(&rig);
+    let mut random = Random::new(11);
+    for activity in [Activity::Active, Activity::Halted] {
+        for vector in [0x20u8, 0x41, 0xfe] {
+            let state = State { activity, ..stopped.clone() };
+            let mut image = registers(&mut random, None);
+            image.registers[number::TPR] = 0;
+            set_vector(&mut image.registers, number::IRR, vector.into());
+            rig.chip.set(&image);
+            rig.cpu.set_state(state.clone());
+            rig.cpu.borrow_apic().expect("registers that the kernel takes");
+            let (found, registers) = rig.take();
+            assert_eq!(comparable(&found), comparable(&state), "{vector:#x}");
+            let (word, bit) = (usize::from(vector >> 5), 1 << (vector & 31));
+            assert_ne!(registers.registers[number::IRR + word] & bit, 0, "{vector:#x}");
+        }
+    }
+}
+
 /// NMIs that another CPU sends while the state is with the kernel.
 #[test]
 fn two_nmis_wait_and_are_both_there() {
