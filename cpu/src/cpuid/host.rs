@@ -10,10 +10,12 @@ use decoder::{Executor, Feature, FeatureSet, Register, Vendor};
 /// consent where registers must be saved for it.
 static FEATURES: LazyLock<FeatureSet> = LazyLock::new(read_features);
 
-/// The features whose instructions are executed by the host's own.
+/// The features whose instructions are executed by the host's own: those of thunks, and integer
+/// ones that leave flags undefined.
 static NEEDED: LazyLock<FeatureSet> = LazyLock::new(|| {
+    let integer = [Feature::Lzcnt, Feature::Bmi1, Feature::Bmi2].into_iter().collect();
     let native = decoder::rows().filter(|row| row.executor == Executor::Native);
-    native.fold(FeatureSet::EMPTY, |set, row| set.union(row.features))
+    native.fold(integer, |set: FeatureSet, row| set.union(row.features))
 });
 
 fn bit(leaf: u32, subleaf: u32, register: Register, bit: u8) -> bool {

@@ -98,6 +98,14 @@ fn source<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec<T> {
 /// An instruction of the host on a destination and a source.
 type Two<T> = fn(T, T, u64) -> Outcome<T>;
 
+/// Writes what an instruction of the host has come to.
+fn finish<T: Word>(cpu: &mut Cpu, insn: &Insn, outcome: Outcome<T>) -> Exec {
+    let (result, status) = outcome;
+    cpu.set_reg(insn.dst, result);
+    cpu.set_status_flags(status);
+    Ok(())
+}
+
 /// BSF and BSR of zero: ZF is set and the destination keeps its value, on both vendors' CPUs (a
 /// 32-bit destination keeps its upper half too).
 fn scan<T: Word>(cpu: &mut Cpu, insn: &Insn, find: Two<T>) -> Exec {
@@ -121,10 +129,8 @@ fn bsr<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
 /// TZCNT, LZCNT, BLSI, BLSMSK and BLSR: functions of the source alone.
 fn of_source<T: Word>(cpu: &mut Cpu, insn: &Insn, run: Two<T>) -> Exec {
     let value = source::<T>(cpu, insn)?;
-    let (result, status) = run(T::default(), value, cpu.state.rflags);
-    cpu.set_reg(insn.dst, result);
-    cpu.set_status_flags(status);
-    Ok(())
+    let outcome = run(T::default(), value, cpu.state.rflags);
+    finish(cpu, insn, outcome)
 }
 
 fn tzcnt<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
@@ -178,32 +184,24 @@ fn third<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec<T> {
     }
 }
 
-/// Writes what an instruction of the host has made of two sources.
-fn of_two<T: Word>(cpu: &mut Cpu, insn: &Insn, outcome: Outcome<T>) -> Exec {
-    let (result, status) = outcome;
-    cpu.set_reg(insn.dst, result);
-    cpu.set_status_flags(status);
-    Ok(())
-}
-
 fn andn<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let b = third::<T>(cpu, insn)?;
     let outcome = integer::andn(cpu.reg(insn.src), b, cpu.state.rflags);
-    of_two(cpu, insn, outcome)
+    finish(cpu, insn, outcome)
 }
 
 fn bextr<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let value = source::<T>(cpu, insn)?;
     let control = cpu.reg(register_number(insn.iced.op2_register()));
     let outcome = integer::bextr(value, control, cpu.state.rflags);
-    of_two(cpu, insn, outcome)
+    finish(cpu, insn, outcome)
 }
 
 fn bzhi<T: Word>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let value = source::<T>(cpu, insn)?;
     let index = cpu.reg(register_number(insn.iced.op2_register()));
     let outcome = integer::bzhi(value, index, cpu.state.rflags);
-    of_two(cpu, insn, outcome)
+    finish(cpu, insn, outcome)
 }
 
 /// PDEP: the low bits of operand 1 go where the mask has ones.

@@ -6,7 +6,8 @@
 //! 16 is undefined altogether). Only what user code cannot execute in 64-bit mode is not here.
 //!
 //! Invariants: operands are values, never addresses; no instruction here raises an exception
-//! (whoever divides has looked at the quotient); only status flags go in and come out.
+//! (whoever divides has looked at the quotient); only status flags go in and come out. A guest has
+//! LZCNT, BMI1 and BMI2 only where the host has them.
 // UNSAFETY: executes single instructions of the host by inline assembly.
 #![expect(unsafe_code, reason = "unsafe island 2: one host instruction on values")]
 
@@ -23,9 +24,10 @@ pub(crate) type Outcome<T> = (T, u64);
 macro_rules! run {
     ($flags:ident, $template:expr, $($operand:tt)*) => {{
         let mut flags = $flags & STATUS;
-        // SAFETY: the instruction works on registers that are operands of the block, and raises no
-        // exception. Of the flags only status flags change: DF and AC stay clear. The stack is
-        // balanced, and the compiler keeps nothing below it, for `nostack` is not said.
+        // SAFETY: the instruction works on registers that are operands of the block, exists on this
+        // host (cpuid/host.rs), and raises no exception. Of the flags only status flags change: DF
+        // and AC stay clear. The stack is balanced, and the compiler keeps nothing below it, for
+        // `nostack` is not said.
         unsafe {
             asm!(
                 "push {flags}",
