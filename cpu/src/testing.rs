@@ -22,9 +22,10 @@ use crate::interp::insn::Insn;
 use crate::platform::{Lapic, LinearTime, Platform};
 use crate::state::{Segment, TableRegister, attr, cr0, cr4, efer, gpr, rflags, seg};
 
-/// False on hosts, and so for guests, whose x87 unit notes operands at unmasked exceptions only.
-pub fn notes_x87_operands() -> bool {
-    host::x87_omissions() & host::FDP_EXCPTN_ONLY == 0
+/// What FDP is behind the first x87 operand, which is at `address` and met no exception: 0 on
+/// hosts, and so for guests, whose unit notes operands at unmasked exceptions only.
+pub fn noted_operand(address: u64) -> u64 {
+    if host::x87_omissions() & host::FDP_EXCPTN_ONLY == 0 { address } else { 0 }
 }
 
 /// Bytes of RAM.

@@ -7,7 +7,7 @@ use crate::{run, run_in};
 use cpu::exception::{Exception, Exec};
 use cpu::fpu::FpuState;
 use cpu::state::{Activity, State, cr0, cr4};
-use cpu::testing::{Bench, CODE, DATA};
+use cpu::testing::{Bench, CODE, DATA, noted_operand};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
@@ -349,7 +349,7 @@ fn the_environment_has_its_28_byte_protected_format() {
     assert_eq!(field(2), 0xffff_7fff, "R7 holds zero");
     assert_eq!(u64::from(field(3)), CODE);
     assert_eq!(field(4) >> 16, 0x101, "FLD m32 at [rcx]");
-    assert_eq!(u64::from(field(5)), DATA + 0x100);
+    assert_eq!(u64::from(field(5)), noted_operand(DATA + 0x100));
     assert_eq!(bench.cpu.state.fpu.fcw, 0x37f, "FNSTENV masks all");
     bench.cpu.state.fpu.initialize_x87();
     run(&mut bench, |a| a.fldenv(ptr(rbx))).unwrap();

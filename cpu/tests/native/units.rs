@@ -2,7 +2,7 @@
 
 use crate::run;
 use cpu::exception::Exception;
-use cpu::testing::{Bench, DATA};
+use cpu::testing::{Bench, DATA, noted_operand};
 use iced_x86::code_asm::*;
 
 #[test]
@@ -68,5 +68,5 @@ fn x87_pushes_and_stores() {
     assert_eq!(f64::from_le_bytes(bench.peek(DATA)), std::f64::consts::PI);
     assert_eq!(bench.cpu.state.fpu.ftw, 0);
     assert_eq!(bench.cpu.state.fpu.fop, 0x51b);
-    assert_eq!(bench.cpu.state.fpu.fdp, DATA);
+    assert_eq!(bench.cpu.state.fpu.fdp, noted_operand(DATA));
 }

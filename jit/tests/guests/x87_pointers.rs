@@ -1,7 +1,7 @@
 //! What an x87 unit tells of its last instruction and operand.
 
 use cpu::engine::{Vcpu, VmExit};
-use cpu::testing::{Bench, CODE, DATA, PD, notes_x87_operands};
+use cpu::testing::{Bench, CODE, DATA, PD, noted_operand};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
@@ -68,11 +68,6 @@ fn pointers(program: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Se
     expected
 }
 
-/// What FDP is behind an operand at `address` that met no exception.
-fn noted(address: u64) -> u64 {
-    if notes_x87_operands() { address } else { 0 }
-}
-
 fn store(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.fnstenv(ptr(ENVIRONMENT))
 }
@@ -98,7 +93,7 @@ fn an_environment_has_the_address_of_the_last_operand() {
         a.fadd_2(st0, st0)?;
         store(a)
     });
-    assert_eq!(u64::from(environment[5]), noted(DATA));
+    assert_eq!(u64::from(environment[5]), noted_operand(DATA));
 }
 
 /// Such an operand is copied to be together before it is read, and so is that of MOVUPS.
@@ -109,7 +104,7 @@ fn an_operand_over_two_pages_has_its_address() {
         a.movups(xmm0, xmmword_ptr(rbx + 0x1ff8))?;
         store(a)
     });
-    assert_eq!(u64::from(environment[5]), noted(DATA + 0xffc));
+    assert_eq!(u64::from(environment[5]), noted_operand(DATA + 0xffc));
 }
 
 /// Here processors save the pointers everywhere: for handlers of #MF.
@@ -176,7 +171,7 @@ fn pointers_outlive_their_registers_mappings_and_code() {
             rest(a)?;
             store(a)
         });
-        assert_eq!(data.0, noted(OTHER));
+        assert_eq!(data.0, noted_operand(OTHER));
     }
 }
 
@@ -219,7 +214,7 @@ fn an_operand_by_fs_has_its_offset() {
         a.fldz()?;
         store(a)
     });
-    assert_eq!(u64::from(environment[5]), noted(DATA));
+    assert_eq!(u64::from(environment[5]), noted_operand(DATA));
 }
 
 #[test]
