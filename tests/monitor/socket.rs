@@ -168,12 +168,12 @@ fn a_step_that_does_not_come_back_ends_by_another_monitors_stop_too() {
     let machine = Machine::counting("stopped", "jit", &["--cpus", "2", "--monitor", &place]);
     let mut user = machine.connect();
     user.check("cpu 1", &["CPU 1"]);
+    user.check("stop", &["stopped"]);
     user.type_in("step\n");
     let mut other = User { stream: connect(&second) };
     other.answer();
-    while !other.ask("step").contains("another monitor steps; `stop` ends that") {
-        other.check("cont", &[]);
-    }
+    while !other.ask("info status").contains("running") {}
+    other.check("step", &["another monitor steps; `stop` ends that"]);
     other.check("stop", &["CPU 0: stopped"]);
     check(&user.answer(), &["CPU 0: stopped"]);
     user.check("info status", &["paused"]);
