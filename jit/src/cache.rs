@@ -74,12 +74,12 @@ pub(crate) struct Block {
     incoming: u32,
     /// As [`Page::lines`]: the block before it that begins in its line.
     older: u32,
+    /// One more than the number of the page that its one instruction reaches into; 0 for none.
+    second_page: u32,
     pub(crate) mode: u16,
     steps: u8,
     /// Accesses are checked one by one.
     pub(crate) is_ungrouped: bool,
-    /// Its one instruction reaches into the next page.
-    pub(crate) crosses_page: bool,
     /// It follows the jumps that were taken when it had become hot.
     pub(crate) is_superblock: bool,
     is_dead: bool,
@@ -88,6 +88,11 @@ pub(crate) struct Block {
 const _: () = assert!(crate::translate::MAX_STEPS <= u8::MAX as usize);
 
 impl Block {
+    /// The page that its one instruction reaches into.
+    pub(crate) fn second_page(&self) -> Option<u32> {
+        self.second_page.checked_sub(1)
+    }
+
     /// Position of an entry.
     pub(crate) fn entry(&self, entry: Entry) -> usize {
         let position = match entry {
@@ -349,7 +354,7 @@ impl Cache {
         })
     }
 
-    /// The block at `rip` in `page`.
+    /// The newest block at `rip` in `page`.
     pub(crate) fn find(
         &self,
         rip: u64,
@@ -357,20 +362,31 @@ impl Cache {
         mode: u16,
         is_ungrouped: bool,
     ) -> Option<(u32, &Block)> {
-        let page = self.page_of(page)?;
-        let mut next = page.lines[line(rip)];
-        while let Some(number) = next.checked_sub(1) {
+        self.blocks_at(rip, page, mode, is_ungrouped).next()
+    }
+
+    /// All blocks at `rip` in `page`, the newest first: more than one if they reach into different
+    /// pages, or were made anew.
+    pub(crate) fn blocks_at(
+        &self,
+        rip: u64,
+        page: u32,
+        mode: u16,
+        is_ungrouped: bool,
+    ) -> impl Iterator<Item = (u32, &Block)> {
+        let mut next = self.page_of(page).map_or(0, |page| page.lines[line(rip)]);
+        let in_line = std::iter::from_fn(move || {
+            let number = next.checked_sub(1)?;
             let block = self.blocks.get(number as usize)?;
-            if block.rip == rip
+            next = block.older;
+            Some((number, block))
+        });
+        in_line.filter(move |(_, block)| {
+            block.rip == rip
                 && block.mode == mode
                 && block.is_ungrouped == is_ungrouped
                 && !block.is_dead
-            {
-                return Some((number, block));
-            }
-            next = block.older;
-        }
-        None
+        })
     }
 
     /// The blocks that are not dead.
@@ -424,10 +440,10 @@ impl Cache {
             first_site: self.sites.len() as u32,
             incoming: 0,
             older: 0,
+            second_page: pages.get(1).map_or(0, |page| page + 1),
             mode,
             steps: steps.len() as u8,
             is_ungrouped,
-            crosses_page: pages.len() > 1,
             is_superblock,
             is_dead: false,
         });

@@ -221,11 +221,19 @@ impl Inner {
     ) -> Result<Option<u32>, Exception> {
         let Some((page, ram_page)) = self.page_of(rip, key)? else { return Ok(None) };
         if let Some((number, block)) = self.cache.find(rip, page, mode, is_ungrouped) {
-            // Without the second page the interpreter raises what fetching it does.
-            if block.crosses_page && !self.second_page_is_known(rip, key) {
-                return Ok(None);
+            if block.second_page().is_none() {
+                return Ok(Some(number));
             }
-            return Ok(Some(number));
+            // Without the second page the interpreter raises what fetching it does.
+            let Ok(Some((second, _))) = self.page_of(self.next_page(rip), key) else {
+                return Ok(None);
+            };
+            // The page behind may be another one than it was when the block was made.
+            let mut blocks = self.cache.blocks_at(rip, page, mode, is_ungrouped);
+            if let Some((number, _)) = blocks.find(|(_, block)| block.second_page() == Some(second))
+            {
+                return Ok(Some(number));
+            }
         }
         let wish = Wish { rip, key, mode, is_ungrouped, is_superblock: false };
         self.scratch.count += 1;
@@ -290,13 +298,6 @@ impl Inner {
             *valid = 1;
         }
         Ok(Some((number, page.ram_page)))
-    }
-
-    /// Maps the page behind the one of `rip` again. True if it has a number, so that a block's
-    /// guard can find it.
-    fn second_page_is_known(&mut self, rip: u64, key: ModeKey) -> bool {
-        let next = self.next_page(rip);
-        matches!(self.page_of(next, key), Ok(Some(_)))
     }
 
     fn next_page(&self, rip: u64) -> u64 {

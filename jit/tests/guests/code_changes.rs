@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cpu::engine::Vcpu;
+use cpu::state::cr4;
 use cpu::testing::{Bench, CODE, DATA, PT, page};
 use iced_x86::code_asm::*;
 use jit::Options;
@@ -76,6 +77,35 @@ fn an_instruction_over_two_pages_changes_in_its_second() {
         bench
     });
     assert_eq!(state.gpr[RAX], (1..=40).sum::<u64>());
+}
+
+/// As where a kernel's entry code, which is global, ends: the page behind it is global in one space
+/// and not in another. Its number is another one then, and a block that was made with the first
+/// must not be entered for ever.
+#[test]
+fn an_instruction_over_two_pages_whose_second_becomes_global_and_back() {
+    const GLOBAL: i32 = 1 << 8;
+    let state = compare(|| {
+        let mut bench = bench();
+        bench.cpu.state.cr4 |= cr4::PGE;
+        bench.control_changed();
+        let second = CODE + 0x1000;
+        let at = second - 2;
+        let code = assemble(at, |a| {
+            // The immediate begins in the second page.
+            a.db(&[0x81, 0xc0, 1, 0, 0, 0])?;
+            a.xor(dword_ptr(rdi), GLOBAL)?;
+            a.invlpg(byte_ptr(rsi))?;
+            a.dec(ecx)?;
+            a.jne(at)?;
+            a.hlt()
+        });
+        bench.put_code_at(at, &code);
+        bench.cpu.state.gpr[RCX] = 40;
+        (bench.cpu.state.gpr[6], bench.cpu.state.gpr[7]) = (second, PT + 8 * (second >> 12));
+        bench
+    });
+    assert_eq!(state.gpr[RAX], 40);
 }
 
 /// What a guest's own translator does: writes a function, calls it, writes it anew.
