@@ -125,13 +125,8 @@ fn run_once(world: &mut World, case: &Case) -> Result<Run, Discard> {
 
 /// The CPU is in the handler of an exception.
 fn is_handler(world: &World) -> bool {
-    vector(world).is_some()
-}
-
-/// The exception whose handler the CPU is in.
-fn vector(world: &World) -> Option<u64> {
-    let offset = world.bench.cpu.state.rip.checked_sub(HANDLERS)?;
-    (offset < PAGE).then_some(offset / 16)
+    let offset = world.bench.cpu.state.rip.checked_sub(HANDLERS);
+    offset.is_some_and(|offset| offset < PAGE)
 }
 
 fn point(cpu: &Cpu) -> Point {
